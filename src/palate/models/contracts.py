@@ -1,0 +1,358 @@
+"""The contracts between floors: what a model, a scorer and an algorithm must offer.
+
+Letters in shapes: B prompts, K candidates of one prompt, N rows of any kind, T denoising steps or tokens,
+D dimensions of a score, C F H W latent channels, frames, height, width; `...` stands for a latent's own shape.
+
+Everything here is a small protocol or a frozen record: no behaviour is inherited from this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+PredictionKind = Literal["epsilon", "v", "sample", "velocity"]
+Media = Any  # a PIL image now; frames, a waveform or a text elsewhere
+
+
+# --- randomness and conditioning -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The randomness of one training step, an argument and never a hidden state.
+
+    Keyed per row by (seed, sample id, visit), so that batch size, order and world size do not change it.
+    Shared by the policy, the reference and all K candidates of a prompt.
+
+    t: [B], in the path's own clock. noise: [B, ...], of one latent's shape. drop: [B] bool, prompts to be emptied.
+    """
+
+    t: Tensor
+    noise: Tensor
+    drop: Tensor
+
+    def __len__(self) -> int:
+        return len(self.t)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a denoiser is told about B prompts, row by row.
+
+    rows: entries that carry the batch, `{"cond/encoder_hidden_states": [B, L, E], "uncond/...": ...}`; the prefix names
+        the guidance branch and the rest the path of the denoiser's argument.
+    shared: entries that are the same for every row (image shapes, position ids, flags).
+
+    Rows can be indexed, stacked and cached; conditions stack only if `key` agrees (same arguments and lengths).
+    """
+
+    rows: Mapping[str, Tensor]
+    shared: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(next(iter(self.rows.values()))) if self.rows else 0
+
+    def __getitem__(self, index: Any) -> Condition:
+        """Rows by slice, list or index tensor [n]; an int gives a condition of one row."""
+        index = slice(index, index + 1) if isinstance(index, int) else index
+        return replace(self, rows={name: value[index] for name, value in self.rows.items()})
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Equal for conditions whose rows can be stacked."""
+        shapes = tuple(sorted((name, tuple(value.shape[1:]), str(value.dtype)) for name, value in self.rows.items()))
+        return (*shapes, *sorted((name, repr(value)) for name, value in self.shared.items()))
+
+    @property
+    def guided(self) -> bool:
+        """Whether the rows hold an unconditional branch, so that a guidance scale can be asked for."""
+        return any(name.startswith("uncond/") for name in self.rows)
+
+    def to(self, device: torch.device | str) -> Condition:
+        shared = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in self.shared.items()}
+        return Condition({name: value.to(device) for name, value in self.rows.items()}, shared)
+
+    def where(self, mask: Tensor, other: Condition) -> Condition:
+        """Rows of `other` (one row, or as many as self) where mask [B] is true, self's own elsewhere."""
+
+        def pick(mine: Tensor, theirs: Tensor) -> Tensor:
+            keep = mask.view(-1, *[1] * (mine.dim() - 1)).to(mine.device)
+            return torch.where(keep, theirs.expand_as(mine), mine)
+
+        return replace(self, rows={name: pick(value, other.rows[name]) for name, value in self.rows.items()})
+
+    @staticmethod
+    def cat(conditions: Sequence[Condition]) -> Condition:
+        """One condition of all rows in order. Raises ValueError if the keys differ."""
+        first = conditions[0]
+        if any(condition.key != first.key for condition in conditions[1:]):
+            raise ValueError("conditions of different arguments or lengths cannot be stacked; group them by `key`")
+        return replace(first, rows={name: torch.cat([c.rows[name] for c in conditions]) for name in first.rows})
+
+
+# --- models -----------------------------------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class Path(Protocol):
+    """How data becomes noise, and what a network predicts on the way. See `palate.paths`."""
+
+    kind: PredictionKind
+
+    def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor: ...
+    def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor: ...
+    def to_x0(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor: ...
+    def to_noise(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor: ...
+    def snr(self, t: Tensor) -> Tensor: ...
+    def sample_t(self, n: int, generator: torch.Generator) -> Tensor: ...
+
+
+class Kernel(Protocol):
+    """The Gaussian transition of one stochastic denoising step. See `palate.transitions`."""
+
+    def mean_std(self, prediction: Tensor, x_t: Tensor, t: Tensor, t_prev: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean [N, ...] and standard deviation [N] of x_{t_prev} given x_t [N, ...] and the prediction there."""
+        ...
+
+
+class Denoiser(Protocol):
+    """A diffusion or flow model seen from above: no pipeline, scheduler or text encoder shows through."""
+
+    path: Path
+    module: nn.Module
+
+    def condition(self, prompts: Sequence[str], *, guided: bool = False) -> Condition:
+        """Conditioning of B prompts; `guided` adds the unconditional branch. Memoised per prompt."""
+        ...
+
+    def predict(self, x_t: Tensor, t: Tensor, cond: Condition, guidance_scale: float | None = None) -> Tensor:
+        """The network's prediction [N, ...] of `path.kind` at x_t [N, ...], t [N]; None is guidance off."""
+        ...
+
+    def encode(self, media: Sequence[Media]) -> Tensor:
+        """Media to x0 [n, ...] in the path's coordinates (the mode, not a sample, of the codec's posterior)."""
+        ...
+
+    def decode(self, x0: Tensor) -> list[Media]: ...
+
+
+class TokenModel(Protocol):
+    """An autoregressive language model over text or audio tokens."""
+
+    module: nn.Module
+
+    def logits(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Next-token logits [N, L, V] of tokens [N, L] with attention mask [N, L]."""
+        ...
+
+    def encode(self, prompts: Sequence[str], completions: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens [N, L], attention mask [N, L] and completion mask [N, L] (true where a completion's token stands)."""
+        ...
+
+    def generate(self, prompts: Sequence[str], *, seed: int, max_new_tokens: int) -> list[str]: ...
+
+
+# --- feedback ---------------------------------------------------------------------------------------------------------
+
+
+class Scorer(Protocol):
+    """Scores media pointwise: `{dimension: [n]}`, higher is better, NaN where it could not judge."""
+
+    def __call__(self, prompts: Sequence[str], media: Sequence[Media]) -> Mapping[str, Any]: ...
+
+
+class Comparer(Protocol):
+    """Compares two media of one prompt: the probability that `a` is preferred, 0.5 a tie. A person is a slow one."""
+
+    def __call__(self, prompt: str, a: Media, b: Media) -> float: ...
+
+
+# --- what flows through training --------------------------------------------------------------------------------------
+
+Rows = TypeVar("Rows", "PreferenceBatch", "TransitionBatch")
+
+
+@dataclass(frozen=True)
+class PreferenceBatch:
+    """Candidates of B prompts with whatever is known about which is better. Positions carry no meaning.
+
+    ids: B sample ids, the keys of the draws. visits: [B], how often each row was drawn before.
+    x0: [B, K, ...]. mask: [B, K], true where a candidate exists. cond, null: B rows and the empty prompt's one row.
+    prefer: [B, K, K] = P(i over j), .5 a tie, NaN unknown. votes: [B, K, K], judgements behind it.
+    scores: [B, K, D], raw. weight: [B].
+    """
+
+    ids: list[str]
+    visits: Tensor
+    x0: Tensor
+    mask: Tensor
+    cond: Condition
+    null: Condition
+    prefer: Tensor
+    votes: Tensor
+    scores: Tensor
+    weight: Tensor
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Stored denoising trajectories of n samples, as the pipeline's own call made them.
+
+    x: [n, T+1, ...] fp32, x[:, 0] pure noise and x[:, T] the clean latent. t: [T+1], the clock at each.
+    logps: [n, T], MEAN over latent dimensions of the transition log-density under the sampling policy.
+    std: [T], of each transition; steps with std 0 carry no likelihood. cond: n rows. media: n decoded samples.
+    guidance_scale: what the policy was guided with (inside the likelihood), None for off.
+    """
+
+    ids: list[str]
+    prompts: list[str]
+    x: Tensor
+    t: Tensor
+    logps: Tensor
+    std: Tensor
+    cond: Condition
+    media: list[Media]
+    guidance_scale: float | None
+    kernel: Kernel
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class TransitionBatch:
+    """Single denoising steps of K candidates each, to be trained on in any order and any split.
+
+    The trajectories are kept once, whatever pairs are formed of them; rows only point into them, so that the k
+    candidates of a prompt at one step cost k network rows however many pairs they form.
+
+    Of the n trajectories: x: [n, T+1, ...]. times: [T+1]. old_logps: [n, T], stored at sampling (MEAN over dims).
+    cond: n rows. Of the N rows: candidate: [N, K], which trajectories. step: [N], which transition.
+    signal: [N, ...], what the algorithm's `prepare` derived (an advantage [N, K], preference labels [N, K, K]).
+    weight: [N].
+    """
+
+    x: Tensor
+    times: Tensor
+    old_logps: Tensor
+    cond: Condition
+    candidate: Tensor
+    step: Tensor
+    signal: Tensor
+    weight: Tensor
+    kernel: Kernel
+    guidance_scale: float | None
+
+    def __len__(self) -> int:
+        return len(self.step)
+
+    @property
+    def x_t(self) -> Tensor:
+        """[N, K, ...]"""
+        return self.x[self.candidate, self.step[:, None]]
+
+    @property
+    def x_prev(self) -> Tensor:
+        """[N, K, ...]"""
+        return self.x[self.candidate, self.step[:, None] + 1]
+
+    @property
+    def t(self) -> Tensor:
+        """[N]"""
+        return self.times[self.step]
+
+    @property
+    def t_prev(self) -> Tensor:
+        """[N]"""
+        return self.times[self.step + 1]
+
+    @property
+    def logps(self) -> Tensor:
+        """[N, K], of the sampling policy."""
+        return self.old_logps[self.candidate, self.step[:, None]]
+
+
+# Fields of a batch that belong to all of its rows.
+_WHOLE = {
+    PreferenceBatch: {"null"},
+    TransitionBatch: {"x", "times", "old_logps", "cond", "kernel", "guidance_scale"},
+}
+
+
+def select(batch: Rows, index: Tensor) -> Rows:
+    """The rows `index` [n] of a batch, in that order; what belongs to all rows is kept."""
+    picked: dict[str, Any] = {}
+    for item in fields(batch):
+        value = getattr(batch, item.name)
+        if item.name in _WHOLE[type(batch)]:
+            picked[item.name] = value
+        elif isinstance(value, list):
+            picked[item.name] = [value[i] for i in index.tolist()]
+        else:
+            picked[item.name] = value[index]
+    return type(batch)(**picked)
+
+
+# --- algorithms -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What an algorithm asks of the loop; the trainer reads this and never an algorithm's name.
+
+    source: "offline" (preference data) or "online" (rollouts scored as it goes).
+    k: candidates of a prompt, None for any number (at least 2 unless it says 1).
+    reference: "none", "frozen" (`Config.reference` may say which), or "sampling" where stored log-probabilities serve.
+    likelihood: "denoising", "transition", "token" or "score".
+    unit: "group" (the K candidates must stay together) or "transition" (rows may be split freely).
+    """
+
+    source: Literal["offline", "online"]
+    likelihood: Literal["denoising", "transition", "token", "score"]
+    reference: Literal["none", "frozen", "sampling"] = "frozen"
+    k: int | None = 2
+    unit: Literal["group", "transition"] = "group"
+    start_loss: float | None = None  # known value of the loss while policy = reference (ln 2 for the sigmoid)
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """A loss as a sum and a weight, so that micro-batches and ranks add up before one division.
+
+    loss_sum: scalar with gradient. weight: scalar, what to divide by. metrics: name -> (sum, count), both scalars.
+    """
+
+    loss_sum: Tensor
+    weight: Tensor
+    metrics: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+@dataclass
+class State:
+    """An algorithm's own memory, saved in every checkpoint: named tensors, plain values, extra trained modules."""
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
+    modules: dict[str, nn.Module] = field(default_factory=dict)
+
+
+class Algorithm(Protocol):
+    """The shape of a module `algorithms/<name>.py`; the file name is the registration.
+
+    Config: a strict pydantic model whose defaults are the paper's or the vetted setting. NEEDS: see `Needs`.
+    `init(policy, config) -> State`; `step(policy, reference, batch, draw, state, config) -> LossOutput`;
+    online only, `prepare(rollout, feedback, state, config) -> TransitionBatch` with feedback `{dimension: [n]}`.
+    """
+
+    Config: type
+    NEEDS: Needs
+    init: Callable[..., State]
+    step: Callable[..., LossOutput]
