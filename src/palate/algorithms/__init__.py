@@ -1,0 +1,1 @@
+"""One paper, one file: the file name is the registration. See `palate.models.contracts.Algorithm`."""

@@ -1,0 +1,63 @@
+"""Reward-weighted regression on scored samples: a baseline in D3PO (arXiv:2311.13231, table 1; after Lee et al.,
+arXiv:2302.12192) and in DDPO (arXiv:2305.13301, section 4.1).
+
+    L = E_{(c, x), t, e} w(x) err(x),    w = exp( (r - mean r) / (temperature * std r) ), clipped
+
+err is the MEAN squared denoising error. The reward is a weighted sum of the stored scores' dimensions; its mean and
+standard deviation are taken over the batch, and the weights have mean 1 (self-normalised), so the learning
+rate means what it means for `sft`. No reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from palate import likelihood, losses, metrics
+from palate.config import Strict
+from palate.models.contracts import Denoiser, Draw, LossOutput, Needs, PreferenceBatch, State
+
+
+class Config(Strict):
+    temperature: float = Field(1.0, gt=0, description="In standard deviations of the reward; small is greedy.")
+    clip: float = Field(10.0, gt=0, description="Largest weight before normalisation.")
+    dimensions: Mapping[int, float] | None = Field(None, description="Weight by score column; None adds all up.")
+    prompt_dropout: float = Field(0.1, ge=0, le=1, description="Share of the prompts emptied.")
+
+
+NEEDS = Needs(source="offline", likelihood="denoising", reference="none", k=None)
+
+
+def init(policy: Denoiser, config: Config) -> State:
+    """Nothing to remember between steps."""
+    return State()
+
+
+def reward(scores: Tensor, config: Config) -> Tensor:
+    """[B, K] from scores [B, K, D]; NaN where any dimension that counts is unknown."""
+    if config.dimensions is None:
+        return scores.sum(-1)
+    return sum(weight * scores[..., column] for column, weight in config.dimensions.items())  # type: ignore[return-value]
+
+
+def step(
+    policy: Denoiser, reference: None, batch: PreferenceBatch, draw: Draw, state: State, config: Config
+) -> LossOutput:
+    """Weighted denoising errors of all candidates with a known reward."""
+    rewards = reward(batch.scores, config)
+    known = torch.isfinite(rewards) & batch.mask
+    centred = rewards[known] - rewards[known].mean()
+    spread = centred.std(correction=0).clamp(min=1e-6)
+    weights = torch.zeros_like(rewards)
+    weights[known] = losses.reward_weights(centred / spread, config.temperature, config.clip)
+
+    cond = batch.cond.where(draw.drop, batch.null)
+    error = -likelihood.denoising(policy, batch.x0, cond, draw)
+    return LossOutput(
+        loss_sum=(error * weights * batch.weight[:, None]).sum(),
+        weight=(known * batch.weight[:, None]).sum(),
+        metrics={"error/weighted": metrics.mean((error * weights)[known]), "reward": metrics.mean(rewards[known])},
+    )

@@ -1,0 +1,1 @@
+"""One scorer or judge a file: the file name is the registration. See `palate.models.contracts.Scorer`."""

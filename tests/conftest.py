@@ -1,0 +1,16 @@
+"""One thread a worker, so that two workers on two cores do not fight, and so that sums are the same each time."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    import sys
+
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
