@@ -1,0 +1,1 @@
+"""Preference data on disk: one format per file; the file name is the registry."""

@@ -1,0 +1,479 @@
+"""Palate's own format of preference data: a folder of parquet shards and a `manifest.json`, one row per prompt.
+
+    write("pairs", rows)                 # rows: palate.records.Preference, streamed
+    for row in read("pairs"): ...        # lazily, media undecoded
+    picture = decode(row.media[0], root="pairs")
+    print(validate("pairs"))
+
+A medium in a row is `{bytes | path, type}`; paths are relative to the folder and may not leave it. The manifest is
+written last: a folder without one was not finished. Nothing in the folder is executed, and nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image, ImageOps
+
+from palate.records import Medium, Preference, RecordError
+
+FORMAT, VERSION = "palate-preferences", 1
+PICTURE_FORMATS = ["PNG", "JPEG", "WEBP"]  # the only decoders that untrusted data reaches
+MAX_PIXELS = 64 * 2**20
+MAX_MEDIUM_BYTES = 256 * 2**20
+MAX_GROUP_BYTES = 4 * 2**30  # decoded size of a row group; a larger one is a bomb or was not written here
+SHARD_BYTES = 400 * 2**20
+_GROUP_ROWS, _GROUP_BYTES = 256, 32 * 2**20
+
+_MATRIX = pa.list_(pa.list_(pa.float64()))
+SCHEMA = pa.schema(
+    {
+        "id": pa.string(),
+        "prompt": pa.string(),
+        "media": pa.list_(pa.struct({"bytes": pa.binary(), "path": pa.string(), "type": pa.string()})),
+        "mask": pa.list_(pa.bool_()),
+        "prefer": _MATRIX,
+        "votes": _MATRIX,
+        "scores": _MATRIX,
+        "weight": pa.float64(),
+        "sources": pa.list_(pa.string()),
+        "seeds": pa.list_(pa.int64()),
+    }
+)
+REQUIRED = ("prompt", "media", "prefer")  # what is left out of the others is filled as `Preference` says
+
+
+class DatasetError(ValueError):
+    """A folder or row that cannot be read: names the file and row and says how to mend it."""
+
+
+class MediaError(DatasetError):
+    """A medium that cannot be decoded."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a folder holds. hash: of all shards and dimension names. shards: file, rows, bytes and sha256 of each."""
+
+    rows: int
+    dimensions: tuple[str, ...]
+    hash: str
+    shards: tuple[dict[str, Any], ...]
+    format: str = FORMAT
+    version: int = VERSION
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def write(
+    folder: str | Path,
+    rows: Iterable[Preference],
+    *,
+    media_root: str | Path | None = None,
+    keep_paths: bool = False,
+    shard_bytes: int = SHARD_BYTES,
+) -> Manifest:
+    """Write rows as they come; memory holds one row group. All rows must name the same dimensions.
+
+    Media given as paths are read from `media_root` and stored as bytes; with `keep_paths` they stay paths, relative to
+    `folder`, where the files must already be. Shards and manifest are written aside, synced and renamed, the manifest
+    last. Raises FileExistsError if the folder already holds a finished data set.
+    """
+    folder = Path(folder)
+    if (folder / "manifest.json").exists():
+        raise FileExistsError(f"{folder} already holds preference data: choose another folder or remove that one")
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in [*folder.glob("part-*.parquet"), *folder.glob("*.unfinished")]:  # of a writing that was cut off
+        stale.unlink()
+    root = folder if keep_paths else media_root
+    dimensions: tuple[str, ...] | None = None
+    shards: list[dict[str, Any]] = []
+    shard = _Shard(folder, 0)
+    try:
+        for number, row in enumerate(rows):
+            dimensions = row.dimensions if dimensions is None else dimensions
+            if row.dimensions != dimensions:
+                raise RecordError("dimensions", f"are {row.dimensions}, those before it {dimensions}", f"row {number}")
+            shard.add(_to_dict(row, root, keep_paths, f"row {number}"))
+            if shard.bytes >= shard_bytes:
+                shards.append(shard.close())
+                shard = _Shard(folder, len(shards))
+        if shard.rows or not shards:
+            shards.append(shard.close())
+    finally:
+        shard.abandon()
+    dimensions = dimensions or ()
+    manifest = Manifest(sum(s["rows"] for s in shards), dimensions, _hash(shards, dimensions), tuple(shards))
+    temporary = folder / "manifest.json.unfinished"
+    temporary.write_text(json.dumps(asdict(manifest), indent=1) + "\n")
+    _publish(temporary, folder / "manifest.json")
+    return manifest
+
+
+class _Shard:
+    """One parquet file in the making."""
+
+    def __init__(self, folder: Path, number: int) -> None:
+        self.path = folder / f"part-{number:05d}.parquet"
+        self.temporary = self.path.with_name(self.path.name + ".unfinished")
+        self.writer: pq.ParquetWriter | None = None
+        self.waiting: list[dict[str, Any]] = []
+        self.waiting_bytes = self.bytes = self.rows = 0
+
+    def add(self, row: dict[str, Any]) -> None:
+        size = sum(len(medium["bytes"] or b"") for medium in row["media"] if medium)
+        self.waiting.append(row)
+        self.rows, self.bytes, self.waiting_bytes = self.rows + 1, self.bytes + size, self.waiting_bytes + size
+        if len(self.waiting) >= _GROUP_ROWS or self.waiting_bytes >= _GROUP_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self.writer is None:
+            # Dictionaries only help text that repeats; on pictures they cost a pass and memory.
+            self.writer = pq.ParquetWriter(
+                self.temporary, SCHEMA, compression="zstd", use_dictionary=["sources.list.element"]
+            )
+        self.writer.write_table(pa.Table.from_pylist(self.waiting, SCHEMA))
+        self.waiting, self.waiting_bytes = [], 0
+
+    def close(self) -> dict[str, Any]:
+        self._flush()
+        assert self.writer is not None
+        self.writer.close()
+        self.writer = None
+        facts = {"rows": self.rows, "bytes": self.temporary.stat().st_size, "sha256": _sha256(self.temporary)}
+        _publish(self.temporary, self.path)
+        return {"file": self.path.name, **facts}
+
+    def abandon(self) -> None:
+        """After an error; nothing to do for a shard that was closed or never begun."""
+        if self.writer is not None:
+            self.writer.close()
+        self.temporary.unlink(missing_ok=True)
+
+
+def _to_dict(row: Preference, root: str | Path | None, keep_paths: bool, where: str) -> dict[str, Any]:
+    media: list[dict[str, Any] | None] = []
+    for medium in row.media:
+        if medium is not None and medium.path is not None:
+            if root is None:
+                raise DatasetError(f"{where}: medium {medium.path!r} is a path; say where it starts with media_root=")
+            content = None if keep_paths else medium_bytes(medium, root)
+            if keep_paths:
+                _inside(root, medium.path)
+            media.append({"bytes": content, "path": medium.path if keep_paths else None, "type": medium.type})
+        else:
+            media.append({"bytes": medium.bytes, "path": None, "type": medium.type} if medium else None)
+    return {**{name: getattr(row, name) for name in SCHEMA.names}, "media": media}
+
+
+def _publish(temporary: Path, final: Path) -> None:
+    """Sync, rename, sync the folder: after this the file is there whole, or not at all."""
+    with temporary.open("rb+") as file:
+        os.fsync(file.fileno())
+    temporary.replace(final)
+    handle = os.open(final.parent, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _hash(shards: Sequence[dict[str, Any]], dimensions: Sequence[str]) -> str:
+    return hashlib.sha256(json.dumps([[s["sha256"] for s in shards], list(dimensions)]).encode()).hexdigest()
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def manifest(folder: str | Path) -> Manifest:
+    """A folder's manifest. Raises DatasetError if it is missing, unreadable or of another format or version."""
+    path = Path(folder) / "manifest.json"
+    try:
+        found = json.loads(path.read_text())
+        if found["format"] != FORMAT or found["version"] != VERSION:
+            raise DatasetError(
+                f"{path} is {found['format']} version {found['version']}; this Palate reads {FORMAT} version {VERSION}"
+            )
+        for shard in found["shards"]:
+            if not re.fullmatch(r"[\w.-]+\.parquet", shard["file"]):
+                raise DatasetError(f"{path} names the shard {shard['file']!r}, which is not a plain file name")
+        names = ("file", "rows", "bytes", "sha256")
+        shards = tuple({name: shard[name] for name in names} for shard in found["shards"])
+        return Manifest(found["rows"], tuple(found["dimensions"]), found["hash"], shards)
+    except FileNotFoundError:
+        raise DatasetError(
+            f"{path} is missing: this is no preference data, or its writing was cut off; write or copy it again"
+        ) from None
+    except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DatasetError(f"{path} cannot be read ({error!r}): write or copy the data again") from None
+
+
+def read(folder: str | Path) -> Iterator[Preference]:
+    """The rows in order, one at a time; media are bytes or paths, see `decode`.
+
+    The manifest, and every shard's size, columns and row count, are checked before the first row.
+    Raises DatasetError naming the shard; RecordError naming shard, row and field.
+    """
+    folder = Path(folder)
+    facts = manifest(folder)
+    for shard in facts.shards:
+        _open(folder, shard).close()
+    return (_to_row(raw, facts.dimensions, where) for where, raw in _raw_rows(folder, facts))
+
+
+def _raw_rows(folder: Path, facts: Manifest) -> Iterator[tuple[str, dict[str, Any]]]:
+    for shard in facts.shards:
+        number = 0
+        with _open(folder, shard) as file:
+            try:
+                for batch in file.iter_batches(batch_size=16):
+                    for raw in batch.to_pylist():
+                        yield f"{shard['file']} row {number}", raw
+                        number += 1
+            except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+                raise DatasetError(
+                    f"{folder / shard['file']} is damaged from row {number} on ({error}): write or copy it again"
+                ) from error
+
+
+def _open(folder: Path, shard: dict[str, Any]) -> pq.ParquetFile:
+    path = folder / shard["file"]
+    if not path.is_file():
+        raise DatasetError(f"{path} is missing, though manifest.json lists it: copy it again")
+    if (size := path.stat().st_size) != shard["bytes"]:
+        raise DatasetError(f"{path} has {size} bytes, manifest.json says {shard['bytes']}: write or copy it again")
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise DatasetError(f"{path} cannot be read ({error}): write or copy it again") from error
+    try:
+        _check_columns(path, file.schema_arrow)
+        meta = file.metadata
+        if meta.num_rows != shard["rows"]:
+            raise DatasetError(f"{path} has {meta.num_rows} rows, manifest.json says {shard['rows']}: copy it again")
+        largest = max((meta.row_group(i).total_byte_size for i in range(meta.num_row_groups)), default=0)
+        if largest > MAX_GROUP_BYTES:
+            raise DatasetError(f"{path} has a row group of {largest} bytes, more than {MAX_GROUP_BYTES}: split it")
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _check_columns(path: Path, schema: pa.Schema) -> None:
+    missing = [name for name in REQUIRED if name not in schema.names]
+    unknown = [name for name in schema.names if name not in SCHEMA.names]
+    problems = [f"lacks {', '.join(missing)}"] if missing else []
+    problems += [f"has unknown {', '.join(unknown)}"] if unknown else []
+    for name in schema.names:
+        if name in SCHEMA.names and (found := _family(schema.field(name).type)) != _family(SCHEMA.field(name).type):
+            problems.append(f"has {name} as {found}, not {_family(SCHEMA.field(name).type)}")
+    if len(set(schema.names)) != len(schema.names):
+        problems.append("has a column twice")
+    if problems:
+        raise DatasetError(f"{path} has the wrong columns: it {'; it '.join(problems)}")
+
+
+def _family(kind: pa.DataType) -> str:
+    """A type without its width: what other writers of parquet may choose differently."""
+    types = pa.types
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        return f"list<{_family(kind.value_type)}>"
+    if types.is_struct(kind):
+        return "{" + ", ".join(sorted(f"{f.name}: {_family(f.type)}" for f in kind)) + "}"
+    if types.is_dictionary(kind):
+        return _family(kind.value_type)
+    if types.is_floating(kind):
+        return "number"
+    if types.is_integer(kind):
+        return "integer"
+    if types.is_string(kind) or types.is_large_string(kind):
+        return "text"
+    if types.is_binary(kind) or types.is_large_binary(kind):
+        return "bytes"
+    return str(kind)
+
+
+def _to_row(raw: dict[str, Any], dimensions: tuple[str, ...], where: str) -> Preference:
+    try:
+        media = tuple(medium and Medium(medium["type"], medium["bytes"], medium["path"]) for medium in raw.pop("media"))
+    except (RecordError, TypeError) as error:
+        reason = error.reason if isinstance(error, RecordError) else "must be a list"
+        raise RecordError("media", reason, where) from None
+    given = {name: value for name, value in raw.items() if value is not None}
+    for name in ("prompt", "prefer"):
+        if name not in given:
+            raise RecordError(name, "is null", where)
+    return Preference(media=media, dimensions=dimensions, where=where, **given)
+
+
+# --- media ------------------------------------------------------------------------------------------------------------
+
+
+def medium_bytes(medium: Medium, root: str | Path | None = None) -> bytes:
+    """A medium's bytes, read from under `root` if it is a path. Raises MediaError if it leaves root or is too large."""
+    if medium.bytes is not None:
+        return medium.bytes
+    if root is None or medium.path is None:
+        raise MediaError(f"medium {medium.path!r} is a path; say where it starts with root=")
+    path = _inside(root, medium.path)
+    try:
+        if (size := path.stat().st_size) > MAX_MEDIUM_BYTES:
+            raise MediaError(f"{medium.path} has {size} bytes, more than {MAX_MEDIUM_BYTES}")
+        return path.read_bytes()
+    except OSError as error:
+        raise MediaError(f"{medium.path} cannot be read: {error.strerror}") from None
+
+
+def _inside(root: str | Path, path: str) -> Path:
+    """root / path, links resolved. Raises MediaError if that is not under root."""
+    base = Path(root).resolve()
+    if "\0" not in path and "\\" not in path and not re.match(r"[A-Za-z]:", path):
+        full = (base / path).resolve()
+        if not Path(path).is_absolute() and full.is_relative_to(base):
+            return full
+    raise MediaError(f"media path {path!r} leaves the data's folder: paths must be relative to it and stay in it")
+
+
+def decode(medium: Medium, root: str | Path | None = None, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The picture, upright, as RGB (transparency over white). root: the folder that paths are relative to.
+
+    Only PNG, JPEG and WebP decoders are tried, and the size is checked before any pixel is.
+    Raises MediaError saying what is wrong with it.
+    """
+    content = medium_bytes(medium, root)
+    if not medium.type.startswith("image/"):
+        raise MediaError(f"media of type {medium.type} cannot be decoded, only pictures (PNG, JPEG, WebP)")
+    try:
+        with Image.open(io.BytesIO(content), formats=PICTURE_FORMATS) as picture:
+            if (pixels := picture.width * picture.height) > max_pixels:
+                raise MediaError(f"picture has {pixels} pixels, more than {max_pixels}")
+            picture.load()
+            upright = ImageOps.exif_transpose(picture)
+            if upright.has_transparency_data:
+                solid = Image.new("RGBA", upright.size, "white")
+                solid.alpha_composite(upright.convert("RGBA"))
+                upright = solid
+            return upright.convert("RGB")
+    except MediaError:
+        raise
+    except Exception as error:  # decoders of damaged data raise nearly anything
+        raise MediaError(f"not a readable PNG, JPEG or WebP picture ({type(error).__name__}: {error})") from None
+
+
+def decode_row(row: Preference, root: str | Path) -> list[Image.Image | None]:
+    """All pictures of a row, None where the mask is false. Raises MediaError naming shard, row and candidate."""
+    pictures: list[Image.Image | None] = []
+    for k, (medium, exists) in enumerate(zip(row.media, row.mask, strict=True)):
+        try:
+            pictures.append(decode(medium, root) if medium is not None and exists else None)
+        except MediaError as error:
+            raise MediaError(
+                f"{row.where or row.id}, candidate {k}: {error}. Replace that picture, or set its mask to false "
+                f"and its preferences to NaN, and write the data again"
+            ) from None
+    return pictures
+
+
+# --- checking ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `validate` found. bad_media and bad_rows: (where, reason). pairs: known unordered pairs, ties among them."""
+
+    rows: int
+    prompts: int
+    media: int
+    pairs: int
+    ties: int
+    duplicate_ids: int
+    max_bad_fraction: float
+    bad_media: tuple[tuple[str, str], ...] = ()
+    bad_rows: tuple[tuple[str, str], ...] = ()
+    problems: tuple[str, ...] = field(default=())
+
+    @property
+    def ok(self) -> bool:
+        """No bad row, no problem, and no more bad media than allowed."""
+        return not self.bad_rows and not self.problems and len(self.bad_media) <= self.max_bad_fraction * self.media
+
+    def __str__(self) -> str:
+        lines = [f"{self.rows} rows, {self.prompts} prompts, {self.media} media, {self.pairs} pairs, {self.ties} ties"]
+        lines += [f"{len(self.bad_media)} media cannot be decoded"] if self.bad_media else []
+        lines += [f"{where}: {reason}" for where, reason in (*self.bad_rows, *self.bad_media)[:20]]
+        return "\n".join([*lines, *self.problems, "good" if self.ok else "not good"])
+
+
+def validate(folder: str | Path, max_bad_fraction: float = 0.01) -> Report:
+    """Read everything and decode every picture, collecting what is wrong instead of stopping at it.
+
+    Raises DatasetError only if there is no readable manifest.
+    """
+    folder = Path(folder)
+    facts = manifest(folder)
+    count: Counter[str] = Counter()
+    prompts, ids = set[str](), set[str]()
+    bad_media: list[tuple[str, str]] = []
+    bad_rows: list[tuple[str, str]] = []
+    problems: list[str] = []
+    for shard in facts.shards:
+        try:
+            _open(folder, shard).close()
+            if _sha256(folder / shard["file"]) != shard["sha256"]:
+                problems.append(f"{shard['file']} is not the file that was written (sha256 differs): copy it again")
+            for where, raw in _raw_rows(folder, Manifest(0, facts.dimensions, "", (shard,))):
+                count["rows"] += 1
+                try:
+                    row = _to_row(raw, facts.dimensions, where)
+                except RecordError as error:
+                    bad_rows.append((where, f"field `{error.field}` {error.reason}"))
+                    continue
+                count["duplicates"] += row.id in ids
+                prompts.add(row.prompt)
+                ids.add(row.id)
+                _count_pairs(row, count)
+                _check_media(row, folder, count, bad_media)
+        except DatasetError as error:
+            problems.append(str(error))
+    if _hash(facts.shards, facts.dimensions) != facts.hash:
+        problems.append("manifest.json does not agree with its own hash: it was edited, or mixes two data sets")
+    found = (count["rows"], len(prompts), count["media"], count["pairs"], count["ties"], count["duplicates"])
+    return Report(*found, max_bad_fraction, tuple(bad_media), tuple(bad_rows), tuple(problems))
+
+
+def _count_pairs(row: Preference, count: Counter[str]) -> None:
+    for i in range(len(row)):
+        for j in range(i):
+            p = row.prefer[i][j]
+            count["pairs"] += p == p
+            count["ties"] += p == 0.5
+
+
+def _check_media(row: Preference, folder: Path, count: Counter[str], bad: list[tuple[str, str]]) -> None:
+    for k, (medium, exists) in enumerate(zip(row.media, row.mask, strict=True)):
+        if medium is None or not exists:
+            continue
+        count["media"] += 1
+        try:
+            decode(medium, folder)
+        except MediaError as error:
+            bad.append((f"{row.where}, candidate {k}", str(error)))

@@ -1,0 +1,1 @@
+"""Was it an improvement: paired comparisons, win rates with intervals, and the page that shows them."""

@@ -1,0 +1,174 @@
+"""How often A beats B, with intervals that know prompts come in groups.
+
+Several pairs of one prompt are not independent evidence: intervals resample prompts, not pairs (a cluster bootstrap).
+Arrays are paired: entry i of each is about one prompt and, if the samples were made so, one seed. Pairs with a NaN in
+either score are left out. All is deterministic given `seed`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+Interval = tuple[float, float]
+_Z95 = 1.959963984540054  # the normal's 97.5% point
+_CHUNK = 256  # bootstrap resamples at a time, to bound memory
+
+
+@dataclass(frozen=True)
+class WinRate:
+    """rate: (wins + ties / 2) / n. ci95: prompts resampled. ties: their share. n: pairs. n_prompts: distinct ones."""
+
+    rate: float
+    ci95: Interval
+    ties: float
+    n: int
+    n_prompts: int
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over n values of n_prompts prompts, with its 95% interval, prompts resampled."""
+
+    mean: float
+    ci95: Interval
+    n: int
+    n_prompts: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A and B on one dimension: both means, the mean of the paired differences A - B, and the win rate of A."""
+
+    a: Mean
+    b: Mean
+    difference: Mean
+    wins: WinRate
+
+
+def outcomes(scores_a: ArrayLike, scores_b: ArrayLike) -> Array:
+    """1 where A scores higher, 0 where B does, .5 a tie, NaN where either is NaN: [n]."""
+    a, b = _pair(scores_a, scores_b)
+    return np.where(np.isnan(a) | np.isnan(b), np.nan, np.where(a == b, 0.5, a > b))
+
+
+def win_rate(
+    scores_a: ArrayLike, scores_b: ArrayLike, prompts: Sequence[Hashable], *, seed: int = 0, resamples: int = 4000
+) -> WinRate:
+    """Win rate of A over B from paired scores [n] and each pair's prompt [n]."""
+    return win_rate_of(outcomes(scores_a, scores_b), prompts, seed=seed, resamples=resamples)
+
+
+def win_rate_of(won: ArrayLike, prompts: Sequence[Hashable], *, seed: int = 0, resamples: int = 4000) -> WinRate:
+    """Win rate of A from judgements [n]: 1 A, 0 B, .5 a tie (or a probability between), NaN none.
+
+    Where every prompt has the same outcome a bootstrap interval has no width however few prompts there are; there it is
+    Wilson's over prompts instead. Raises ValueError for judgements outside [0, 1] or none at all.
+    """
+    values, groups = _known(won, prompts)
+    if ((values < 0) | (values > 1)).any():
+        raise ValueError("judgements must lie from 0 (B) to 1 (A)")
+    rate, n_prompts = float(values.mean()), int(groups.max()) + 1
+    per_prompt = np.bincount(groups, values) / np.bincount(groups)
+    if np.ptp(per_prompt) == 0:
+        ci95 = wilson(rate * n_prompts, n_prompts)
+    else:
+        ci95 = _bootstrap(values, groups, seed, resamples)
+    return WinRate(rate, ci95, float((values == 0.5).mean()), len(values), n_prompts)
+
+
+def wilson(wins: float, n: float) -> Interval:
+    """Wilson's 95% interval of a share (1927), ties as half wins; it takes every judgement for independent."""
+    if not 0 <= wins <= n or n <= 0:
+        raise ValueError(f"wilson needs 0 <= wins <= n and n > 0, got {wins} of {n}")
+    rate, z2 = wins / n, _Z95**2
+    centre = (rate + z2 / (2 * n)) / (1 + z2 / n)
+    half = _Z95 / (1 + z2 / n) * math.sqrt(rate * (1 - rate) / n + z2 / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def mean(values: ArrayLike, prompts: Sequence[Hashable], *, seed: int = 0, resamples: int = 4000) -> Mean:
+    """The mean of values [n] with each value's prompt [n]; NaN is left out."""
+    known, groups = _known(values, prompts)
+    return Mean(float(known.mean()), _bootstrap(known, groups, seed, resamples), len(known), int(groups.max()) + 1)
+
+
+def mean_difference(
+    scores_a: ArrayLike, scores_b: ArrayLike, prompts: Sequence[Hashable], *, seed: int = 0, resamples: int = 4000
+) -> Mean:
+    """The mean of the paired differences A - B."""
+    a, b = _pair(scores_a, scores_b)
+    return mean(a - b, prompts, seed=seed, resamples=resamples)
+
+
+def compare(
+    scores_a: Mapping[str, ArrayLike],
+    scores_b: Mapping[str, ArrayLike],
+    prompts: Sequence[Hashable],
+    *,
+    seed: int = 0,
+    resamples: int = 4000,
+) -> dict[str, Comparison]:
+    """A and B on every dimension they share, `{dimension: [n]}` each, in A's order.
+
+    Raises ValueError if they share none. Means are of the pairs where both are known, so that they differ by exactly
+    the mean difference.
+    """
+    shared = [name for name in scores_a if name in scores_b]
+    if not shared:
+        raise ValueError(f"no dimension in common: A has {', '.join(scores_a)}; B has {', '.join(scores_b)}")
+    found = {}
+    for name in shared:
+        a, b = _pair(scores_a[name], scores_b[name])
+        either = np.isnan(a) | np.isnan(b)
+        options = {"seed": seed, "resamples": resamples}
+        found[name] = Comparison(
+            mean(np.where(either, np.nan, a), prompts, **options),
+            mean(np.where(either, np.nan, b), prompts, **options),
+            mean_difference(a, b, prompts, **options),
+            win_rate(a, b, prompts, **options),
+        )
+    return found
+
+
+def _pair(scores_a: ArrayLike, scores_b: ArrayLike) -> tuple[Array, Array]:
+    a, b = np.asarray(scores_a, np.float64), np.asarray(scores_b, np.float64)
+    if a.ndim != 1 or a.shape != b.shape:
+        raise ValueError(f"paired scores must be two lists of one length, got shapes {a.shape} and {b.shape}")
+    return a, b
+
+
+def _known(values: ArrayLike, prompts: Sequence[Hashable]) -> tuple[Array, NDArray[np.int64]]:
+    """The values that are not NaN, and the number of each one's prompt, counted from 0."""
+    values = np.asarray(values, np.float64)
+    if values.ndim != 1 or len(values) != len(prompts):
+        raise ValueError(f"one prompt per value is needed, got {len(prompts)} for values of shape {values.shape}")
+    keep = ~np.isnan(values)
+    if not keep.any():
+        raise ValueError("there is no judged pair to count: every score is missing")
+    numbers: dict[Hashable, int] = {}
+    groups = [numbers.setdefault(prompt, len(numbers)) for prompt, kept in zip(prompts, keep, strict=True) if kept]
+    return values[keep], np.array(groups, np.int64)
+
+
+def _bootstrap(values: Array, groups: NDArray[np.int64], seed: int, resamples: int) -> Interval:
+    """Percentile interval of the mean over resampled prompts; (-inf, inf) for one prompt: it says nothing of others."""
+    sums, counts = np.bincount(groups, values).astype(np.float64), np.bincount(groups).astype(np.float64)
+    if len(sums) < 2:
+        return -math.inf, math.inf
+    rates = np.concatenate(list(_resampled(sums, counts, seed, resamples)))
+    low, high = np.quantile(rates, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _resampled(sums: Array, counts: Array, seed: int, resamples: int) -> Iterator[Array]:
+    rng = np.random.default_rng(seed)
+    for start in range(0, resamples, _CHUNK):
+        size = min(_CHUNK, resamples - start)
+        times = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=size)
+        yield (times @ sums) / (times @ counts)
