@@ -41,8 +41,8 @@ def sample(
         rows = slice(start, start + batch_size)
         out, _ = policy.generate(
             list(prompts[rows]),
-            initial=randomness.generators(seed, ids[rows], "x_T"),
-            steps=randomness.generators(seed, ids[rows], "steps"),
+            randomness.generators(seed, ids[rows], "x_T"),
+            step_generators=randomness.generators(seed, ids[rows], "steps"),
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             eta=eta,
@@ -81,12 +81,11 @@ def rollout(
         parts.append(
             policy.generate(
                 list(prompts[rows]),
-                initial=randomness.generators(seed, initial, "x_T"),
-                steps=randomness.generators(seed, ids[rows], "steps"),
+                randomness.generators(seed, initial, "x_T"),
+                step_generators=randomness.generators(seed, ids[rows], "steps"),
                 num_inference_steps=num_inference_steps,
                 guidance_scale=guidance_scale,
                 eta=eta,
-                record=True,
             )
         )
         if progress:
@@ -99,10 +98,10 @@ def rollout(
         t=first.t,
         logps=torch.cat([record.logps for _, record in parts]),
         std=first.std,
-        cond=Condition.cat([policy.condition(prompts[i : i + 1], guided=guidance_scale is not None) for i in range(len(prompts))]),
+        cond=Condition.cat([record.cond for _, record in parts]),
         media=[medium for media, _ in parts for medium in media],
         guidance_scale=guidance_scale,
-        kernel=policy.kernel(eta),
+        kernel=first.kernel,
     )
 
 

@@ -1,0 +1,283 @@
+"""The parts a run is put together from: a model, its prompts and scorers, preferences, sources, the loop.
+
+Each is a function of its own, so that a script can take the ones it wants; `palate.run` strings them together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from palate import config, plugins, sampling
+from palate.config import ConfigError, ModelSettings, Recipe, RolloutSettings, TrainingSettings
+from palate.datasets import parquet
+from palate.models.contracts import Scorer
+from palate.models.diffusion import DiffusionPolicy
+from palate.records import Preference
+from palate.training import adapters
+from palate.training.processes import join
+from palate.training.sources import Offline, Online, PreferenceRow, Source
+from palate.training.trainer import Result, Trainer
+
+WORLD = "world:"
+
+# --- models, prompts, scorers -----------------------------------------------------------------------------------------
+
+
+def world(name: str) -> Any:
+    """The module of `world:<name>`. Raises PluginError, with the worlds there are, for another name."""
+    return plugins.find("worlds", name.removeprefix(WORLD))
+
+
+def load_policy(settings: ModelSettings, seed: int = 0) -> DiffusionPolicy:
+    """The model of a recipe with what is to be trained made trainable."""
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    policy = DiffusionPolicy.load(settings.name, dtype=getattr(torch, settings.dtype), device=device)
+    if settings.lora is None:
+        adapters.train_all(policy)
+    else:
+        adapters.add_lora(policy, settings.lora, seed=seed)
+    return policy
+
+
+def load_arm(model: str) -> DiffusionPolicy:
+    """A model to look at: a hub id, a folder, `world:<name>`, or a run's folder (its base with its adapter)."""
+    run = Path(model)
+    if not (run / "config.yaml").is_file():
+        return DiffusionPolicy.load(model)
+    recipe = config.load(run / "config.yaml", (), Recipe)
+    if (run / "model").is_dir():
+        return DiffusionPolicy.load(run / "model")
+    if not (run / "adapter").is_dir():
+        raise ConfigError(f"{run} has no adapter/ yet: let its training finish (palate train on its recipe)")
+    policy = DiffusionPolicy.load(recipe.model.name)
+    policy.pipeline.load_lora_weights(run / "adapter")
+    return DiffusionPolicy(policy.pipeline)
+
+
+def settings_of(model: str, policy: DiffusionPolicy, **wanted: Any) -> dict[str, Any]:
+    """Sampling settings: what is asked for, else what the world ships, else the pipeline's own defaults.
+
+    A guidance scale of exactly 1 is guidance off.
+    """
+    run = Path(model) / "config.yaml"
+    if run.is_file():
+        model = config.load(run, (), Recipe).model.name
+    own = dict(policy.default_settings)
+    if model.startswith(WORLD):
+        own |= world(model).sampling_defaults()
+    own |= {name: value for name, value in wanted.items() if value is not None}
+    own.setdefault("eta", 0.0)
+    if own["guidance_scale"] == 1.0:
+        own["guidance_scale"] = None
+    return own
+
+
+def read_prompts(prompts: str | Path | Sequence[str], base: Path | None = None) -> list[str]:
+    """Distinct prompts in order: a list, a text file with one a line, or `world:<name>[:train|:eval]`."""
+    if not isinstance(prompts, str | Path):
+        found, source = list(prompts), "the list of prompts"
+    elif str(prompts).startswith(WORLD):
+        name, _, split = str(prompts).removeprefix(WORLD).partition(":")
+        found, source = world(name).prompts(split or "train"), str(prompts)
+    else:
+        path = base / prompts if base and not Path(prompts).exists() else Path(prompts)
+        if not path.is_file():
+            raise ConfigError(
+                f"prompt file {prompts} does not exist; write one prompt a line into it, or mend the path"
+            )
+        found, source = path.read_text(encoding="utf-8").splitlines(), str(path)
+    found = list(dict.fromkeys(prompt.strip() for prompt in found if prompt.strip()))
+    if not found:
+        raise ConfigError(f"{source} holds no prompts: write one a line")
+    return found
+
+
+def find_scorer(name: str) -> Scorer:
+    """A scorer by file name, dotted path or `world:<name>`; `.../<dimension>` keeps one of its dimensions."""
+    whole, _, dimension = name.partition("/")
+    if whole.startswith(WORLD):
+        scorer: Scorer = world(whole).oracle()
+    else:
+        found: Any = plugins.find("scorers", whole)
+        scorer = found.load() if hasattr(found, "load") else found
+    return partial(_one_dimension, scorer, dimension) if dimension else scorer
+
+
+def _one_dimension(scorer: Scorer, dimension: str, prompts: Sequence[str], media: Sequence[Any]) -> dict[str, Any]:
+    scores = scorer(prompts, media)
+    if dimension not in scores:
+        raise ConfigError(f"there is no score {dimension!r}; the scorer gives {', '.join(sorted(scores))}")
+    return {dimension: scores[dimension]}
+
+
+def weighted(scorers: Mapping[str, float]) -> Scorer:
+    """One scorer of several, each score times its scorer's weight: `{"world:shapes/alignment": 1, "jpeg_size": -1}`."""
+    parts = {name: (find_scorer(name), weight) for name, weight in scorers.items()}
+
+    def score(prompts: Sequence[str], media: Sequence[Any]) -> dict[str, np.ndarray]:
+        out: dict[str, np.ndarray] = {}
+        for name, (scorer, weight) in parts.items():
+            for dimension, values in scorer(prompts, media).items():
+                key = dimension if dimension not in out else f"{name}.{dimension}"
+                out[key] = weight * np.asarray(values, float)
+        return out
+
+    return score
+
+
+# --- preferences to train on ------------------------------------------------------------------------------------------
+
+
+def encode(
+    policy: DiffusionPolicy, rows: Iterable[tuple[Preference, Sequence[Any]]], batch_size: int = 32
+) -> list[PreferenceRow]:
+    """Preferences with their decoded media, as latents and conditions. A medium that is None is masked."""
+    encoded = []
+    for row, media in rows:
+        there = [medium for medium in media if medium is not None]
+        latents = torch.cat([policy.encode(there[i : i + batch_size]) for i in range(0, len(there), batch_size)]).cpu()
+        x0 = torch.zeros(len(media), *latents.shape[1:])
+        mask = torch.tensor([medium is not None for medium in media])
+        x0[mask] = latents
+        finite = x0.flatten(1).isfinite().all(1)
+        x0[~finite] = 0
+        scores = torch.tensor(row.scores) if row.scores else torch.full((len(media), 0), torch.nan)
+        encoded.append(
+            PreferenceRow(
+                id=row.id,
+                prompt=row.prompt,
+                x0=x0,
+                cond=policy.condition([row.prompt]).to("cpu"),
+                prefer=torch.tensor(row.prefer),
+                votes=torch.tensor(row.votes) if row.votes else torch.ones(len(media), len(media)),
+                scores=scores,
+                mask=mask & finite,
+                weight=row.weight,
+            )
+        )
+    return encoded
+
+
+def read_preferences(folder: str | Path, max_bad_fraction: float) -> list[tuple[Preference, list[Any]]]:
+    """Rows and their pictures. Raises DatasetError, naming the first, if more than that share cannot be read."""
+    checked = parquet.validate(folder, max_bad_fraction)
+    if not checked.ok:
+        raise parquet.DatasetError(f"{folder}: {'; '.join(checked.problems) or str(checked).splitlines()[0]}")
+    rows = []
+    for row in parquet.read(folder):
+        pictures = []
+        for medium in row.media:
+            try:
+                pictures.append(None if medium is None else parquet.decode(medium, folder))
+            except parquet.MediaError:
+                pictures.append(None)  # counted by validate, within the stated share
+        if any(picture is not None for picture in pictures):
+            rows.append((row, pictures))
+    return rows
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def offline_source(
+    policy: DiffusionPolicy, rows: Sequence[PreferenceRow], options: Any, settings: TrainingSettings, held_out: float
+) -> Offline:
+    """Rows shuffled by the seed, a share of the prompts kept aside for validation."""
+    return Offline(
+        rows,
+        policy.condition([""]),
+        policy.path,
+        batch_size=settings.batch_size,
+        micro_batch_size=settings.micro_batch_size,
+        seed=settings.seed,
+        drop_probability=getattr(options, "prompt_dropout", 0.0),
+        held_out_share=held_out,
+        device=policy.device,
+        processes=join(policy.device),
+    )
+
+
+def online_source(
+    policy: DiffusionPolicy,
+    algorithm: Any,
+    options: Any,
+    prompts: Sequence[str],
+    scorer: Scorer,
+    rollout: RolloutSettings,
+    settings: TrainingSettings,
+    sampler: Mapping[str, Any],
+    reference: adapters.Reference | None = None,
+) -> Online:
+    """Rounds of the policy's own samples, scored and prepared by the algorithm."""
+    from palate.training import optimisation
+
+    sample = partial(
+        sampling.rollout,
+        policy,
+        batch_size=rollout.batch_size,
+        shared_noise=getattr(options, "shared_noise", False),
+        **sampler,
+    )
+    return Online(
+        prompts,
+        sample,
+        scorer,
+        partial(_prepare, algorithm, options),
+        policy.kernel(sampler["eta"]),
+        k=rollout.k,
+        prompts_per_round=rollout.prompts_per_round,
+        batch_size=settings.batch_size,
+        micro_batch_size=settings.micro_batch_size,
+        inner_epochs=rollout.inner_epochs,
+        rounds=rollout.rounds,
+        seed=settings.seed,
+        on_round=reference.begin_round if reference else None,
+        context=partial(optimisation.autocast, settings, policy.device),
+        device=policy.device,
+        processes=join(policy.device),
+    )
+
+
+def _prepare(algorithm: Any, options: Any, rollout: Any, feedback: Any, state: Any) -> Any:
+    return algorithm.prepare(rollout, feedback, state, options)
+
+
+def fit(
+    policy: DiffusionPolicy,
+    algorithm: Any,
+    options: Any,
+    source: Source,
+    settings: TrainingSettings,
+    folder: str | Path,
+    *,
+    reference: adapters.Reference | None,
+    evaluate: Callable[[int], Mapping[str, float]] | None = None,
+    **trainer: Any,
+) -> Result:
+    """Trains, or goes on training; the tuned weights are in the policy afterwards, and exported in the folder."""
+    return Trainer(
+        policy,
+        algorithm,
+        options,
+        source,
+        settings,
+        folder,
+        reference=reference,
+        evaluate=evaluate,
+        starts_at_reference=getattr(options, "loss", "sigmoid") == "sigmoid",
+        **trainer,
+    ).run()
+
+
+def reference_for(policy: DiffusionPolicy, algorithm: Any, options: Any) -> adapters.Reference | None:
+    """What the options or the algorithm ask for: `base`, `round:<n>`, ... or None where no pass is needed."""
+    kind = getattr(options, "reference", algorithm.NEEDS.reference)
+    return adapters.reference_of(policy, "base" if kind == "frozen" else kind)

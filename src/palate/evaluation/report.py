@@ -1,0 +1,373 @@
+"""One self-contained HTML page about a run: is the tuned model better, how does it look, how did it get there.
+
+    write(from_run("runs/shapes_dpo"), "report.html")
+
+Nothing is loaded from elsewhere: pictures are data URIs, charts inline SVG, styles in the page. Prompts and names come
+from outside and are escaped. The page has no script.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+from PIL import Image
+
+from palate.evaluation.charts import Chart, number, svg
+from palate.evaluation.win_rate import Comparison, Mean, WinRate
+
+EXACT_SIDE = 256  # up to this side pictures are stored exactly
+MAX_SIDE = 1024  # larger ones are shrunk in the page; the run's folder keeps them whole
+CRISP_SIDE = 128  # up to this side pixels are shown as pixels
+MAX_GRIDS = 6
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One prompt from the same seed, before and after."""
+
+    prompt: str
+    base: Image.Image
+    tuned: Image.Image
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """All that the page shows; an empty part is left out of it.
+
+    wins: for each judge, how often the tuned model beats the base. dimensions: tuned (a) against base (b).
+    grids: named pictures through training. data, seeds, versions, config: what to know to do it again.
+    """
+
+    title: str
+    wins: dict[str, WinRate] = field(default_factory=dict)
+    pairs: list[Pair] = field(default_factory=list)
+    dimensions: dict[str, Comparison] = field(default_factory=dict)
+    charts: list[Chart] = field(default_factory=list)
+    grids: list[tuple[str, Image.Image]] = field(default_factory=list)
+    summary: str = ""
+    data: dict[str, str] = field(default_factory=dict)
+    seeds: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    config: str = ""
+
+
+class ReportError(ValueError):
+    """A run folder cannot be reported on; the message names the file."""
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+def write(report: ReportData, path: str | Path) -> None:
+    """Writes the page, whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".partial")
+    aside.write_text(render(report), encoding="utf-8")
+    aside.replace(path)
+
+
+def render(report: ReportData) -> str:
+    """The page as text."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"svg": svg, "uri": data_uri, "crisp": _crisp, "number": number, "percent": percent}
+    environment.filters |= {"signed": _signed, "interval": _interval, "tone": _tone, "known": _known}
+    template = environment.get_template("report.html.j2")
+    return template.render(
+        report=report, verdicts=[(judge, *verdict(judge, won)) for judge, won in report.wins.items()]
+    )
+
+
+def verdict(judge: str, won: WinRate) -> tuple[str, str]:
+    """What a win rate means, in words, and its tone: `better`, `worse` or `open`."""
+    low, high = won.ci95
+    between = f"95% interval {percent(low)} to {percent(high)}" if _known(won.ci95) else "no interval from one prompt"
+    share = f"in {percent(won.rate)} of pairs ({between})"
+    by = {
+        "people": f"People prefer the tuned model {share}.",
+        "reward": f"The tuned model has the higher reward {share}.",
+    }
+    sentence = by.get(judge, f"By {judge}, the tuned model is preferred {share}.")
+    tone = _tone(won.ci95, 0.5)
+    means = {
+        "better": "It is better than the base model.",
+        "worse": "It is worse than the base model.",
+        "open": "This does not show a difference from the base model.",
+    }
+    return f"{sentence} {means[tone]}", tone
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.0f}%"
+
+
+def _tone(ci95: Sequence[float], even: float = 0.0) -> str:
+    return "better" if ci95[0] > even else "worse" if ci95[1] < even else "open"
+
+
+def _known(ci95: Sequence[float]) -> bool:
+    return all(map(math.isfinite, ci95))
+
+
+def _signed(value: float) -> str:
+    return ("+" if value > 0 else "") + number(value, 3)
+
+
+def _interval(ci95: Sequence[float]) -> str:
+    return f"{_signed(ci95[0])} to {_signed(ci95[1])}" if _known(ci95) else "unknown"
+
+
+def data_uri(image: Image.Image) -> str:
+    """The picture inside the page: PNG as it is if small, else shrunk and as WebP."""
+    image = image.convert("RGB")
+    buffer = BytesIO()
+    if max(image.size) <= EXACT_SIDE:
+        image.save(buffer, "PNG", optimize=True)
+        kind = "png"
+    else:
+        image.thumbnail((MAX_SIDE, MAX_SIDE))
+        image.save(buffer, "WEBP", quality=88)
+        kind = "webp"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _crisp(image: Image.Image) -> bool:
+    return max(image.size) <= CRISP_SIDE
+
+
+# --- reading a run folder ---------------------------------------------------------------------------------------------
+
+
+def from_run(run_dir: str | Path) -> ReportData:
+    """What a run folder holds: config.yaml, metrics.jsonl, result.json and samples/*.png, as far as they are there."""
+    run = Path(run_dir)
+    if not run.is_dir():
+        raise ReportError(f"{run} is not a folder; name a run's folder")
+    config, metrics, result = run / "config.yaml", run / "metrics.jsonl", run / "result.json"
+    if not any(file.exists() for file in (config, metrics, result)):
+        raise ReportError(f"{run} is not a run's folder: it has no config.yaml, metrics.jsonl or result.json")
+    rows = _rows(metrics) if metrics.exists() else []
+    facts = _object(result) if result.exists() else {}
+    text = config.read_text(encoding="utf-8") if config.exists() else ""
+    try:
+        known = _about_run(yaml.safe_load(text) or {})
+        pairs = [_pair(run / "samples", entry) for entry in facts.get("pairs", [])]
+        wins = {judge: _win_rate(entry) for judge, entry in facts.get("wins", {}).items()}
+        dimensions = {name: _comparison(entry) for name, entry in facts.get("dimensions", {}).items()}
+    except yaml.YAMLError as error:
+        raise ReportError(f"{config} is not valid YAML: {error}") from None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ReportError(f"{run}: config.yaml or result.json is not of this version: {error!r}") from None
+    return ReportData(
+        title=str(facts.get("title", run.resolve().name)),
+        wins=wins,
+        pairs=pairs,
+        dimensions=dimensions,
+        charts=charts(rows, facts.get("start_loss")),
+        grids=_grids(run / "samples", {Path(entry[side]).name for entry in facts.get("pairs", []) for side in _SIDES}),
+        summary=_summary(rows, facts),
+        config=text,
+        data=known.get("data", {}) | _texts(facts.get("data")),
+        seeds=known.get("seeds", {}) | _texts(facts.get("seeds")),
+        versions=_texts(facts.get("versions")),
+    )
+
+
+_SIDES = ("base", "tuned")
+
+
+def _texts(entries: Mapping[str, Any] | None) -> dict[str, str]:
+    return {str(name): str(entry) for name, entry in (entries or {}).items()}
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ReportError(f"{path} is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ReportError(f"{path} should hold an object, not a {type(found).__name__}")
+    return found
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of metrics; a last line cut short by a kill is left out."""
+    rows: list[dict[str, Any]] = []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for count, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            if count == len(lines):
+                break
+            raise ReportError(f"{path} line {count} is not JSON: {error}") from None
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
+    return rows
+
+
+def _pair(folder: Path, entry: Mapping[str, str]) -> Pair:
+    base, tuned = (_picture(folder / Path(entry[side]).name) for side in _SIDES)  # never outside of the folder
+    return Pair(str(entry["prompt"]), base, tuned)
+
+
+def _picture(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except OSError as error:
+        raise ReportError(f"{path} is not a picture that can be read: {error}") from None
+
+
+def _grids(folder: Path, taken: set[str]) -> list[tuple[str, Image.Image]]:
+    """The grids of a run, first and last among at most six, evenly chosen."""
+    files = [file for file in sorted(folder.glob("*.png")) if file.name not in taken]
+    if len(files) > MAX_GRIDS:
+        files = [files[round(i * (len(files) - 1) / (MAX_GRIDS - 1))] for i in range(MAX_GRIDS)]
+    return [(re.sub(r"_+0*(?=\d)|_+", " ", file.stem), _picture(file)) for file in files]
+
+
+def _win_rate(entry: Mapping[str, Any]) -> WinRate:
+    return WinRate(**{**entry, "ci95": _ends(entry["ci95"])})
+
+
+def _mean(entry: Mapping[str, Any]) -> Mean:
+    return Mean(**{**entry, "ci95": _ends(entry["ci95"])})
+
+
+def _comparison(entry: Mapping[str, Any]) -> Comparison:
+    return Comparison(_mean(entry["a"]), _mean(entry["b"]), _mean(entry["difference"]), _win_rate(entry["wins"]))
+
+
+def _ends(ci95: Sequence[float | None]) -> tuple[float, float]:
+    """An interval's ends; JSON may hold null where there is none."""
+    low, high = ci95
+    return -math.inf if low is None else float(low), math.inf if high is None else float(high)
+
+
+def _summary(rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> str:
+    """One line under the title: how far the training went and which weights were exported."""
+    parts = [f"{rows[-1]['step']} optimiser steps"] if rows else []
+    parts += [f"exported weights: {facts['weights']}"] if "weights" in facts else []
+    return "; ".join(parts)
+
+
+def _about_run(recipe: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """What a resolved recipe says of data and seeds."""
+
+    def value(section: str, key: str) -> Any:
+        return (recipe.get(section) or {}).get(key)
+
+    named = {
+        "data": {
+            "model": value("model", "name"),
+            "method": value("algorithm", "name"),
+            "preferences": value("data", "path"),
+            "prompts": value("rollout", "prompts"),
+            "rewards": ", ".join(
+                f"{weight:g} x {name}" for name, weight in (value("rollout", "scorers") or {}).items()
+            ),
+            "judged on": value("evaluation", "prompts"),
+            "judged by": ", ".join(value("evaluation", "scorers") or ()),
+        },
+        "seeds": {"training": value("training", "seed"), "evaluation": value("evaluation", "seed")},
+    }
+    return {
+        part: {name: _in_brief(entry) for name, entry in entries.items() if entry not in (None, "")}
+        for part, entries in named.items()
+    }
+
+
+def _in_brief(entry: Any) -> str:
+    return f"{len(entry)} prompts in the recipe" if isinstance(entry, list) else str(entry)
+
+
+def versions() -> dict[str, str]:
+    """What this run was made with, for the `versions` of its result.json."""
+    found = {}
+    for name in ("palate", "torch", "diffusers", "transformers", "peft"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+# --- curves -----------------------------------------------------------------------------------------------------------
+
+ABOUT = {  # in the order of the page; `x/` is for all metrics below x
+    "loss": "What is made small.",
+    "evaluation/": "Mean over the evaluation prompts, from the same noise each time.",
+    "reward/accuracy": "Share of pairs in which the policy leans towards the chosen one.",
+    "reward/margin": "How much more the policy favours the chosen over the rejected than the reference does.",
+    "reward": "Of chosen and rejected: beta times how much likelier they are than under the reference.",
+    "reward/": "Mean over the policy's own samples of the round.",
+    "kl": "Distance from the reference.",
+    "approx_kl": "Distance from the policy that sampled.",
+    "displacement": "How much the denoising error rose above the reference's; if both rise, damage tells them apart.",
+    "clip_fraction": "Share of the steps that the clip held back.",
+    "grad_norm": "Size of the gradient before clipping.",
+}
+LEVELS = {"reward/accuracy": (0.5, "chance"), "ratio": (1.0, "unchanged")}
+PARTS = ("chosen", "rejected")  # of one quantity, in one chart
+UNEVENTFUL = ("learning_rate", "samples/", "rows/", "step/")  # not worth a chart while they stay the same
+
+
+def charts(rows: Sequence[Mapping[str, Any]], start_loss: float | None = None) -> list[Chart]:
+    """A chart for each quantity in the rows; held-out values and the parts of a quantity share their chart."""
+    lines: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for key in dict.fromkeys(key for row in rows for key in row if key != "step"):
+        points = [(row["step"], float(row[key])) for row in rows if _is_number(row.get(key))]
+        dull = key.startswith(UNEVENTFUL) and len({y for _, y in points}) == 1
+        if points and not dull:
+            title, name = _place(key)
+            lines.setdefault(title, {})[name] = points
+    levels = dict(LEVELS)
+    if start_loss is not None:
+        levels["loss"] = (start_loss, f"{start_loss:.3f}: nothing learnt yet")
+    return [
+        Chart(title, lines[title], level=levels.get(title), about=ABOUT.get(_about(title), ""))
+        for title in sorted(lines, key=_rank)
+    ]
+
+
+def _place(key: str) -> tuple[str, str]:
+    """The chart of a metric and its line's name there."""
+    title, _, part = key.rpartition("/")
+    if title and part in PARTS:
+        return title, part
+    first, _, rest = key.partition("/")
+    if rest and first in ("validation", "held_out"):
+        title, name = _place(rest)
+        return title, "held out" if name == "training" else f"{name}, held out"
+    return key, "training"
+
+
+def _about(title: str) -> str:
+    """The entry of ABOUT that a chart belongs to: its own or its folder's."""
+    return title if title in ABOUT else title[: title.find("/") + 1]
+
+
+def _rank(title: str) -> tuple[int, str]:
+    order = list(ABOUT)
+    return (order.index(_about(title)) if _about(title) in ABOUT else len(order), title)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

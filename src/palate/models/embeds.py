@@ -1,0 +1,112 @@
+"""Text encoders run once per prompt: a memo in front of a pipeline's `encode_prompt`.
+
+Each prompt is encoded alone, whatever batch it came in, so that its embedding does not depend on its neighbours.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from palate.models.probe import leaves, rebuild
+
+
+class Memo:
+    """Values by key, the least recently used forgotten once their tensors exceed `budget` bytes."""
+
+    def __init__(self, budget: int = 2**30):
+        self.budget, self.held, self.misses = budget, 0, 0
+        self._kept: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def get(self, key: Hashable, make: Callable[[], Any], size: Callable[[Any], int]) -> Any:
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key][0]
+        value = make()
+        self.misses += 1
+        self.put(key, value, size(value))
+        return value
+
+    def put(self, key: Hashable, value: Any, size: int) -> None:
+        self.held += size - self._kept.pop(key, (None, 0))[1]
+        self._kept[key] = (value, size)
+        while self.held > self.budget and len(self._kept) > 1:
+            self.held -= self._kept.popitem(last=False)[1][1]
+
+    def clear(self) -> None:
+        self._kept.clear()
+        self.held = 0
+
+
+def size_of(tree: Any) -> int:
+    """Bytes of all tensors in a tree."""
+    return sum(v.numel() * v.element_size() for _, v in leaves(tree) if isinstance(v, Tensor))
+
+
+def memoised_encoding(pipeline: Any, memo: Memo) -> Callable[..., Any] | None:
+    """`encode_prompt` with a memo per prompt, or None where the pipeline has no such method.
+
+    Calls with embeddings in hand, several images per prompt, or outputs that do not stack, go straight through.
+    """
+    encode = getattr(pipeline, "encode_prompt", None)
+    if encode is None or "prompt" not in inspect.signature(encode).parameters:
+        return None
+    signature = inspect.signature(encode)
+    carries: dict[Hashable, list[bool] | None] = {}
+
+    @functools.wraps(encode)
+    def encode_prompt(*args: Any, **kwargs: Any) -> Any:
+        given = dict(signature.bind(*args, **kwargs).arguments)
+        given |= given.pop("kwargs", {})
+        prompts = given.get("prompt")
+        direct = not isinstance(prompts, str | list) or given.get("num_images_per_prompt", 1) != 1
+        if direct or any(isinstance(value, Tensor) for _, value in leaves(given)):
+            return encode(*args, **kwargs)
+        count = len(prompts) if isinstance(prompts, list) else 1
+        rows = [{k: one(v, i, count) if "prompt" in k else v for k, v in given.items()} for i in range(count)]
+        kind = repr({k: type(v) if "prompt" in k else v for k, v in given.items()})
+        if kind not in carries:
+            carries[kind] = batch_leaves(encode, rows[0])
+        found = carries[kind]
+        if found is None:
+            return encode(*args, **kwargs)
+        results = [memo.get(repr(row), functools.partial(encode, **row), size_of) for row in rows]
+        return stack(results, found)
+
+    return encode_prompt
+
+
+def one(value: Any, row: int, count: int) -> Any:
+    """A row's part of a prompt argument."""
+    return [value[row]] if isinstance(value, list) and len(value) == count else value
+
+
+def batch_leaves(encode: Callable[..., Any], row: dict[str, Any]) -> list[bool] | None:
+    """Which outputs carry the batch: those twice as long for the same prompt twice. None if that cannot be told."""
+    double = {k: v * 2 if "prompt" in k and isinstance(v, list) else v for k, v in row.items()}
+    if not isinstance(row["prompt"], list):
+        double["prompt"] = [row["prompt"]] * 2
+    alone, both = [v for _, v in leaves(encode(**row))], [v for _, v in leaves(encode(**double))]
+    if len(alone) != len(both) or not all(v is None or isinstance(v, Tensor) for v in alone):
+        return None
+    return [a is not None and len(b) == 2 * len(a) for a, b in zip(alone, both, strict=True)]
+
+
+def stack(results: list[Any], carries: list[bool]) -> Any:
+    """One result of all rows; what does not carry the batch is the first row's."""
+    flat = [dict(leaves(result)) for result in results]
+    names = dict(zip(flat[0], carries, strict=True))
+
+    def join(path: str, value: Any) -> Any:
+        return torch.cat([row[path] for row in flat]) if names[path] else value
+
+    return rebuild(results[0], join)

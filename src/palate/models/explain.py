@@ -1,0 +1,231 @@
+"""Explaining a recorded run from its values: the part each argument of the denoiser plays, and the guidance formula.
+
+Per argument: what holds every element of `scheduler.step`'s sample is the noisy input; what follows the timestep is the
+clock; what grows with the number of prompts is a row of the conditioning; what stays is shared. The prediction is
+looked for in the same way in what the scheduler is handed, and guidance is the formula that rebuilds it bit for bit.
+What cannot be explained raises `Unlearned`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from palate.models.probe import DENOISERS, Step, leaves, rebuild
+from palate.models.replay import CLOCKS, COMBINATIONS, Clock, Layout, Recipe, Slot, split
+
+
+class Unlearned(Exception):
+    """Why a trace could not be explained; becomes an `UnsupportedPipeline`."""
+
+
+# --- finding one tensor in another ------------------------------------------------------------------------------------
+
+
+def fingerprint(rows: Tensor) -> Tensor:
+    """[R, ...] -> [elements of a row] int64: equal where all R values of an element are equal, bit for bit."""
+    bits = (rows.float() + 0.0).contiguous().flatten(1).view(torch.int32).long()
+    weights = torch.randint(-(2**62), 2**62, (len(bits), 1), generator=torch.Generator().manual_seed(0)) | 1
+    return (bits * weights.to(bits.device)).sum(0)
+
+
+def find(source: Tensor, target: Tensor, *, whole: bool) -> Layout | None:
+    """Where source's elements [R, ...] lie in target [R, ...]: all of them (`whole`), or all that target has."""
+    have, want = fingerprint(source), fingerprint(target)
+    order = have.argsort()
+    place = torch.searchsorted(have[order], want).clamp(max=len(have) - 1)
+    hit = have[order][place] == want
+    index = torch.where(hit, order[place], -1)
+    missing = len(index[hit].unique()) < len(have) if whole else not bool(hit.all())
+    if missing or not bool(hit.any()):
+        return None
+    same = len(index) == len(have) and torch.equal(index, torch.arange(len(have), device=index.device))
+    return Layout(tuple(target.shape[1:]), None if same else index)
+
+
+# --- learning one step's passes ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Run:
+    """A recorded run of n prompts: its steps, and the scheduler's timesteps as the path's clock gives them."""
+
+    n: int
+    steps: list[Step]
+    timesteps: list[Tensor]
+
+    def rows(self, order: list[int]) -> Run:
+        """The run of these rows alone, as far as latents and predictions go."""
+        steps = [replace(s, sample=s.sample[order], model_output=s.model_output[order]) for s in self.steps]
+        return Run(len(order), steps, self.timesteps)
+
+    @property
+    def samples(self) -> Tensor:
+        return torch.cat([step.sample for step in self.steps])
+
+    def values(self, slot: int, path: str) -> list[Any]:
+        """One argument of one pass, over the steps."""
+        return [dict(leaves(step.passes[slot].arguments)).get(path) for step in self.steps]
+
+    def outputs(self, slot: int, path: str) -> list[Tensor]:
+        return [dict(leaves(step.passes[slot].output))[path] for step in self.steps]
+
+
+def predictions_per_step(run: Run) -> int:
+    """How many predictions of a row the denoiser makes in a step, over all passes."""
+    if not run.steps or not run.steps[0].passes:
+        raise Unlearned(f"no denoiser was called before the first step; looked for {', '.join(DENOISERS)}")
+    outputs = [first_tensor(heard.output) for heard in run.steps[0].passes]
+    return sum(len(output) for output in outputs) // run.n
+
+
+def first_tensor(tree: Any) -> Tensor:
+    for _, value in leaves(tree):
+        if isinstance(value, Tensor):
+            return value
+    raise Unlearned("the denoiser returns no tensor")
+
+
+def constant(values: Sequence[Any]) -> bool:
+    first = values[0]
+    if isinstance(first, Tensor):
+        return all(isinstance(v, Tensor) and v.shape == first.shape and torch.equal(v, first) for v in values[1:])
+    return all(type(v) is type(first) and v == first for v in values[1:])
+
+
+def learn_latent(values: Sequence[Any], run: Run) -> tuple[Layout, int, bool] | None:
+    """The layout of the noisy input in an argument, how many copies of it, and whether these are interleaved."""
+    if not all(isinstance(v, Tensor) and v.dim() > 0 and v.numel() >= run.samples[0].numel() for v in values):
+        return None
+    parts, remainder = divmod(len(values[0]), run.n)
+    if remainder or parts == 0:
+        return None
+    samples = run.samples.to(values[0].dtype)
+    for interleaved in (False, True) if parts > 1 else (False,):
+        copies = [torch.cat(list(part)) for part in zip(*(split(v, parts, interleaved) for v in values), strict=True)]
+        layouts = [find(samples, copy, whole=True) for copy in copies]
+        first = layouts[0]
+        if first is not None and all(o is not None and same_layout(o, first) for o in layouts):
+            return first, parts, interleaved
+    return None
+
+
+def same_layout(a: Layout, b: Layout) -> bool:
+    if a.index is None or b.index is None:
+        return a.index is b.index and a.shape == b.shape
+    return a.shape == b.shape and torch.equal(a.index, b.index)
+
+
+def learn_clock(values: Sequence[Any], run: Run, total: int) -> Clock | None:
+    """The form, among `CLOCKS`, that gives an argument's value at every step, bit for bit."""
+    tensors = [v if isinstance(v, Tensor) else torch.tensor(v) for v in values if isinstance(v, Tensor | int | float)]
+    if len(tensors) < len(values) or any(v.numel() == 0 for v in tensors):
+        return None
+    for form in CLOCKS:
+        for cast_first in (False, True):
+            clock = Clock(form, tensors[0].dtype, cast_first, total)
+            made = [clock(t.to(v.device)) for t, v in zip(run.timesteps, tensors, strict=True)]
+            if all(bool((m == v).all()) for m, v in zip(made, tensors, strict=True)):
+                return clock
+    return None
+
+
+def learn_slot(slot: int, two: Run, three: Run, total: int) -> Slot:
+    """The part every argument of one pass plays. The branches are named later, by the guidance formula."""
+    first = two.steps[0].passes[slot]
+    latents: dict[str, Layout] = {}
+    dtypes: dict[str, torch.dtype] = {}
+    clocks: dict[str, Clock] = {}
+    parts, interleaved = 0, False
+    steady: list[str] = []
+    for path, _ in leaves(first.arguments):
+        values = two.values(slot, path)
+        if constant(values):
+            steady.append(path)
+        elif (latent := learn_latent(values, two)) is not None:
+            latents[path], parts, interleaved = latent
+            dtypes[path] = values[0].dtype
+        elif (clock := learn_clock(values, two, total)) is not None:
+            clocks[path] = clock
+        else:
+            raise Unlearned(f"the denoiser's argument `{path}` changes from step to step, and is neither its noisy "
+                            "input nor a known clock")  # fmt: skip
+    if not latents:
+        raise Unlearned("no argument of the denoiser holds the sample that the scheduler steps from")
+    if not clocks:
+        raise Unlearned("no argument of the denoiser follows the scheduler's timesteps")
+    rows = frozenset(path for path in steady if carries_rows(slot, path, parts, two, three))
+    template = rebuild(first.arguments, lambda _, value: None if value is None else True)
+    return Slot(first.name, template, latents, dtypes, clocks, rows, ("cond",) * parts, interleaved)
+
+
+def carries_rows(slot: int, path: str, parts: int, two: Run, three: Run) -> bool:
+    """Whether an argument has one entry per prompt and branch, by its length in runs of two and of three prompts."""
+    a, b = two.values(slot, path)[0], three.values(slot, path)[0]
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor) or a.shape == b.shape:
+        return False
+    if a.shape[1:] == b.shape[1:] and (len(a), len(b)) == (parts * two.n, parts * three.n):
+        return True
+    raise Unlearned(f"the denoiser's argument `{path}` is {tuple(a.shape)} for {two.n} prompts and {tuple(b.shape)} "
+                    f"for {three.n}: it carries the batch in a way that is not known")  # fmt: skip
+
+
+def check_alike(two: Run, three: Run) -> None:
+    """All steps of both runs make the same passes with the same arguments."""
+    first = two.steps[0]
+    for step in (*two.steps, *three.steps):
+        if [p.name for p in step.passes] != [p.name for p in first.passes]:
+            raise Unlearned("the passes of the denoiser differ from step to step, or from batch to batch")
+        for mine, theirs in zip(step.passes, first.passes, strict=True):
+            if [p for p, _ in leaves(mine.arguments)] != [p for p, _ in leaves(theirs.arguments)]:
+                raise Unlearned(f"the arguments of `{mine.name}` differ from step to step, or with the batch size")
+
+
+def learn_single(two: Run, three: Run, total: int) -> Recipe:
+    """The recipe of a run without guidance: one pass, one prediction."""
+    check_alike(two, three)
+    if predictions_per_step(two) != 1 or len(two.steps[0].passes) != 1:
+        raise Unlearned(f"{predictions_per_step(two)} predictions are made where guidance should be off")
+    slot = learn_slot(0, two, three, total)
+    handed = torch.cat([step.model_output for step in two.steps])
+    if not bool(handed.any()):
+        raise Unlearned("every prediction is zero, so that nothing can be proven (a zero-initialised output layer?)")
+    for path, value in leaves(two.steps[0].passes[0].output):
+        if isinstance(value, Tensor) and len(value) == two.n:
+            output = torch.cat(two.outputs(0, path))
+            for sign in (1, -1):
+                layout = find(output, sign * handed.to(output.dtype), whole=False)
+                if layout is not None:
+                    return Recipe((replace(slot, branches=("cond",)),), path, layout, sign)
+    raise Unlearned("what the scheduler is handed is not the denoiser's output, nor a part of it: the pipeline alters "
+                    "the prediction afterwards")  # fmt: skip
+
+
+def learn_guided(single: Recipe, two: Run, three: Run, total: int, scale: float) -> Recipe:
+    """The recipe of a run with guidance: two predictions, in one pass or two, and the formula that combines them."""
+    check_alike(two, three)
+    if predictions_per_step(two) != 2:
+        raise Unlearned(f"guidance takes {predictions_per_step(two)} predictions per step, not two")
+    slots = [learn_slot(i, two, three, total) for i in range(len(two.steps[0].passes))]
+    for names in (("uncond", "cond"), ("cond", "uncond")):
+        branches = iter(names)
+        named = tuple(replace(s, branches=tuple(next(branches) for _ in s.branches)) for s in slots)
+        for combination, combine in COMBINATIONS.items():
+            recipe = replace(single, slots=named, combination=combination)
+            if all(explains(recipe, combine, step, scale) for step in two.steps):
+                return recipe
+    raise Unlearned("no known guidance formula rebuilds what the scheduler is handed from the two predictions "
+                    f"(tried {', '.join(COMBINATIONS)})")  # fmt: skip
+
+
+def explains(recipe: Recipe, combine: Callable[..., Tensor], step: Step, scale: float) -> bool:
+    found: dict[str, Tensor] = {}
+    for slot, heard in zip(recipe.slots, step.passes, strict=True):
+        found |= recipe.predictions(slot, heard.output)
+    if torch.equal(found["uncond"], found["cond"]):
+        raise Unlearned("both guidance branches predict the same, so that nothing can be proven about guidance")
+    return torch.equal(combine(found["uncond"], found["cond"], scale), step.model_output)

@@ -1,0 +1,173 @@
+"""Listening to a pipeline: what its own `__call__` gives its denoiser and hands to its scheduler.
+
+A run is recorded as steps; a step is the denoiser's passes since the last one, and the arguments of `scheduler.step`.
+Nothing of the pipeline is changed for good: the denoiser's `forward` and the scheduler are put back afterwards.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+DENOISERS = ("unet", "transformer", "transformer_2", "unet_2", "prior", "decoder", "dit")
+
+
+class Enough(Exception):
+    """Raised inside a pipeline's call to end it early."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One call of a denoiser: its name, its arguments by name, and what it returned."""
+
+    name: str
+    arguments: dict[str, Any]
+    output: Any
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of `scheduler.step`, and the denoiser's passes before it."""
+
+    passes: list[Pass]
+    model_output: Tensor
+    timestep: Any
+    sample: Tensor
+
+
+Stub = Callable[[Pass], Any]  # an answer in the denoiser's stead
+
+
+# --- trees of arguments -----------------------------------------------------------------------------------------------
+
+
+def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Everything in nested dicts, lists and tuples that is not one of these, with its dotted path."""
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from leaves(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(tree, list | tuple):
+        for i, value in enumerate(tree):
+            yield from leaves(value, f"{path}.{i}" if path else str(i))
+    else:
+        yield path, tree
+
+
+def rebuild(tree: Any, leaf: Callable[[str, Any], Any], path: str = "") -> Any:
+    """The same tree with every leaf replaced by `leaf(path, value)`."""
+    if isinstance(tree, Mapping):
+        items = {k: rebuild(v, leaf, f"{path}.{k}" if path else str(k)) for k, v in tree.items()}
+        return items if type(tree) is dict else type(tree)(**items)
+    if isinstance(tree, list | tuple):
+        return type(tree)(rebuild(v, leaf, f"{path}.{i}" if path else str(i)) for i, v in enumerate(tree))
+    return leaf(path, tree)
+
+
+# --- putting things in place for the length of a call -----------------------------------------------------------------
+
+
+@contextmanager
+def swapped(owner: Any, **values: Any) -> Iterator[None]:
+    """Attributes of an object replaced for the length of a `with`, past any `__setattr__` of its own."""
+    kept = {name: vars(owner)[name] for name in values if name in vars(owner)}
+    vars(owner).update(values)
+    try:
+        yield
+    finally:
+        for name in values:
+            vars(owner).pop(name, None)
+        vars(owner).update(kept)
+
+
+def override_step(scheduler: Any, step: Callable[..., Any]) -> Any:
+    """The scheduler with `step(self, ...)` in place of its class's own, under the same name and signature.
+
+    A class of its own rather than an attribute: pipelines copy schedulers, and look at `inspect.signature(step)` to
+    see whether they may pass `eta` and `generator`.
+    """
+    kind = type(scheduler)
+    members = {"step": functools.wraps(kind.step)(step), "__module__": kind.__module__}
+    scheduler.__class__ = type(kind.__name__, (kind,), members)
+    return scheduler
+
+
+def denoisers(pipeline: Any) -> dict[str, nn.Module]:
+    """The pipeline's parts that may be its denoiser, by name."""
+    found = {name: getattr(pipeline, name, None) for name in DENOISERS}
+    return {name: module for name, module in found.items() if isinstance(module, nn.Module)}
+
+
+@contextmanager
+def listening(pipeline: Any, heard: Callable[[Pass], None], stub: Stub | None = None) -> Iterator[None]:
+    """Calls `heard` after every pass of a denoiser; with a `stub`, its answer stands for the pass."""
+    with ExitStack() as stack:
+        for name, module in denoisers(pipeline).items():
+            stack.enter_context(swapped(module, forward=_listener(name, module.forward, heard, stub)))
+        yield
+
+
+def _listener(name: str, forward: Any, heard: Callable[[Pass], None], stub: Stub | None) -> Any:
+    signature = inspect.signature(forward)
+
+    @functools.wraps(forward)
+    def listen(*args: Any, **kwargs: Any) -> Any:
+        arguments = dict(signature.bind(*args, **kwargs).arguments)
+        arguments |= arguments.pop("kwargs", {})
+        asked = Pass(name, arguments, None)
+        output = forward(*args, **kwargs) if stub is None else stub(asked)
+        heard(Pass(name, arguments, output))
+        return output
+
+    return listen
+
+
+# --- recording --------------------------------------------------------------------------------------------------------
+
+
+def call(pipeline: Any, prompts: Sequence[str], generators: Sequence[torch.Generator], **settings: Any) -> Any:
+    """The pipeline's own call, without gradients and without warnings of its libraries about each other."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message="__array__ implementation doesn't accept", category=DeprecationWarning
+        )
+        return pipeline(prompt=list(prompts), generator=list(generators), **settings)
+
+
+def record(
+    pipeline: Any,
+    scheduler: Any,
+    prompts: Sequence[str],
+    *,
+    seed: int,
+    steps: int,
+    stub: Stub | None = None,
+    **settings: Any,
+) -> list[Step]:
+    """The first `steps` steps of the pipeline's own call with that scheduler in place; row r is seeded `seed + r`."""
+    passes: list[Pass] = []
+    trace: list[Step] = []
+    original = type(scheduler).step
+    signature = inspect.signature(original)
+
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(self, *args, **kwargs).arguments
+        trace.append(Step(list(passes), given["model_output"], given["timestep"], given["sample"].clone()))
+        passes.clear()
+        if len(trace) == steps:
+            raise Enough
+        return original(self, *args, **kwargs)
+
+    device = pipeline._execution_device
+    generators = [torch.Generator(device).manual_seed(seed + row) for row in range(len(prompts))]
+    in_place = swapped(pipeline, scheduler=override_step(scheduler, step))
+    with in_place, listening(pipeline, passes.append, stub), suppress(Enough):
+        call(pipeline, prompts, generators, **settings)
+    return trace

@@ -1,0 +1,221 @@
+"""Calling a denoiser as its pipeline would: where the latent, the clock and the conditioning go, and what comes back.
+
+Nothing here knows a model; `capture.py` finds every number by listening to a pipeline, and proves the result.
+
+Shapes: N rows; x in the path's coordinates [N, ...]; t [N]. A pass holds `parts` copies of the rows, one per guidance
+branch, one after the other or row by row; with one branch per pass there are as many passes as branches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from palate.models.contracts import Condition
+from palate.models.probe import Pass, leaves, rebuild
+
+# How pipelines combine the unconditional (u) and conditional (c) predictions; equal on paper, not in floating point.
+COMBINATIONS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "u + g (c - u)": lambda u, c, g: u + g * (c - u),
+    "c + g (c - u)": lambda u, c, g: c + g * (c - u),
+    "c + (g - 1) (c - u)": lambda u, c, g: c + (g - 1) * (c - u),
+    "(1 + g) c - g u": lambda u, c, g: (1 + g) * c - g * u,
+    "g c + (1 - g) u": lambda u, c, g: g * c + (1 - g) * u,
+    "lerp(u, c, g)": lambda u, c, g: torch.lerp(u, c, g),
+}
+
+# How a denoiser may be told the time, from the scheduler's timestep t of T.
+CLOCKS: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "t": lambda t, T: t,
+    "t / T": lambda t, T: t / T,
+    "1 - t / T": lambda t, T: 1 - t / T,
+    "(T - t) / T": lambda t, T: (T - t) / T,
+    "t - 1": lambda t, T: t - 1,
+}
+
+
+@dataclass(frozen=True)
+class Clock:
+    """The denoiser's clock: a form of `CLOCKS`, its dtype, and whether it is cast before or after the formula."""
+
+    form: str
+    dtype: torch.dtype
+    cast_first: bool
+    steps: int
+
+    def __call__(self, timestep: Tensor) -> Tensor:
+        if not self.dtype.is_floating_point and timestep.is_floating_point():
+            return CLOCKS[self.form](timestep, self.steps)  # whole numbers given as floats, or times between them
+        if self.cast_first:
+            return CLOCKS[self.form](timestep.to(self.dtype), self.steps)
+        return CLOCKS[self.form](timestep, self.steps).to(self.dtype)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the elements of one row lie in another tensor's row of that shape.
+
+    index: for each element of the target, which element of the source; -1 none of it; None for the same order.
+    """
+
+    shape: tuple[int, ...]
+    index: Tensor | None = None
+
+    def __call__(self, rows: Tensor, rest: Tensor | None = None) -> Tensor:
+        """rows [N, ...] -> [N, *shape]; what is not of the rows is taken from `rest` [N, *shape]."""
+        if self.index is None:
+            return rows.reshape(len(rows), *self.shape)
+        index = self.index.to(rows.device)
+        laid = rows.flatten(1)[:, index.clamp(min=0)].view(len(rows), *self.shape)
+        return laid if rest is None else torch.where(index.view(self.shape) >= 0, laid, rest.to(laid.dtype))
+
+    @property
+    def has_rest(self) -> bool:
+        return self.index is not None and bool((self.index < 0).any())
+
+    def blank(self, rows: Tensor) -> Tensor:
+        """rows [N, *shape] without the source's elements: what `rest` needs to be."""
+        assert self.index is not None
+        return torch.where(self.index.view(self.shape).to(rows.device) >= 0, torch.zeros_like(rows), rows)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One pass of the denoiser within a step, and the part each of its arguments plays.
+
+    template: the arguments' nesting. latents, clocks: argument path -> how to make it. rows: paths that carry the
+    batch; every other argument is the same for all rows. branches: of its parts, in order.
+    """
+
+    name: str
+    template: dict[str, Any]
+    latents: dict[str, Layout]
+    dtypes: dict[str, torch.dtype]
+    clocks: dict[str, Clock]
+    rows: frozenset[str]
+    branches: tuple[str, ...]
+    interleaved: bool
+
+    @property
+    def owner(self) -> str:
+        """The branch whose name the shared arguments are kept under."""
+        return self.branches[0] if len(self.branches) == 1 else "cond"
+
+    def split(self, tensor: Tensor) -> list[Tensor]:
+        """A pass's tensor [parts * N, ...] as one [N, ...] per branch."""
+        return split(tensor, len(self.branches), self.interleaved)
+
+    def join(self, parts: list[Tensor]) -> Tensor:
+        if len(parts) == 1:
+            return parts[0]
+        return torch.stack(parts, 1).flatten(0, 1) if self.interleaved else torch.cat(parts)
+
+    def condition(self, heard: Pass) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Rows and shared entries of what the denoiser was given, less the noisy input and the clock."""
+        rows: dict[str, Tensor] = {}
+        shared: dict[str, Any] = {}
+        for path, value in leaves(heard.arguments):
+            if path in self.rows:
+                rows |= {f"{b}/{path}": part for b, part in zip(self.branches, self.split(value), strict=True)}
+            elif path in self.latents:
+                layout = self.latents[path]
+                if layout.has_rest:
+                    parts = zip(self.branches, self.split(value), strict=True)
+                    rows |= {f"{branch}/{path}": layout.blank(part) for branch, part in parts}
+            elif path not in self.clocks and value is not None:
+                shared[f"{self.owner}/{path}"] = value
+        return rows, shared
+
+    def arguments(self, x: Tensor, timestep: Tensor, cond: Condition) -> dict[str, Any]:
+        """The denoiser's keyword arguments at x [N, ...], scheduler timestep [N]."""
+
+        def fill(path: str, value: Any) -> Any:
+            if path in self.latents:
+                layout, dtype = self.latents[path], self.dtypes[path]
+                rest = [cond.rows[f"{b}/{path}"] if layout.has_rest else None for b in self.branches]
+                return self.join([layout(x.to(dtype), r) for r in rest])
+            if path in self.clocks:
+                return self.join([self.clocks[path](timestep)] * len(self.branches))
+            if path in self.rows:
+                return self.join([cond.rows[f"{branch}/{path}"] for branch in self.branches])
+            return None if value is None else cond.shared.get(f"{self.owner}/{path}", cond.shared.get(f"cond/{path}"))
+
+        return rebuild(self.template, fill)
+
+
+def split(tensor: Tensor, parts: int, interleaved: bool) -> list[Tensor]:
+    """[parts * N, ...] as `parts` tensors [N, ...]."""
+    if parts == 1:
+        return [tensor]
+    if interleaved:
+        return list(tensor.unflatten(0, (-1, parts)).unbind(1))
+    return list(tensor.chunk(parts))
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two shared arguments are equal in value."""
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    return type(a) is type(b) and bool(a == b)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All passes of a step, where the prediction lies in what they return, and how guidance combines the branches.
+
+    sign: of the denoiser's output in what the scheduler is handed. combination: a key of `COMBINATIONS`, None for a
+    single prediction. output: the path in what a pass returns. batched: two passes of one branch each may be made in
+    one, where their arguments stack.
+    """
+
+    slots: tuple[Slot, ...]
+    output: str
+    layout: Layout
+    sign: int
+    combination: str | None = None
+    batched: bool = False
+
+    def passes(self, cond: Condition) -> tuple[Slot, ...]:
+        """The slots, or one that holds them all where they may be batched and these conditions allow it."""
+        if not self.batched or any(name.startswith("uncond/") for name in cond.shared):
+            return self.slots
+        rows = {name.partition("/")[2]: value for name, value in cond.rows.items() if name.startswith("uncond/")}
+        if any(value.shape != cond.rows[f"cond/{path}"].shape for path, value in rows.items()):
+            return self.slots
+        return (replace(self.slots[0], branches=tuple(slot.branches[0] for slot in self.slots)),)
+
+    def condition(self, passes: list[Pass]) -> Condition:
+        """The conditioning of one step's passes, n rows."""
+        rows: dict[str, Tensor] = {}
+        shared: dict[str, Any] = {}
+        for slot, heard in zip(self.slots, passes, strict=True):
+            more_rows, more_shared = slot.condition(heard)
+            rows |= more_rows
+            shared |= more_shared
+        for name in [name for name in shared if name.startswith("uncond/")]:
+            if same(shared[name], shared.get("cond/" + name.removeprefix("uncond/"))):
+                del shared[name]  # said once, where both branches are told the same
+        return Condition(rows, shared)
+
+    def predictions(self, slot: Slot, output: Any) -> dict[str, Tensor]:
+        """A pass's output as one prediction [N, ...] per branch, in the path's coordinates."""
+        raw = dict(leaves(output))[self.output]
+        laid = [self.layout(part) for part in slot.split(raw)]
+        return {b: part if self.sign > 0 else -part for b, part in zip(slot.branches, laid, strict=True)}
+
+    def __call__(
+        self, modules: Mapping[str, Any], x: Tensor, timestep: Tensor, cond: Condition, scale: float | None = None
+    ) -> Tensor:
+        """The prediction [N, ...] at x [N, ...], scheduler timestep [N]; `scale` only if branches are combined."""
+        found: dict[str, Tensor] = {}
+        for slot in self.passes(cond):
+            output = modules[slot.name](**slot.arguments(x, timestep, cond))
+            found |= self.predictions(slot, output)
+        if self.combination is None:
+            return found["cond"]
+        assert scale is not None
+        return COMBINATIONS[self.combination](found["uncond"], found["cond"], scale)

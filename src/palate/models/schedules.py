@@ -1,0 +1,135 @@
+"""From a model's scheduler config to the path it was trained on, and to the schedulers that walk that path.
+
+Whatever solver a folder names (PNDM, Euler, DPM++, UniPC ...), the network was trained on one of two paths: a DDPM
+noise table, walked here by DDIM, or rectified flow, walked by Euler. `from_config` keeps spacing, shift, terminal SNR.
+
+Shapes: T steps; the policy's clock t as in `palate.paths`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from torch import Tensor
+
+from palate.models.contracts import Kernel, PredictionKind
+from palate.paths import DDPMPath, FlowPath
+from palate.transitions import DDIM, FlowSDE
+
+KINDS: dict[str, PredictionKind] = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
+
+
+class Schedule(Protocol):
+    """How a path is walked: a scheduler for it, and the two clocks."""
+
+    @property
+    def path(self) -> Any: ...
+
+    @property
+    def total(self) -> int:
+        """Training timesteps."""
+        ...
+
+    def scheduler(self) -> Any:
+        """A fresh deterministic scheduler of the path."""
+        ...
+
+    def times(self, scheduler: Any) -> Tensor:
+        """The policy's clock [T+1] along a scheduler after its `set_timesteps`, the end included."""
+        ...
+
+    def timestep(self, t: Tensor) -> Tensor:
+        """The scheduler's timestep [N] at the policy's clock t [N]."""
+        ...
+
+    def kernel(self, eta: float) -> Kernel: ...
+
+
+@dataclass(frozen=True)
+class TableSchedule:
+    """A DDPM noise table, walked by DDIM. t is the training timestep."""
+
+    config: dict[str, Any]
+
+    @cached_property
+    def _model(self) -> DDIMScheduler:
+        return self.scheduler()
+
+    @cached_property
+    def path(self) -> DDPMPath:
+        return DDPMPath(self._model.alphas_cumprod, KINDS[self._model.config.prediction_type])
+
+    @property
+    def total(self) -> int:
+        return int(self._model.config.num_train_timesteps)
+
+    def scheduler(self) -> DDIMScheduler:
+        return _build(DDIMScheduler, self.config)
+
+    def times(self, scheduler: DDIMScheduler) -> Tensor:
+        # Each step arrives where the next begins; the last as far on as DDIM itself goes, below 0 for the end.
+        last = scheduler.timesteps[-1:] - self.total // scheduler.num_inference_steps
+        return torch.cat([scheduler.timesteps, last])
+
+    def timestep(self, t: Tensor) -> Tensor:
+        return t
+
+    def kernel(self, eta: float) -> DDIM:
+        return DDIM(self.path, eta, float(self._model.final_alpha_cumprod))
+
+
+@dataclass(frozen=True)
+class FlowSchedule:
+    """Rectified flow, walked by Euler. t is sigma, the timestep over the number of training timesteps."""
+
+    config: dict[str, Any]
+
+    @cached_property
+    def path(self) -> FlowPath:
+        return FlowPath()
+
+    @cached_property
+    def total(self) -> int:
+        return int(self.scheduler().config.num_train_timesteps)
+
+    def scheduler(self) -> FlowMatchEulerDiscreteScheduler:
+        return _build(FlowMatchEulerDiscreteScheduler, self.config)
+
+    def times(self, scheduler: FlowMatchEulerDiscreteScheduler) -> Tensor:
+        return scheduler.sigmas
+
+    def timestep(self, t: Tensor) -> Tensor:
+        return t * self.total
+
+    def kernel(self, eta: float) -> FlowSDE:
+        return FlowSDE(self.path, eta)
+
+
+def _build(kind: Any, config: dict[str, Any]) -> Any:
+    known = inspect.signature(kind.__init__).parameters
+    return kind.from_config({name: value for name, value in config.items() if name in known})
+
+
+def schedule_of(scheduler: Any) -> Schedule:
+    """The path of a model's scheduler. Raises ValueError, naming the scheduler, for what is neither of the two."""
+    config = {k: v for k, v in scheduler.config.items() if not k.startswith("_")}
+    name, kind = type(scheduler).__name__, config.get("prediction_type", "epsilon")
+    if config.get("thresholding") or (config.get("clip_sample") and hasattr(scheduler, "alphas_cumprod")):
+        raise ValueError(
+            f"{name} clips the predicted picture at every step, which has no Gaussian transition: "
+            "set clip_sample and thresholding to false in scheduler/scheduler_config.json if the model allows it"
+        )
+    if name.startswith("FlowMatch") or config.get("use_flow_sigmas") or kind == "flow_prediction":
+        shift = config.get("shift", config.get("flow_shift", 1.0))
+        return FlowSchedule({**config, "shift": shift})
+    if hasattr(scheduler, "alphas_cumprod") and kind in KINDS:
+        return TableSchedule({"set_alpha_to_one": False, "steps_offset": 1, **config, "clip_sample": False})
+    raise ValueError(
+        f"{name} with prediction_type {kind!r} is neither a DDPM noise table (epsilon, v_prediction, sample) nor "
+        "rectified flow; its noise path is not supported"
+    )

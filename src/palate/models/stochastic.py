@@ -1,0 +1,119 @@
+"""A scheduler that samples stochastically and writes down what it does, for the length of one pipeline call.
+
+It is the path's own scheduler class, made `from_config` of the model's, so that spacings, shifts and the arguments of
+`set_timesteps` are kept; only `step` is another: the Gaussian transition of `palate.transitions`, with one generator
+per row, so that a sample does not depend on its batch.
+
+Shapes: n rows, T steps, latents [n, ...] in the path's coordinates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from palate.models.contracts import Condition, Kernel
+from palate.models.probe import override_step
+from palate.transitions import gaussian_log_prob
+
+
+@dataclass(frozen=True)
+class Record:
+    """What happened in a call. x: [n, T+1, ...] fp32. t: [T+1]. logps: [n, T], MEAN over latent dimensions, 0 where
+    std is 0 and there is no likelihood. std: [T]. cond: n rows. kernel: the transitions'."""
+
+    x: Tensor
+    t: Tensor
+    logps: Tensor
+    std: Tensor
+    cond: Condition
+    kernel: Kernel
+    guidance_scale: float | None
+
+
+@dataclass
+class Tape:
+    """The growing record of one call. Copies of a scheduler write on the same tape."""
+
+    kernel: Kernel
+    generators: Sequence[torch.Generator]
+    deterministic: bool
+    times: Callable[[Any], Tensor]
+    t: Tensor = field(default_factory=lambda: torch.empty(0))
+    std: list[float] = field(default_factory=list)
+    x: list[Tensor] = field(default_factory=list)
+    logps: list[Tensor] = field(default_factory=list)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tape:
+        return self
+
+    def start(self, scheduler: Any, sample: Tensor) -> None:
+        """Read the schedule, and each step's std once, so that no step has to ask the accelerator for it."""
+        self.t = self.times(scheduler).to(sample.device)
+        self.std = [0.0] * (len(self.t) - 1)
+        if not self.deterministic:
+            self.std = transition_std(self.kernel, self.t.cpu()).tolist()
+        self.x.append(sample.float())
+
+    def noise(self, like: Tensor) -> Tensor:
+        """[n, ...], row r from its own generator."""
+        rows = [torch.randn(like.shape[1:], generator=g, device=g.device, dtype=torch.float32) for g in self.generators]
+        return torch.stack(rows).to(like.device)
+
+    def advance(self, prediction: Tensor, sample: Tensor) -> Tensor:
+        """The next x [n, ...] by the kernel, written down with its log-probability."""
+        i, n = len(self.x) - 1, len(sample)
+        t, t_prev = self.t[i].expand(n), self.t[i + 1].expand(n)
+        mean, std = self.kernel.mean_std(prediction, sample, t, t_prev)
+        if self.std[i] == 0:
+            x = mean.to(sample.dtype)
+            self.logps.append(torch.zeros(n, device=x.device))
+        else:
+            x = (mean + std.view(-1, *[1] * (mean.dim() - 1)) * self.noise(mean)).to(sample.dtype)
+            self.logps.append(gaussian_log_prob(x, mean, std, check=False))
+        return x
+
+
+def transition_std(kernel: Kernel, times: Tensor) -> Tensor:
+    """The std [T] of every transition between times [T+1]; it does not depend on the latents."""
+    nothing = torch.zeros(len(times) - 1, 1)
+    try:
+        return kernel.mean_std(nothing, nothing, times[:-1], times[1:])[1]
+    except ValueError:  # a noise prediction at zero terminal SNR, which says nothing about x0
+        raise ValueError(
+            "this model predicts noise, but its schedule begins at zero terminal SNR, where that says nothing about "
+            "the picture: set the scheduler's prediction_type to v_prediction, or rescale_betas_zero_snr to false"
+        ) from None
+
+
+def recording(scheduler: Any, tape: Tape) -> Any:
+    """The scheduler with a `step` that moves by the tape's kernel, or by its own formula if that is deterministic."""
+    own = type(scheduler).step
+
+    def step(
+        self: Any, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, return_dict: bool = True, **_: Any
+    ) -> Any:
+        if not tape.x:
+            tape.start(self, sample)
+        if tape.deterministic:
+            x = own(self, model_output, timestep, sample, return_dict=False)[0]
+            tape.logps.append(torch.zeros(len(x), device=x.device))
+        else:
+            x = tape.advance(model_output, sample)
+            if hasattr(self, "_step_index"):
+                self._step_index = len(tape.x)
+        tape.x.append(x.float())
+        return Stepped(x) if return_dict else (x,)
+
+    return override_step(scheduler, step)
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """What a scheduler's `step` returns."""
+
+    prev_sample: Tensor
