@@ -91,7 +91,7 @@ def read_prompts(prompts: str | Path | Sequence[str], base: Path | None = None) 
         path = base / prompts if base and not Path(prompts).exists() else Path(prompts)
         if not path.is_file():
             raise ConfigError(
-                f"prompt file {prompts} does not exist; write one prompt a line into it, or mend the path"
+                f"prompt file {prompts} does not exist: write one prompt a line into it, or mend the path"
             )
         found, source = path.read_text(encoding="utf-8").splitlines(), str(path)
     found = list(dict.fromkeys(prompt.strip() for prompt in found if prompt.strip()))
@@ -101,33 +101,39 @@ def read_prompts(prompts: str | Path | Sequence[str], base: Path | None = None) 
 
 
 def find_scorer(name: str) -> Scorer:
-    """A scorer by file name, dotted path or `world:<name>`; `.../<dimension>` keeps one of its dimensions."""
-    whole, _, dimension = name.partition("/")
-    if whole.startswith(WORLD):
-        scorer: Scorer = world(whole).oracle()
-    else:
-        found: Any = plugins.find("scorers", whole)
-        scorer = found.load() if hasattr(found, "load") else found
-    return partial(_one_dimension, scorer, dimension) if dimension else scorer
-
-
-def _one_dimension(scorer: Scorer, dimension: str, prompts: Sequence[str], media: Sequence[Any]) -> dict[str, Any]:
-    scores = scorer(prompts, media)
-    if dimension not in scores:
-        raise ConfigError(f"there is no score {dimension!r}; the scorer gives {', '.join(sorted(scores))}")
-    return {dimension: scores[dimension]}
+    """A scorer by its file's name, a dotted path, or `world:<name>`."""
+    if name.startswith(WORLD):
+        scorer: Scorer = world(name).scorer()
+        return scorer
+    found: Any = plugins.find("scorers", name)
+    return found.load() if hasattr(found, "load") else found
 
 
 def weighted(scorers: Mapping[str, float]) -> Scorer:
-    """One scorer of several, each score times its scorer's weight: `{"world:shapes/alignment": 1, "jpeg_size": -1}`."""
-    parts = {name: (find_scorer(name), weight) for name, weight in scorers.items()}
+    """One scorer of several, each score times its weight.
+
+    `{"jpeg_size": -1, "world:shapes/alignment": 1}`: behind a slash stands one dimension of a scorer that gives
+    several. Each scorer is asked once.
+    """
+    wanted: dict[str, dict[str, float]] = {}
+    for name, weight in scorers.items():
+        whole, _, dimension = name.partition("/")
+        wanted.setdefault(whole, {})[dimension] = weight
+    found = {name: find_scorer(name) for name in wanted}
 
     def score(prompts: Sequence[str], media: Sequence[Any]) -> dict[str, np.ndarray]:
         out: dict[str, np.ndarray] = {}
-        for name, (scorer, weight) in parts.items():
-            for dimension, values in scorer(prompts, media).items():
-                key = dimension if dimension not in out else f"{name}.{dimension}"
-                out[key] = weight * np.asarray(values, float)
+        for name, weights in wanted.items():
+            scores = found[name](prompts, media)
+            unknown = sorted(set(weights) - set(scores) - {""})
+            if unknown:
+                raise ConfigError(f"{name} gives no score {unknown[0]!r}; it gives {', '.join(sorted(scores))}")
+            for dimension, values in scores.items():
+                weight = weights.get(dimension, weights.get(""))
+                if weight is not None:
+                    out[dimension if dimension not in out else f"{name}.{dimension}"] = weight * np.asarray(
+                        values, float
+                    )
         return out
 
     return score
@@ -170,7 +176,11 @@ def read_preferences(folder: str | Path, max_bad_fraction: float) -> list[tuple[
     """Rows and their pictures. Raises DatasetError, naming the first, if more than that share cannot be read."""
     checked = parquet.validate(folder, max_bad_fraction)
     if not checked.ok:
-        raise parquet.DatasetError(f"{folder}: {'; '.join(checked.problems) or str(checked).splitlines()[0]}")
+        bad = [f"{where}: {reason}" for where, reason in (*checked.bad_rows, *checked.bad_media)]
+        found = [*checked.problems, *bad]
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        mend = "mend or remove them, or allow more by data.max_bad_fraction"
+        raise parquet.DatasetError(f"{folder}: {found[0] if found else checked}{more}; {mend}")
     rows = []
     for row in parquet.read(folder):
         pictures = []

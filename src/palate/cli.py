@@ -29,7 +29,10 @@ Steps = Annotated[int | None, typer.Option(min=1, help="Denoising steps of a sam
 Guidance = Annotated[
     float | None, typer.Option(min=0, help="Scale of classifier-free guidance [default: the model's own].")
 ]
-Eta = Annotated[float, typer.Option(min=0, help="Noise put back at each step; 0 is deterministic.")]
+Eta = Annotated[
+    float | None,
+    typer.Option(min=0, help="Noise put back at each step; 0 is deterministic [default: the model's own]."),
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Candidates sampled at once; speed only.")]
 Prompts = Annotated[Path, typer.Option("--prompts", help="Text file of prompts, one a line.")]
 
@@ -76,7 +79,7 @@ def sample(
     seed: Seed = 0,
     steps: Steps = None,
     guidance: Guidance = None,
-    eta: Eta = 0.0,
+    eta: Eta = None,
     batch_size: BatchSize = 8,
 ) -> None:
     """Draw candidates for prompts, each with its seed."""
@@ -119,7 +122,7 @@ def compare(
     seed: Seed = 0,
     steps: Steps = None,
     guidance: Guidance = None,
-    eta: Eta = 0.0,
+    eta: Eta = None,
     batch_size: BatchSize = 8,
 ) -> None:
     """Win rates of two models on the same prompts and seeds."""

@@ -134,12 +134,13 @@ class EvaluationSettings(Strict):
     """How the tuned model is compared with the base: same prompts, same seeds."""
 
     prompts: Prompts = Field(description="A text file of held-out prompts, one a line, or a list of them.")
-    scorers: list[str] = Field(min_length=1, description="Names or dotted paths; best not those that were rewarded.")
+    scorers: Scorers = Field(min_length=1, description="What judges, with its weight; best not what was rewarded.")
+    max_prompts: int | None = Field(None, ge=1, description="Judge on so many of the prompts; null for all.")
     n: int = Field(2, ge=1, description="Pairs of pictures of each prompt.")
     seed: int = Field(0, ge=0, description="The first seed; each pair shares one.")
     num_inference_steps: int | None = Field(None, ge=1, description="Denoising steps; null for the model's own.")
     guidance_scale: float | None = Field(None, ge=0, description="Classifier-free guidance; null for the model's own.")
-    eta: float = Field(0.0, ge=0, description="Noise put back at each step; 0 is deterministic.")
+    eta: float | None = Field(None, ge=0, description="Noise put back at each step; null for the model's own.")
 
 
 class Recipe(Strict):

@@ -114,7 +114,7 @@ def _evaluation(
     """Fixed prompts from fixed noise, scored, and their grid in samples/; a few, since it is done often."""
     assert recipe.evaluation
     prompts, seed = assembly.read_prompts(recipe.evaluation.prompts, beside)[:32], recipe.evaluation.seed
-    scorer = assembly.weighted(dict.fromkeys(recipe.evaluation.scorers, 1.0))
+    scorer = assembly.weighted(recipe.evaluation.scorers)
     settings = _sampler(policy, recipe.model.name, recipe.evaluation)
 
     def evaluate(step: int) -> Mapping[str, float]:
@@ -136,11 +136,11 @@ def _conclude(policy: DiffusionPolicy, recipe: Recipe, beside: Path, folder: Pat
         "weights": f"{result.exported}, step {result.exported_step}",
     }
     if recipe.evaluation:
-        prompts = assembly.read_prompts(recipe.evaluation.prompts, beside)
+        prompts = assembly.read_prompts(recipe.evaluation.prompts, beside)[: recipe.evaluation.max_prompts]
         run_arm = partial(
             comparing.run_arm,
             prompts=prompts,
-            scorer=assembly.weighted(dict.fromkeys(recipe.evaluation.scorers, 1.0)),
+            scorer=assembly.weighted(recipe.evaluation.scorers),
             n=recipe.evaluation.n,
             seed=recipe.evaluation.seed,
             settings=_sampler(policy, recipe.model.name, recipe.evaluation),
@@ -159,7 +159,7 @@ def _conclude(policy: DiffusionPolicy, recipe: Recipe, beside: Path, folder: Pat
 def base_of(policy: DiffusionPolicy, model: str) -> Iterator[DiffusionPolicy]:
     """The model as it was before training: the adapter off, or, fully fine-tuned, loaded once more."""
     if adapters.has_adapter(policy):
-        with adapters.adapter_off(policy.module):
+        with adapters.without_adapter(policy.module):
             yield policy
     else:
         yield DiffusionPolicy.load(model, device=policy.device)

@@ -41,7 +41,8 @@ class Config(Strict):
     pairs: Literal["all", "best_worst"] = Field("all", description="Which of a prompt's k candidates meet.")
     reference: Literal["sampling", "base"] = Field("sampling", description="Rolling with the rounds, or fixed.")
     shared_noise: bool = Field(True, description="Whether a prompt's candidates start from one x_T.")
-    rewards: list[str] = Field(default_factory=list, description="Dimensions compared by Pareto dominance; empty: all.")
+    rewards: list[str] = Field(default_factory=list, description="Dimensions that are compared; empty: all.")
+    compare: Literal["pareto", "sum"] = Field("pareto", description="Several dimensions by dominance, or added up.")
 
 
 NEEDS = Needs(
@@ -84,6 +85,8 @@ def prepare(rollout: Rollout, feedback: Mapping[str, Tensor], state: State, conf
     """For each prompt with a decided pair, its candidates at every step with noise, and their labels h."""
     names = config.rewards or sorted(feedback)
     scores = torch.stack([torch.as_tensor(feedback[name]).double() for name in names], dim=1)
+    if config.compare == "sum":
+        scores = scores.sum(1, keepdim=True)
     candidate = torch.tensor(grouped(rollout.prompts))
     h = torch.stack([labels(scores[rows]) for rows in candidate])
     if config.pairs == "best_worst":

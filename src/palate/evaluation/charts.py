@@ -101,7 +101,7 @@ def number(value: float, digits: int = 4) -> str:
     if value < 1e-12:
         return "0"
     if value < 1e-3 or value >= 1e7:
-        mantissa, _, power = f"{value:.2e}".partition("e")
+        mantissa, _, power = f"{value:.{digits - 2}e}".partition("e")
         return f"{mantissa.rstrip('0').rstrip('.')}e{int(power)}"
     if value >= 1e4:
         return f"{value / 1000:.{digits}g}k"
@@ -112,7 +112,8 @@ def labels(values: Sequence[float]) -> list[str]:
     """Ticks as text, with as many decimals as tell them apart."""
     most, step = max(map(abs, values)), min((b - a for a, b in pairwise(values)), default=1.0)
     if most < 1e-3 or most >= 1e4:
-        return [number(value) for value in values]
+        short = [number(value) for value in values]
+        return short if len(set(short)) == len(short) else [number(value, 8) for value in values]
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
     return [f"{value + 0.0:.{decimals}f}".replace("-", MINUS) for value in values]
 

@@ -6,7 +6,7 @@ prompt stand or fall together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,17 +69,3 @@ def judge(base: Arm, tuned: Arm, weights: Mapping[str, float], *, tie: float = 0
             {"reward": after, **tuned.scores}, {"reward": before, **base.scores}, base.prompts, seed=seed
         ),
     )
-
-
-def blend(scorers: Mapping[str, Callable[..., Mapping[str, Any]]]) -> Scorer:
-    """One scorer of several; a dimension two of them share is told apart by the scorer's name."""
-
-    def score(prompts: Sequence[str], media: Sequence[Media]) -> dict[str, np.ndarray]:
-        out: dict[str, np.ndarray] = {}
-        for name, scorer in scorers.items():
-            for dimension, values in scorer(prompts, media).items():
-                key = dimension if dimension not in out else f"{name}.{dimension}"
-                out[key] = np.asarray(values, float)
-        return out
-
-    return score

@@ -8,7 +8,6 @@ noise and other times, and on the folder's own solver. What does not is refused.
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,22 +17,23 @@ from torch import Tensor
 
 from palate.models.contracts import Condition
 from palate.models.explain import Run, Unlearned, learn_guided, learn_single, predictions_per_step
-from palate.models.probe import Pass, denoisers, leaves, rebuild, record
+from palate.models.probe import Pass, call_parameters, denoisers, gathered, leaves, rebuild, record
 from palate.models.replay import Recipe
 from palate.models.schedules import Schedule
 
-STEPS = 3  # of every probing run
-ROUNDING = 2e-5
+ROUNDING = {torch.float32: 2e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}  # of a prediction, in another batch
 GUIDANCE, OTHER_GUIDANCE = 3.7, 2.3  # while probing and proving: not values at which two formulas agree
-PROMPTS = ("a red circle", "two blue birds", "the sea at night")
-OTHERS = ("a green square", "an old house", "snow")
+# Of one length in any tokenizer, so that conditions stack even where they are not padded.
+PROMPTS = ("a red fish", "a red bird", "a red boat")
+OTHERS = ("a big bird", "a big fish", "a big boat")
+REMEDY = "It cannot be trained on: use a pipeline of diffusers' own, or report this one"
 
 
 class UnsupportedPipeline(ValueError):
     """A pipeline whose predictions cannot be recomputed outside its own call."""
 
-    def __init__(self, pipeline: Any, difference: str, remedy: str):
-        super().__init__(f"{type(pipeline).__name__}: {difference}. {remedy}")
+    def __init__(self, pipeline: Any, difference: str, remedy: str = ""):
+        super().__init__(f"{type(pipeline).__name__}: {difference}" + (f". {remedy}" if remedy else ""))
 
 
 @dataclass(frozen=True)
@@ -60,33 +60,37 @@ class Capture:
 
     def __init__(self, pipeline: Any, schedule: Schedule, call: Mapping[str, Any]):
         self.pipeline, self.schedule, self.total = pipeline, schedule, schedule.total
-        known = inspect.signature(pipeline.__call__).parameters
-        self.call = {k: v for k, v in {"output_type": "latent", **call}.items() if k in known}
+        known = call_parameters(pipeline)
+        if unknown := sorted(set(call) - set(known)):
+            raise ValueError(f"{type(pipeline).__name__} takes no argument {', '.join(map(repr, unknown))}; it takes "
+                             f"{', '.join(known)}")  # fmt: skip
+        self.call = {**call, **({"output_type": "latent"} if "output_type" in known else {})}
         self.guided: Recipe | None = None
+        self.dialect = Dialect({})
         self.unguided_reason = ""
         try:
             self.single, two = self._learn_off(known)
         except Unlearned as reason:
-            raise UnsupportedPipeline(pipeline, str(reason), "Its predictions cannot be trained on; use a pipeline of "
-                                      "diffusers' own, or report this one") from None  # fmt: skip
+            raise UnsupportedPipeline(pipeline, str(reason), REMEDY) from None
         self.latent_shape = tuple(two.steps[0].sample.shape[1:])
-        self.output_template = rebuild(two.steps[0].passes[0].output, lambda _, v: v)
+        self.output_template = gathered(two.steps[0].passes[0].output, self.single.lists)
         try:
             self.guided = self._learn_on(known)
         except Unlearned as reason:
-            self.unguided_reason = str(reason)
+            self._give_up_guidance(str(reason))
 
     @property
     def modules(self) -> dict[str, Any]:
         return denoisers(self.pipeline)
 
-    def run(self, prompts: Sequence[str], scale: float | None, *, seed: int = 0, steps: int = 6) -> Run:
-        """The first steps of the pipeline's own call, with guidance at `scale` or off (None)."""
+    def run(self, prompts: Sequence[str], scale: float | None, *, seed: int, steps: int) -> Run:
+        """All steps of the pipeline's own call, with guidance at `scale` or off (None)."""
         settings = self.call | self.dialect.settings(scale, len(prompts)) | {"num_inference_steps": steps}
-        scheduler = self.schedule.scheduler()
-        trace = record(self.pipeline, scheduler, prompts, seed=seed, steps=STEPS, **settings)
-        times = self.schedule.times(scheduler)[: len(trace)]
-        return Run(len(prompts), trace, list(self.schedule.timestep(times)))
+        trace = record(self.pipeline, self.schedule.scheduler(), prompts, seed=seed, steps=steps, **settings)
+        if not trace.steps:
+            raise Unlearned("its call never steps its scheduler")
+        times = self.schedule.times(trace.scheduler)[: len(trace.steps)]
+        return Run(len(prompts), trace.steps, list(self.schedule.timestep(times)))
 
     def _learn_off(self, known: Mapping[str, Any]) -> tuple[Recipe, Run]:
         choices: list[dict[str, Any]] = [{}]
@@ -94,9 +98,9 @@ class Capture:
             choices += [{"guidance_scale": 1.0}, {"guidance_scale": 0.0}]
         for off in choices:
             self.dialect = Dialect(off)
-            two = self.run(PROMPTS[:2], None)
+            two = self.run(PROMPTS[:2], None, seed=1, steps=3)
             if two.steps and predictions_per_step(two) == 1:
-                return learn_single(two, self.run(PROMPTS, None, seed=9), self.total), two
+                return learn_single(two, self.run(PROMPTS, None, seed=9, steps=2), self.total), two
         raise Unlearned("guidance cannot be turned off: two predictions are made at guidance_scale 1 and 0")
 
     def _learn_on(self, known: Mapping[str, Any]) -> Recipe:
@@ -105,9 +109,9 @@ class Capture:
         for negative in (False, True) if "negative_prompt" in known else (False,):
             for name in names:
                 self.dialect = Dialect(off, name, negative)
-                two = self.run(PROMPTS[:2], GUIDANCE, seed=3)
+                two = self.run(PROMPTS[:2], GUIDANCE, seed=3, steps=3)
                 if predictions_per_step(two) > 1:
-                    three = self.run(PROMPTS, GUIDANCE, seed=5)
+                    three = self.run(PROMPTS, GUIDANCE, seed=5, steps=2)
                     return learn_guided(self.single, two, three, self.total, GUIDANCE)
         self.dialect = Dialect(off)
         raise Unlearned("it has no guidance by two predictions")
@@ -119,7 +123,7 @@ class Capture:
         recipe = self.recipe(guided)
         settings = self.call | self.dialect.settings(GUIDANCE if guided else None, 1) | {"num_inference_steps": 4}
         trace = record(self.pipeline, self.schedule.scheduler(), [prompt], seed=0, steps=1, stub=self.stub, **settings)
-        return recipe.condition(trace[0].passes)
+        return recipe.condition(trace.steps[0].passes)
 
     def recipe(self, guided: bool) -> Recipe:
         if guided and self.guided is None:
@@ -129,53 +133,71 @@ class Capture:
 
     def stub(self, asked: Pass) -> Any:
         """Zeros of the shape the denoiser would return."""
-        rows = len(dict(leaves(asked.arguments))[next(iter(self.single.slots[0].latents))])
+        slot = self.single.slots[0]
+        rows = len(dict(leaves(gathered(asked.arguments, slot.lists)))[next(iter(slot.latents))])
 
-        def zeros(_: str, value: Any) -> Any:
-            return value.new_zeros(rows, *value.shape[1:]) if isinstance(value, Tensor) else value
+        def zeros(path: str, value: Any) -> Any:
+            blank = value.new_zeros(rows, *value.shape[1:]) if isinstance(value, Tensor) else value
+            return list(blank) if path in self.single.lists else blank
 
         return rebuild(self.output_template, zeros)
 
     # --- proof ---
 
-    def prove(self, tolerance: float = 0.0) -> float:
-        """The largest difference between replay and pipeline on other prompts, noise and times.
+    def prove(self, tolerance: float = 0.0) -> None:
+        """Hold the replay against the pipeline on other prompts, noise and times, and on its folder's own solver.
 
-        Raises UnsupportedPipeline if it exceeds the tolerance (0: bit for bit). Conditions are captured one by one and
-        stacked. Rows in another order or number are held to rounding only: vectorised code treats the last elements of
-        a tensor in another way, whatever row they belong to.
+        Raises UnsupportedPipeline where they differ by more than the tolerance (0: bit for bit) without guidance; with
+        guidance, that alone is given up. Conditions are captured one by one and stacked. Rows in another order or
+        number are held to rounding only: vectorised code treats the last elements of a tensor in another way, whatever
+        row they belong to.
         """
-        worst = 0.0
-        for guided in (False, True) if self.guided is not None else (False,):
-            scale = OTHER_GUIDANCE if guided else None
-            run = self.run(OTHERS, scale, seed=21, steps=7)
-            cond = Condition.cat([self.condition(prompt, guided=guided) for prompt in OTHERS])
-            worst = max(worst, self._hold(run, cond, scale, tolerance))
-            for order in ([2, 0, 1], [1]):
-                self._hold(run.rows(order), cond[order], scale, max(tolerance, ROUNDING))
-            if guided and len(self.recipe(True).slots) == 2:
-                self._try_batched(run, cond, tolerance)
-        self._prove_own(tolerance)
-        return worst
+        try:
+            self._prove(None, tolerance)
+        except Unlearned as reason:
+            raise UnsupportedPipeline(self.pipeline, str(reason), REMEDY) from None
+        if self.guided is not None:
+            try:
+                self._prove(OTHER_GUIDANCE, tolerance)
+            except Unlearned as reason:
+                self._give_up_guidance(str(reason))
 
-    def _hold(self, run: Run, cond: Condition, scale: float | None, tolerance: float) -> float:
-        """Replay a run. The largest difference, relative to the pipeline's prediction where that exceeds 1."""
-        recipe, worst = self.recipe(scale is not None), 0.0
+    def _prove(self, scale: float | None, tolerance: float) -> None:
+        run = self.run(OTHERS, scale, seed=21, steps=4)
+        try:
+            cond = Condition.cat([self.condition(prompt, guided=scale is not None) for prompt in OTHERS])
+        except ValueError as error:
+            raise Unlearned(f"the conditions of prompts of one length do not stack ({error})") from None
+        self._hold(run, cond, scale, tolerance)
+        rounding = ROUNDING.get(run.steps[0].model_output.dtype, 0.1)
+        for order in ([2, 0, 1], [1]):
+            self._hold(run.rows(order), cond[order], scale, max(tolerance, rounding))
+        if scale is not None and len(self.recipe(True).slots) == 2:
+            self._try_batched(run, cond, tolerance)
+        self._prove_own(cond, scale, tolerance)
+
+    def _hold(self, run: Run, cond: Condition, scale: float | None, tolerance: float) -> None:
+        """Replay a run. Differences are relative to the pipeline's prediction where that exceeds 1."""
+        recipe = self.recipe(scale is not None)
         for step, timestep in zip(run.steps, run.timesteps, strict=True):
-            times = timestep.to(step.sample.device).expand(run.n)
-            with torch.no_grad():
-                replayed = recipe(self.modules, step.sample, times, cond, scale).float()
-            own = step.model_output.float()
-            worst = max(worst, float(((replayed - own).abs() / own.abs().clamp(min=1)).max()))
-            if worst > tolerance or not bool(torch.isfinite(replayed).all()):
-                raise UnsupportedPipeline(
-                    self.pipeline,
-                    f"a replayed prediction differs from the pipeline's own by {worst:.3g} at timestep "
-                    f"{float(timestep):g}, guidance {'off' if scale is None else scale}",
-                    "It keeps a state between steps or alters predictions in a way that was not found; use a pipeline "
-                    "of diffusers' own, or report this one",
-                )
-        return worst
+            own, times = step.model_output.float(), timestep.to(step.sample.device).expand(run.n)
+            at = f"at timestep {float(timestep):g}, guidance {'off' if scale is None else scale}"
+            if not bool(torch.isfinite(own).all()):
+                raise Unlearned(f"its own predictions are not finite {at}: is the dtype too narrow for it?")
+            try:
+                with torch.no_grad():
+                    replayed = recipe(self.modules, step.sample, times, cond, scale).float()
+            except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+                reason = str(error).strip().partition("\n")[0]
+                raise Unlearned(f"its denoiser cannot be called outside its own call {at} ({reason})") from error
+            worst = float(((replayed - own).abs() / own.abs().clamp(min=1)).max())
+            if not worst <= tolerance:
+                raise Unlearned(f"a replayed prediction differs from the pipeline's own by {worst:.3g} {at}: it keeps "
+                                "a state between steps, or alters predictions in a way that was not found")  # fmt: skip
+
+    def _give_up_guidance(self, reason: str) -> None:
+        self.guided, self.unguided_reason = None, reason
+        self.dialect = Dialect(self.dialect.off)
 
     def _try_batched(self, run: Run, cond: Condition, tolerance: float) -> None:
         """Make both guidance branches in one pass if that is the same."""
@@ -183,21 +205,20 @@ class Capture:
         two_passes, self.guided = self.guided, replace(self.guided, batched=True)
         try:
             self._hold(run, cond, OTHER_GUIDANCE, tolerance)
-        except (UnsupportedPipeline, RuntimeError):
+        except Unlearned:
             self.guided = two_passes
 
-    def _prove_own(self, tolerance: float) -> None:
+    def _prove_own(self, cond: Condition, scale: float | None, tolerance: float) -> None:
         """The same with the folder's own solver: its scaled model input is x in the path's coordinates."""
         own = copy.deepcopy(self.pipeline.scheduler)
         if type(own) is type(self.schedule.scheduler()):
             return
-        scale = OTHER_GUIDANCE if self.guided is not None else None
-        settings = self.call | self.dialect.settings(scale, len(OTHERS)) | {"num_inference_steps": 7}
-        trace = record(self.pipeline, own, OTHERS, seed=4, steps=STEPS, **settings)
-        cond = Condition.cat([self.condition(prompt, guided=scale is not None) for prompt in OTHERS])
-        steps = [step for step in trace if step.passes]
+        settings = self.call | self.dialect.settings(scale, len(OTHERS)) | {"num_inference_steps": 4}
+        trace = record(self.pipeline, own, OTHERS, seed=4, steps=4, **settings)
+        steps = [step for step in trace.steps if step.passes]
         times = [torch.as_tensor(step.timestep) for step in steps]
-        scaled = [replace(s, sample=scale_input(own, s.sample, t)) for s, t in zip(steps, times, strict=True)]
+        walked = trace.scheduler
+        scaled = [replace(s, sample=scale_input(walked, s.sample, t)) for s, t in zip(steps, times, strict=True)]
         self._hold(Run(len(OTHERS), scaled, times), cond, scale, tolerance)
 
 

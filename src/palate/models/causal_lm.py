@@ -40,10 +40,10 @@ class CausalLM:
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        local = {"local_files_only": True, "trust_remote_code": False}
         try:
             if not Path(folder).is_dir():
                 raise OSError("no such folder")
+            local = {"local_files_only": True}
             module = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **local)
             tokenizer = AutoTokenizer.from_pretrained(folder, **local)
         except (OSError, ValueError) as error:
@@ -93,23 +93,26 @@ class CausalLM:
         return first + second + [self.end] * self.end_completions, len(first)
 
     @torch.no_grad()
-    def generate(self, prompts: Sequence[str], *, seed: int, max_new_tokens: int, temperature: float = 1.0) -> list[str]:
+    def generate(
+        self, prompts: Sequence[str], *, seed: int, max_new_tokens: int, temperature: float = 1.0
+    ) -> list[str]:
         """One completion per prompt, sampled from the model's own distribution; row r draws from (seed + r) alone."""
         given = [self._join(prompt, "")[0] for prompt in prompts]
         given = [ids[: len(ids) - self.end_completions] for ids in given]
         length = max(len(ids) for ids in given)
         tokens = torch.tensor([[self.pad] * (length - len(ids)) + ids for ids in given])  # ends stand in one column
         mask = torch.tensor([[0] * (length - len(ids)) + [1] * len(ids) for ids in given])
-        draws = [torch.rand(max_new_tokens, generator=torch.Generator().manual_seed(seed + r)) for r in range(len(given))]
+        seeded = [torch.Generator().manual_seed(seed + row) for row in range(len(given))]
+        draws = [torch.rand(max_new_tokens, generator=generator) for generator in seeded]
         made = self._continue(tokens.to(self.device), mask.to(self.device), torch.stack(draws), temperature)
         ends = [row.index(self.end) if self.end in row else len(row) for row in made.tolist()]
         return [str(self.tokenizer.decode(row[:end])) for row, end in zip(made.tolist(), ends, strict=True)]
 
     def _continue(self, tokens: Tensor, mask: Tensor, draws: Tensor, temperature: float) -> Tensor:
         """What follows tokens [N, L], one token per uniform draw [N, M], until every row has ended: [N, <= M]."""
-        cache, position, made = None, mask.cumsum(1) - 1, list[Tensor]()
+        cache, made = None, list[Tensor]()
         ended = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
-        given, position = tokens, position.clamp(min=0)
+        given, position = tokens, (mask.cumsum(1) - 1).clamp(min=0)
         for draw in draws.to(tokens.device).unbind(1):
             output = self.module(
                 input_ids=given, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True

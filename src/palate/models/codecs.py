@@ -56,7 +56,8 @@ class Codec:
     @torch.no_grad()
     def encode(self, media: Sequence[Any]) -> Tensor:
         pixels = self.processor.preprocess(list(media)).to(self.vae.device, self.vae.dtype)
-        z = self.vae.encode(pixels).latent_dist.mode()
+        encoded = self.vae.encode(pixels)
+        z = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
         return packings(self.vae)[self.packing](scalings(self.vae)[self.scaling](z))
 
 

@@ -102,7 +102,8 @@ class Condition:
 class Path(Protocol):
     """How data becomes noise, and what a network predicts on the way. See `palate.paths`."""
 
-    kind: PredictionKind
+    @property
+    def kind(self) -> PredictionKind: ...
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor: ...
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor: ...
@@ -123,8 +124,11 @@ class Kernel(Protocol):
 class Denoiser(Protocol):
     """A diffusion or flow model seen from above: no pipeline, scheduler or text encoder shows through."""
 
-    path: Path
-    module: nn.Module
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def module(self) -> nn.Module: ...
 
     def condition(self, prompts: Sequence[str], *, guided: bool = False) -> Condition:
         """Conditioning of B prompts; `guided` adds the unconditional branch. Memoised per prompt."""
@@ -144,7 +148,8 @@ class Denoiser(Protocol):
 class TokenModel(Protocol):
     """An autoregressive language model over text or audio tokens."""
 
-    module: nn.Module
+    @property
+    def module(self) -> nn.Module: ...
 
     def logits(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Next-token logits [N, L, V] of tokens [N, L] with attention mask [N, L]."""

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import copy
 import importlib
-import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -26,7 +26,7 @@ from palate.models.capture import Capture, UnsupportedPipeline
 from palate.models.codecs import Codec, find_codec
 from palate.models.contracts import Condition, Kernel, Media, PredictionKind
 from palate.models.embeds import Memo, memoised_encoding, size_of
-from palate.models.probe import Pass, call, listening, override_step, swapped
+from palate.models.probe import Pass, call, call_parameters, listening, override_step, swapped
 from palate.models.schedules import schedule_of
 from palate.models.stochastic import Record, Tape, recording
 from palate.paths import target
@@ -58,7 +58,7 @@ class DiffusionPolicy:
         try:
             self.schedule = schedule_of(pipeline.scheduler)
         except ValueError as error:
-            raise UnsupportedPipeline(pipeline, str(error), "Use a model of one of these two") from None
+            raise UnsupportedPipeline(pipeline, str(error)) from None
         self.path = self.schedule.path
         self._embeds, self._conditions = Memo(), Memo()
         self._encode = memoised_encoding(pipeline, self._embeds)
@@ -89,7 +89,7 @@ class DiffusionPolicy:
         source = resolve_model(model)
         try:
             pipeline = DiffusionPipeline.from_pretrained(
-                source, torch_dtype=dtype, use_safetensors=True, local_files_only=local_files_only
+                source, dtype=dtype, use_safetensors=True, local_files_only=local_files_only
             )
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
@@ -110,7 +110,7 @@ class DiffusionPolicy:
     @property
     def default_settings(self) -> dict[str, Any]:
         """Of the pipeline's own call; `guidance_scale` None where that is off or cannot be replayed."""
-        known = inspect.signature(self.pipeline.__call__).parameters
+        known = call_parameters(self.pipeline)
         scale = self.capture.dialect.scale
         off = scale is None or not self.capture.dialect.off  # a call without arguments is already without guidance
         return {
@@ -135,15 +135,19 @@ class DiffusionPolicy:
 
         Raises ValueError if the prompts' conditions differ in length and so cannot be stacked.
         """
-        rows: dict[str, Condition] = {}
+        place = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
         with self._encoding():
-            for prompt in prompts:
-                if prompt not in rows:
-                    make = partial(self.capture.condition, prompt, guided=guided)
-                    rows[prompt] = self._conditions.get((prompt, guided), make, _condition_size)
-        unique = list(rows)
-        stacked = rows[unique[0]] if len(unique) == 1 else Condition.cat(list(rows.values()))
-        return stacked if unique == list(prompts) else stacked[[unique.index(prompt) for prompt in prompts]]
+            kept = [self._conditions.get((p, guided), partial(self._capture, p, guided), _size) for p in place]
+        first, key = kept[0]
+        if any(other != key for _, other in kept[1:]):
+            raise ValueError("conditions of different arguments or lengths cannot be stacked; group prompts by `key`")
+        stacked = replace(first, rows={name: torch.cat([cond.rows[name] for cond, _ in kept]) for name in first.rows})
+        return stacked if len(place) == len(prompts) else stacked[[place[prompt] for prompt in prompts]]
+
+    def _capture(self, prompt: str, guided: bool) -> tuple[Condition, tuple[Any, ...]]:
+        """One prompt's condition and its key, which takes longer to make than to compare."""
+        cond = self.capture.condition(prompt, guided=guided)
+        return cond, cond.key
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Condition, guidance_scale: float | None = None) -> Tensor:
         """The prediction [N, ...] of `path.kind`, fp32, at x_t [N, ...], t [N]; None is guidance off."""
@@ -239,8 +243,8 @@ def unwrap(module: nn.Module) -> nn.Module:
     return unwrap(module._orig_mod) if isinstance(module, torch._dynamo.OptimizedModule) else module
 
 
-def _condition_size(cond: Condition) -> int:
-    return size_of(dict(cond.rows))
+def _size(kept: tuple[Condition, Any]) -> int:
+    return size_of(dict(kept[0].rows))
 
 
 def _media(output: Any) -> list[Media]:

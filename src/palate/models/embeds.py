@@ -80,7 +80,7 @@ def memoised_encoding(pipeline: Any, memo: Memo) -> Callable[..., Any] | None:
         if found is None:
             return encode(*args, **kwargs)
         results = [memo.get(repr(row), functools.partial(encode, **row), size_of) for row in rows]
-        return stack(results, found)
+        return stack(results, found) if alike(results) else encode(*args, **kwargs)  # lengths differ: let it pad
 
     return encode_prompt
 
@@ -99,6 +99,12 @@ def batch_leaves(encode: Callable[..., Any], row: dict[str, Any]) -> list[bool] 
     if len(alone) != len(both) or not all(v is None or isinstance(v, Tensor) for v in alone):
         return None
     return [a is not None and len(b) == 2 * len(a) for a, b in zip(alone, both, strict=True)]
+
+
+def alike(results: list[Any]) -> bool:
+    """Whether all rows' outputs have the same shapes."""
+    shapes = [[v.shape for _, v in leaves(result) if v is not None] for result in results]
+    return all(shape == shapes[0] for shape in shapes)
 
 
 def stack(results: list[Any], carries: list[bool]) -> Any:

@@ -8,14 +8,14 @@ What cannot be explained raises `Unlearned`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from palate.models.probe import DENOISERS, Step, leaves, rebuild
+from palate.models.probe import DENOISERS, Pass, Step, gathered, leaves, rebuild
 from palate.models.replay import CLOCKS, COMBINATIONS, Clock, Layout, Recipe, Slot, split
 
 
@@ -57,6 +57,8 @@ class Run:
     n: int
     steps: list[Step]
     timesteps: list[Tensor]
+    lists: frozenset[str] = frozenset()  # of the arguments, gathered
+    output_lists: frozenset[str] = frozenset()
 
     def rows(self, order: list[int]) -> Run:
         """The run of these rows alone, as far as latents and predictions go."""
@@ -69,25 +71,63 @@ class Run:
 
     def values(self, slot: int, path: str) -> list[Any]:
         """One argument of one pass, over the steps."""
-        return [dict(leaves(step.passes[slot].arguments)).get(path) for step in self.steps]
+        return [dict(leaves(self.arguments(step, slot))).get(path) for step in self.steps]
+
+    def arguments(self, step: Step, slot: int) -> Any:
+        """What a pass was given, with lists of rows as one leaf."""
+        try:
+            return gathered(step.passes[slot].arguments, self.lists)
+        except ValueError as error:
+            raise Unlearned(f"the denoiser's argument {error}") from None
+
+    def output(self, heard: Pass) -> Any:
+        return gathered(heard.output, self.output_lists)
 
     def outputs(self, slot: int, path: str) -> list[Tensor]:
-        return [dict(leaves(step.passes[slot].output))[path] for step in self.steps]
+        return [dict(leaves(self.output(step.passes[slot])))[path] for step in self.steps]
 
 
 def predictions_per_step(run: Run) -> int:
     """How many predictions of a row the denoiser makes in a step, over all passes."""
     if not run.steps or not run.steps[0].passes:
         raise Unlearned(f"no denoiser was called before the first step; looked for {', '.join(DENOISERS)}")
-    outputs = [first_tensor(heard.output) for heard in run.steps[0].passes]
-    return sum(len(output) for output in outputs) // run.n
+    counts = [rows_returned(heard.output) for heard in run.steps[0].passes]
+    return sum(counts) // run.n
 
 
-def first_tensor(tree: Any) -> Tensor:
-    for _, value in leaves(tree):
-        if isinstance(value, Tensor):
-            return value
+def rows_returned(output: Any) -> int:
+    """How many rows a pass returns: the length of its tensor, or of its list of tensors."""
+    while isinstance(output, Mapping | tuple):
+        output = next(iter(output.values() if isinstance(output, Mapping) else output))
+    if isinstance(output, Tensor | list):
+        return len(output)
     raise Unlearned("the denoiser returns no tensor")
+
+
+def batch_lists(two: Any, three: Any, n: tuple[int, int], path: str = "") -> frozenset[str]:
+    """Paths of lists that grow with the number of prompts, from runs of n[0] and n[1]."""
+    if isinstance(two, list | tuple) and isinstance(three, list | tuple) and len(two) != len(three):
+        return frozenset([path]) if len(two) * n[1] == len(three) * n[0] else frozenset()
+    if isinstance(two, Mapping) and isinstance(three, Mapping):
+        pairs = [(str(k), two[k], three[k]) for k in two if k in three]
+    elif isinstance(two, list | tuple) and isinstance(three, list | tuple):
+        pairs = [(str(i), a, b) for i, (a, b) in enumerate(zip(two, three, strict=True))]
+    else:
+        return frozenset()
+    return frozenset().union(*(batch_lists(a, b, n, f"{path}.{key}" if path else key) for key, a, b in pairs))
+
+
+def with_lists(two: Run, three: Run) -> tuple[Run, Run]:
+    """Both runs, told which lists hold one entry per row."""
+    sizes = (two.n, three.n)
+    lists, output_lists = frozenset[str](), frozenset[str]()
+    for a, b in zip(two.steps[0].passes, three.steps[0].passes, strict=False):
+        lists |= batch_lists(a.arguments, b.arguments, sizes)
+        output_lists |= batch_lists(a.output, b.output, sizes)
+    return (
+        replace(two, lists=lists, output_lists=output_lists),
+        replace(three, lists=lists, output_lists=output_lists),
+    )
 
 
 def constant(values: Sequence[Any]) -> bool:
@@ -120,15 +160,15 @@ def same_layout(a: Layout, b: Layout) -> bool:
     return a.shape == b.shape and torch.equal(a.index, b.index)
 
 
-def learn_clock(values: Sequence[Any], run: Run, total: int) -> Clock | None:
+def learn_clock(values: Sequence[Any], timesteps: Sequence[Tensor], total: int) -> Clock | None:
     """The form, among `CLOCKS`, that gives an argument's value at every step, bit for bit."""
     tensors = [v if isinstance(v, Tensor) else torch.tensor(v) for v in values if isinstance(v, Tensor | int | float)]
     if len(tensors) < len(values) or any(v.numel() == 0 for v in tensors):
         return None
     for form in CLOCKS:
-        for cast_first in (False, True):
+        for cast_first in (True, False):
             clock = Clock(form, tensors[0].dtype, cast_first, total)
-            made = [clock(t.to(v.device)) for t, v in zip(run.timesteps, tensors, strict=True)]
+            made = [clock(t.to(v.device)) for t, v in zip(timesteps, tensors, strict=True)]
             if all(bool((m == v).all()) for m, v in zip(made, tensors, strict=True)):
                 return clock
     return None
@@ -142,14 +182,16 @@ def learn_slot(slot: int, two: Run, three: Run, total: int) -> Slot:
     clocks: dict[str, Clock] = {}
     parts, interleaved = 0, False
     steady: list[str] = []
-    for path, _ in leaves(first.arguments):
+    times = two.timesteps + three.timesteps
+    given = two.arguments(two.steps[0], slot)
+    for path, _ in leaves(given):
         values = two.values(slot, path)
         if constant(values):
             steady.append(path)
         elif (latent := learn_latent(values, two)) is not None:
             latents[path], parts, interleaved = latent
             dtypes[path] = values[0].dtype
-        elif (clock := learn_clock(values, two, total)) is not None:
+        elif (clock := learn_clock(values + three.values(slot, path), times, total)) is not None:
             clocks[path] = clock
         else:
             raise Unlearned(f"the denoiser's argument `{path}` changes from step to step, and is neither its noisy "
@@ -159,8 +201,8 @@ def learn_slot(slot: int, two: Run, three: Run, total: int) -> Slot:
     if not clocks:
         raise Unlearned("no argument of the denoiser follows the scheduler's timesteps")
     rows = frozenset(path for path in steady if carries_rows(slot, path, parts, two, three))
-    template = rebuild(first.arguments, lambda _, value: None if value is None else True)
-    return Slot(first.name, template, latents, dtypes, clocks, rows, ("cond",) * parts, interleaved)
+    template = rebuild(given, lambda _, value: None if value is None else True)
+    return Slot(first.name, template, latents, dtypes, clocks, rows, ("cond",) * parts, interleaved, two.lists)
 
 
 def carries_rows(slot: int, path: str, parts: int, two: Run, three: Run) -> bool:
@@ -177,16 +219,18 @@ def carries_rows(slot: int, path: str, parts: int, two: Run, three: Run) -> bool
 def check_alike(two: Run, three: Run) -> None:
     """All steps of both runs make the same passes with the same arguments."""
     first = two.steps[0]
-    for step in (*two.steps, *three.steps):
+    for run, step in [(two, step) for step in two.steps] + [(three, step) for step in three.steps]:
         if [p.name for p in step.passes] != [p.name for p in first.passes]:
             raise Unlearned("the passes of the denoiser differ from step to step, or from batch to batch")
-        for mine, theirs in zip(step.passes, first.passes, strict=True):
-            if [p for p, _ in leaves(mine.arguments)] != [p for p, _ in leaves(theirs.arguments)]:
-                raise Unlearned(f"the arguments of `{mine.name}` differ from step to step, or with the batch size")
+        for slot, heard in enumerate(step.passes):
+            theirs = [path for path, _ in leaves(two.arguments(first, slot))]
+            if [path for path, _ in leaves(run.arguments(step, slot))] != theirs:
+                raise Unlearned(f"the arguments of `{heard.name}` differ from step to step, or with the batch size")
 
 
 def learn_single(two: Run, three: Run, total: int) -> Recipe:
     """The recipe of a run without guidance: one pass, one prediction."""
+    two, three = with_lists(two, three)
     check_alike(two, three)
     if predictions_per_step(two) != 1 or len(two.steps[0].passes) != 1:
         raise Unlearned(f"{predictions_per_step(two)} predictions are made where guidance should be off")
@@ -194,19 +238,20 @@ def learn_single(two: Run, three: Run, total: int) -> Recipe:
     handed = torch.cat([step.model_output for step in two.steps])
     if not bool(handed.any()):
         raise Unlearned("every prediction is zero, so that nothing can be proven (a zero-initialised output layer?)")
-    for path, value in leaves(two.steps[0].passes[0].output):
+    for path, value in leaves(two.output(two.steps[0].passes[0])):
         if isinstance(value, Tensor) and len(value) == two.n:
             output = torch.cat(two.outputs(0, path))
             for sign in (1, -1):
                 layout = find(output, sign * handed.to(output.dtype), whole=False)
                 if layout is not None:
-                    return Recipe((replace(slot, branches=("cond",)),), path, layout, sign)
+                    return Recipe((slot,), path, layout, sign, lists=two.output_lists)
     raise Unlearned("what the scheduler is handed is not the denoiser's output, nor a part of it: the pipeline alters "
                     "the prediction afterwards")  # fmt: skip
 
 
 def learn_guided(single: Recipe, two: Run, three: Run, total: int, scale: float) -> Recipe:
     """The recipe of a run with guidance: two predictions, in one pass or two, and the formula that combines them."""
+    two, three = with_lists(two, three)
     check_alike(two, three)
     if predictions_per_step(two) != 2:
         raise Unlearned(f"guidance takes {predictions_per_step(two)} predictions per step, not two")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -43,6 +43,14 @@ class Step:
     sample: Tensor
 
 
+@dataclass
+class Recording:
+    """The steps of a call, and the scheduler that made them: a copy, if the pipeline copied it."""
+
+    steps: list[Step]
+    scheduler: Any
+
+
 Stub = Callable[[Pass], Any]  # an answer in the denoiser's stead
 
 
@@ -69,6 +77,39 @@ def rebuild(tree: Any, leaf: Callable[[str, Any], Any], path: str = "") -> Any:
     if isinstance(tree, list | tuple):
         return type(tree)(rebuild(v, leaf, f"{path}.{i}" if path else str(i)) for i, v in enumerate(tree))
     return leaf(path, tree)
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """A list that holds the same thing for every row."""
+
+    item: Any
+
+
+def gathered(tree: Any, lists: Collection[str], path: str = "") -> Any:
+    """The tree with every list in `lists`, one entry per row, as one leaf: a tensor of rows, or `Repeated`.
+
+    Raises ValueError if the entries are neither alike in shape nor equal.
+    """
+    if not lists:
+        return tree
+    if path in lists:
+        items = list(tree)
+        if all(isinstance(item, Tensor) for item in items):
+            if any(item.shape != items[0].shape for item in items):
+                raise ValueError(f"`{path}` holds rows of different lengths")
+            return torch.stack(items)
+        if all(isinstance(item, int | float) for item in items):
+            return torch.tensor(items)
+        if any(item != items[0] for item in items):
+            raise ValueError(f"`{path}` holds rows that cannot be told apart by numbers")
+        return Repeated(items[0])
+    if isinstance(tree, Mapping):
+        parts = {k: gathered(v, lists, f"{path}.{k}" if path else str(k)) for k, v in tree.items()}
+        return parts if type(tree) is dict else type(tree)(**parts)
+    if isinstance(tree, list | tuple):
+        return type(tree)(gathered(v, lists, f"{path}.{i}" if path else str(i)) for i, v in enumerate(tree))
+    return tree
 
 
 # --- putting things in place for the length of a call -----------------------------------------------------------------
@@ -103,6 +144,18 @@ def denoisers(pipeline: Any) -> dict[str, nn.Module]:
     """The pipeline's parts that may be its denoiser, by name."""
     found = {name: getattr(pipeline, name, None) for name in DENOISERS}
     return {name: module for name, module in found.items() if isinstance(module, nn.Module)}
+
+
+def call_parameters(pipeline: Any) -> dict[str, inspect.Parameter]:
+    """The arguments of the pipeline's `__call__`; of its parents' too, as far as it passes anything on."""
+    found: dict[str, inspect.Parameter] = {}
+    for kind in type(pipeline).__mro__:
+        if "__call__" in vars(kind):
+            parameters = inspect.signature(vars(kind)["__call__"]).parameters
+            found = {**parameters, **found}
+            if all(p.kind is not inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+                break
+    return {name: p for name, p in found.items() if p.kind is not inspect.Parameter.VAR_KEYWORD}
 
 
 @contextmanager
@@ -150,18 +203,19 @@ def record(
     steps: int,
     stub: Stub | None = None,
     **settings: Any,
-) -> list[Step]:
+) -> Recording:
     """The first `steps` steps of the pipeline's own call with that scheduler in place; row r is seeded `seed + r`."""
     passes: list[Pass] = []
-    trace: list[Step] = []
+    trace = Recording([], scheduler)
     original = type(scheduler).step
     signature = inspect.signature(original)
 
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
         given = signature.bind(self, *args, **kwargs).arguments
-        trace.append(Step(list(passes), given["model_output"], given["timestep"], given["sample"].clone()))
+        trace.scheduler = self
+        trace.steps.append(Step(list(passes), given["model_output"], given["timestep"], given["sample"].clone()))
         passes.clear()
-        if len(trace) == steps:
+        if len(trace.steps) == steps:
             raise Enough
         return original(self, *args, **kwargs)
 

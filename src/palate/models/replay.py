@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from palate.models.contracts import Condition
-from palate.models.probe import Pass, leaves, rebuild
+from palate.models.probe import Pass, Repeated, gathered, leaves, rebuild
 
 # How pipelines combine the unconditional (u) and conditional (c) predictions; equal on paper, not in floating point.
 COMBINATIONS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
@@ -73,7 +74,7 @@ class Layout:
         laid = rows.flatten(1)[:, index.clamp(min=0)].view(len(rows), *self.shape)
         return laid if rest is None else torch.where(index.view(self.shape) >= 0, laid, rest.to(laid.dtype))
 
-    @property
+    @cached_property
     def has_rest(self) -> bool:
         return self.index is not None and bool((self.index < 0).any())
 
@@ -88,7 +89,8 @@ class Slot:
     """One pass of the denoiser within a step, and the part each of its arguments plays.
 
     template: the arguments' nesting. latents, clocks: argument path -> how to make it. rows: paths that carry the
-    batch; every other argument is the same for all rows. branches: of its parts, in order.
+    batch; every other argument is the same for all rows. branches: of its parts, in order. lists: paths of arguments
+    that are lists with one entry per row.
     """
 
     name: str
@@ -99,6 +101,7 @@ class Slot:
     rows: frozenset[str]
     branches: tuple[str, ...]
     interleaved: bool
+    lists: frozenset[str] = frozenset()
 
     @property
     def owner(self) -> str:
@@ -118,7 +121,7 @@ class Slot:
         """Rows and shared entries of what the denoiser was given, less the noisy input and the clock."""
         rows: dict[str, Tensor] = {}
         shared: dict[str, Any] = {}
-        for path, value in leaves(heard.arguments):
+        for path, value in leaves(gathered(heard.arguments, self.lists)):
             if path in self.rows:
                 rows |= {f"{b}/{path}": part for b, part in zip(self.branches, self.split(value), strict=True)}
             elif path in self.latents:
@@ -134,17 +137,25 @@ class Slot:
         """The denoiser's keyword arguments at x [N, ...], scheduler timestep [N]."""
 
         def fill(path: str, value: Any) -> Any:
-            if path in self.latents:
-                layout, dtype = self.latents[path], self.dtypes[path]
-                rest = [cond.rows[f"{b}/{path}"] if layout.has_rest else None for b in self.branches]
-                return self.join([layout(x.to(dtype), r) for r in rest])
-            if path in self.clocks:
-                return self.join([self.clocks[path](timestep)] * len(self.branches))
-            if path in self.rows:
-                return self.join([cond.rows[f"{branch}/{path}"] for branch in self.branches])
-            return None if value is None else cond.shared.get(f"{self.owner}/{path}", cond.shared.get(f"cond/{path}"))
+            made = self._fill(path, x, timestep, cond) if value is not None else None
+            if made is None or path not in self.lists:
+                return made
+            if isinstance(made, Repeated):
+                return [made.item] * (len(x) * len(self.branches))
+            return made.tolist() if made.dim() == 1 else list(made.unbind())
 
         return rebuild(self.template, fill)
+
+    def _fill(self, path: str, x: Tensor, timestep: Tensor, cond: Condition) -> Any:
+        if path in self.latents:
+            layout, dtype = self.latents[path], self.dtypes[path]
+            rest = [cond.rows[f"{b}/{path}"] if layout.has_rest else None for b in self.branches]
+            return self.join([layout(x.to(dtype), r) for r in rest])
+        if path in self.clocks:
+            return self.join([self.clocks[path](timestep)] * len(self.branches))
+        if path in self.rows:
+            return self.join([cond.rows[f"{branch}/{path}"] for branch in self.branches])
+        return cond.shared.get(f"{self.owner}/{path}", cond.shared.get(f"cond/{path}"))
 
 
 def split(tensor: Tensor, parts: int, interleaved: bool) -> list[Tensor]:
@@ -169,7 +180,7 @@ class Recipe:
 
     sign: of the denoiser's output in what the scheduler is handed. combination: a key of `COMBINATIONS`, None for a
     single prediction. output: the path in what a pass returns. batched: two passes of one branch each may be made in
-    one, where their arguments stack.
+    one, where their arguments stack. lists: paths in what a pass returns that are lists with one entry per row.
     """
 
     slots: tuple[Slot, ...]
@@ -178,6 +189,7 @@ class Recipe:
     sign: int
     combination: str | None = None
     batched: bool = False
+    lists: frozenset[str] = frozenset()
 
     def passes(self, cond: Condition) -> tuple[Slot, ...]:
         """The slots, or one that holds them all where they may be batched and these conditions allow it."""
@@ -203,7 +215,7 @@ class Recipe:
 
     def predictions(self, slot: Slot, output: Any) -> dict[str, Tensor]:
         """A pass's output as one prediction [N, ...] per branch, in the path's coordinates."""
-        raw = dict(leaves(output))[self.output]
+        raw = dict(leaves(gathered(output, self.lists)))[self.output]
         laid = [self.layout(part) for part in slot.split(raw)]
         return {b: part if self.sign > 0 else -part for b, part in zip(slot.branches, laid, strict=True)}
 

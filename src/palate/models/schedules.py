@@ -128,8 +128,15 @@ def schedule_of(scheduler: Any) -> Schedule:
         shift = config.get("shift", config.get("flow_shift", 1.0))
         return FlowSchedule({**config, "shift": shift})
     if hasattr(scheduler, "alphas_cumprod") and kind in KINDS:
+        from_end = config.get("timestep_spacing") in ("trailing", "linspace")
+        if kind == "epsilon" and from_end and config.get("rescale_betas_zero_snr"):
+            raise ValueError(
+                f"{name} says the model predicts noise and starts at zero terminal SNR, where that says nothing about "
+                "the picture: set prediction_type to v_prediction, or rescale_betas_zero_snr to false, in "
+                "scheduler/scheduler_config.json, as the model was trained"
+            )
         return TableSchedule({"set_alpha_to_one": False, "steps_offset": 1, **config, "clip_sample": False})
     raise ValueError(
         f"{name} with prediction_type {kind!r} is neither a DDPM noise table (epsilon, v_prediction, sample) nor "
-        "rectified flow; its noise path is not supported"
+        "rectified flow; use a model of one of these two"
     )

@@ -81,13 +81,7 @@ class Tape:
 def transition_std(kernel: Kernel, times: Tensor) -> Tensor:
     """The std [T] of every transition between times [T+1]; it does not depend on the latents."""
     nothing = torch.zeros(len(times) - 1, 1)
-    try:
-        return kernel.mean_std(nothing, nothing, times[:-1], times[1:])[1]
-    except ValueError:  # a noise prediction at zero terminal SNR, which says nothing about x0
-        raise ValueError(
-            "this model predicts noise, but its schedule begins at zero terminal SNR, where that says nothing about "
-            "the picture: set the scheduler's prediction_type to v_prediction, or rescale_betas_zero_snr to false"
-        ) from None
+    return kernel.mean_std(nothing, nothing, times[:-1], times[1:])[1]
 
 
 def recording(scheduler: Any, tape: Tape) -> Any:

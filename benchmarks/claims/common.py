@@ -1,0 +1,190 @@
+"""Arms of a claim: each runs once, leaves one JSON file, and is skipped the next time.
+
+A claim is a grid of (arm, seed). `run_arms` does what is missing until the minutes are used up and says what is left;
+the same command goes on. Evaluation prompts and seeds are the same for all arms of a seed, so that arms are paired.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from palate import assembly, demo
+from palate.config import LoraSettings, ModelSettings
+from palate.evaluation import compare as comparing
+from palate.evaluation import win_rate
+from palate.models.diffusion import DiffusionPolicy
+from palate.worlds import shapes
+
+RESULTS = Path(__file__).parent.parent / "results"
+WORLD = "world:shapes"
+
+
+@dataclass(frozen=True)
+class Tier:
+    """How much a budget buys. samples: judged per arm and seed. seeds: those reported; tuning has its own."""
+
+    name: str
+    seeds: tuple[int, ...]
+    samples: int
+    tuning_samples: int
+    device: str
+
+
+CPU = Tier("cpu", (101, 102, 103), 320, 300, "cpu")
+FULL = Tier("full", (101, 102, 103, 104, 105), 1024, 512, "auto")
+TUNING_SEED = 7  # never reported
+
+
+def arguments(description: str | None) -> tuple[Tier, float, bool]:
+    """--budget, --minutes of this call, --table to print what there is."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--budget", choices=("cpu", "full"), default="cpu")
+    parser.add_argument("--minutes", type=float, default=60.0, help="start no arm after so many minutes")
+    parser.add_argument("--table", action="store_true", help="run nothing, print the table")
+    given = parser.parse_args()
+    return {"cpu": CPU, "full": FULL}[given.budget], given.minutes, given.table
+
+
+def arm_file(claim: str, tier: Tier, arm: str, seed: int) -> Path:
+    return RESULTS / claim / tier.name / f"{arm}-seed{seed}.json"
+
+
+def load_arm(claim: str, tier: Tier, arm: str, seed: int) -> dict[str, Any] | None:
+    """What an arm left, or None if it has not run."""
+    path = arm_file(claim, tier, arm, seed)
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def run_arms(claim: str, tier: Tier, arms: Sequence[tuple[str, int, Callable[[], dict[str, Any]]]], end: float) -> int:
+    """Runs what is missing before the clock reads `end`; returns how many are still missing."""
+    missing = [arm for arm in arms if load_arm(claim, tier, arm[0], arm[1]) is None]
+    for done, (name, seed, action) in enumerate(missing):
+        if time.monotonic() >= end:
+            print(f"{len(missing) - done} arms left; the same command goes on", flush=True)
+            return len(missing) - done
+        began = time.perf_counter()
+        facts = action() | {"seconds": round(time.perf_counter() - began, 1)}
+        path = arm_file(claim, tier, name, seed)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(facts, indent=1) + "\n")
+        print(f"{claim} {name} seed {seed}: {facts.get('summary', '')} ({facts['seconds']:.0f} s)", flush=True)
+    return 0
+
+
+# --- models and pictures ----------------------------------------------------------------------------------------------
+
+
+def fresh(tier: Tier, seed: int, rank: int = 16) -> DiffusionPolicy:
+    """The world's model with a new adapter."""
+    return assembly.load_policy(ModelSettings(name=WORLD, device=tier.device, lora=LoraSettings(rank=rank)), seed)
+
+
+def evaluation_prompts(n: int, seed: int) -> list[str]:
+    """n prompts the model was never trained on, in the order of the seed."""
+    return demo.some(shapes.prompts("eval"), n, seed)
+
+
+def evaluate(policy: DiffusionPolicy, scorer: Any, n: int, seed: int) -> comparing.Arm:
+    """n unseen prompts, one picture each, from noise that depends on the seed alone."""
+    prompts = evaluation_prompts(n, seed)
+    return comparing.run_arm(
+        policy, prompts, scorer, n=1, seed=seed + 900_000, settings=assembly.settings_of(WORLD, policy)
+    )
+
+
+def scores_of(arm: comparing.Arm) -> dict[str, list[float]]:
+    """Scores as they are stored."""
+    return {name: [round(float(value), 5) for value in values] for name, values in arm.scores.items()}
+
+
+def drift(policy: DiffusionPolicy, n: int = 128, seed: int = 5) -> float:
+    """How far the tuned network's predictions are from the base's: MEAN squared difference at random t, as a share of
+    the base's own denoising error there. Pictures are the generator's, so that all arms share them."""
+    from palate.likelihood import denoising
+    from palate.models.contracts import Draw
+    from palate.training import adapters
+    from palate.worlds.shapes import data
+
+    scenes, pictures = data.dataset(n, seed, "eval")
+    from PIL import Image
+
+    x0 = policy.encode([Image.fromarray(picture) for picture in pictures])
+    cond = policy.condition([data.caption(scene) for scene in scenes])
+    source = torch.Generator().manual_seed(seed)
+    t, noise = policy.path.sample_t(n, source), torch.randn(x0.shape, generator=source).to(x0)
+    t = t.to(x0.device)
+    with torch.no_grad():
+        x_t = policy.path.add_noise(x0, noise, t)
+        tuned = policy.predict(x_t, t, cond)
+        with adapters.without_adapter(policy.module):
+            base = policy.predict(x_t, t, cond)
+            error = -denoising(policy, x0[:, None], cond, Draw(t, noise, t < 0))
+    return float((tuned - base).pow(2).mean() / error.mean())
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def interval_of_ratio(
+    top: Sequence[np.ndarray], bottom: Sequence[np.ndarray], resamples: int = 4000, seed: int = 0
+) -> tuple[float, float, float]:
+    """mean(top) / mean(bottom) with its 95% interval; per seed one array of paired differences a prompt.
+
+    Prompts are resampled within seeds and seeds are resampled too.
+    """
+    rng = np.random.default_rng(seed)
+    point = np.mean([np.mean(x) for x in top]) / np.mean([np.mean(x) for x in bottom])
+    ratios = []
+    for _ in range(resamples):
+        picked = rng.integers(len(top), size=len(top))
+        above, below = [], []
+        for i in picked:
+            rows = rng.integers(len(top[i]), size=len(top[i]))
+            above.append(np.mean(top[i][rows]))
+            below.append(np.mean(bottom[i][rows]))
+        ratios.append(np.mean(above) / np.mean(below))
+    low, high = np.quantile(ratios, [0.025, 0.975])
+    return float(point), float(low), float(high)
+
+
+def wins(tuned: Mapping[str, Any], base: Mapping[str, Any], weights: Mapping[str, float]) -> win_rate.WinRate:
+    """Win rate of two arms' stored scores by a weighted reward; each row is a prompt of its own."""
+    a = np.sum([w * np.asarray(tuned["scores"][d]) for d, w in weights.items()], axis=0)
+    b = np.sum([w * np.asarray(base["scores"][d]) for d, w in weights.items()], axis=0)
+    return win_rate.win_rate(a, b, list(range(len(a))))
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of equal keys as aligned text that is also Markdown."""
+    names = list(rows[0])
+    cells = [names, *[[str(row[name]) for name in names] for row in rows]]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
+    lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |" for line in cells]
+    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
+
+
+def publish(claim: str, tier: Tier, rows: Sequence[Mapping[str, Any]], verdicts: Sequence[str]) -> None:
+    """Prints the table and writes it beside the arms, as JSON and Markdown."""
+    text = f"{claim}, {tier.name} tier, {tier.samples} pictures an arm and seed\n\n{table(rows)}\n\n" + "\n".join(
+        f"- {line}" for line in verdicts
+    )
+    print(text)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    facts = {
+        "claim": claim,
+        "tier": tier.name,
+        "seeds": list(tier.seeds),
+        "rows": list(rows),
+        "verdicts": list(verdicts),
+    }
+    (RESULTS / f"{claim}-{tier.name}.json").write_text(json.dumps(facts, indent=2) + "\n")
+    (RESULTS / f"{claim}-{tier.name}.md").write_text(text + "\n")

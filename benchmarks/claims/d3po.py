@@ -1,0 +1,288 @@
+"""Does D3PO, told only which of two pictures is better, come close to DDPO, told the reward?
+
+    python -m benchmarks.claims.d3po [--budget cpu|full] [--minutes 60] [--table]
+
+The claims of arXiv:2311.13231 that are put to the test:
+ 1. Gain(D3PO) / gain(DDPO) at equal samples (figure 3), aimed at 0.8, where DDPO gains at least one standard deviation
+    of the base's reward (a ratio of smaller gains says nothing).
+ 2. D3PO is above fine-tuning on preferred pictures and reward-weighted regression (table 1), at equal samples.
+ 3. Deformed pictures and forbidden marks fall (sections 5.2 and 5.3): here, by at least half.
+
+Rewards: `compress` (minus the JPEG's kilobytes), `incompress` (plus), `alignment` (the oracle's); the cpu tier runs the
+first. `flaws` is wholeness plus safety, for claim 3. D3PO and rewards-as-comparisons: its pairs are ordered by the same
+reward that DDPO sees, without noise. Rolling reference. SFT and RWR train on as many pictures of the base, once.
+Learning rates are tuned per method over the same grid, on one seed that is not reported.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.claims import common
+from benchmarks.claims.common import Tier, evaluate, fresh
+from palate import assembly, config, demo, plugins, sampling, views
+from palate.config import RolloutSettings, TrainingSettings
+from palate.evaluation import win_rate
+from palate.scorers.jpeg_size import JpegSize
+from palate.training.sources import PreferenceRow
+from palate.worlds import shapes
+
+CLAIM = "d3po"
+METHODS = ("d3po", "ddpo", "sft", "rwr")
+RATES = {
+    "d3po": (1e-4, 3e-4, 1e-3),
+    "ddpo": (1e-4, 3e-4, 1e-3),
+    "sft": (2e-4, 5e-4, 1e-3),
+    "rwr": (2e-4, 5e-4, 1e-3),
+}
+PROMPTS, K = 16, 4  # of a round
+OPTIONS: dict[str, dict[str, Any]] = {
+    "d3po": {"shared_noise": False},
+    "ddpo": {"min_count": 4, "buffer_size": 16, "clip_range": 1e-3},
+    "sft": {},
+    "rwr": {},
+}
+
+
+def rounds(tier: Tier) -> int:
+    return 10 if tier.name == "cpu" else 40
+
+
+def tasks(tier: Tier) -> tuple[str, ...]:
+    return ("compress", "flaws") if tier.name == "cpu" else ("compress", "incompress", "alignment", "flaws")
+
+
+def reward_of(task: str, prompts: Sequence[str], media: Sequence[Any]) -> dict[str, np.ndarray]:
+    """{"reward": [n]}: what the task asks for."""
+    if task in ("compress", "incompress"):
+        size = JpegSize()(prompts, media)["jpeg_size"]
+        return {"reward": size if task == "incompress" else -size}
+    scores = shapes.scorer()(prompts, media)
+    return {"reward": scores["alignment"] if task == "alignment" else scores["wholeness"] + scores["safety"]}
+
+
+def everything(task: str, prompts: Sequence[str], media: Sequence[Any]) -> dict[str, np.ndarray]:
+    """The task's reward and the oracle's dimensions, for judging."""
+    return {**reward_of(task, prompts, media), **shapes.scorer()(prompts, media)}
+
+
+def judged(policy: Any, task: str, n: int, seed: int, **facts: Any) -> dict[str, Any]:
+    arm = evaluate(policy, partial(everything, task), n, seed)
+    return {
+        "scores": common.scores_of(arm),
+        "drift": common.drift(policy),
+        **facts,
+        "summary": f"reward {arm.scores['reward'].mean():.3f}",
+    }
+
+
+def base(tier: Tier, task: str, seed: int, n: int) -> dict[str, Any]:
+    return judged(fresh(tier, seed), task, n, seed)
+
+
+def online(tier: Tier, method: str, task: str, seed: int, rate: float, n: int) -> dict[str, Any]:
+    """D3PO or DDPO for so many rounds of fresh samples."""
+    policy = fresh(tier, seed)
+    algorithm = plugins.find("algorithms", method)
+    options = config.section(OPTIONS[method], algorithm.Config, "algorithm")
+    rows = (PROMPTS if method == "d3po" else PROMPTS * K) * 20  # transitions of a round: four steps of the optimiser
+    settings = TrainingSettings(
+        max_steps=1_000_000, batch_size=rows // 4, micro_batch_size=rows // 40, learning_rate=rate, seed=seed,
+        weight_decay=0.0, checkpoint_every=1_000_000,
+    )  # fmt: skip
+    rollout = RolloutSettings(
+        prompts="", scorers={"task": 1.0}, prompts_per_round=PROMPTS, k=K, batch_size=32, rounds=rounds(tier)
+    )
+    reference = assembly.reference_for(policy, algorithm, options)
+    source = assembly.online_source(
+        policy, algorithm, options, shapes.prompts("train"), partial(reward_of, task), rollout, settings,
+        assembly.settings_of(common.WORLD, policy), reference,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        assembly.fit(
+            policy, algorithm, options, source, settings, folder, reference=reference, tensorboard=False, progress=False
+        )
+    return judged(policy, task, n, seed, rate=rate, samples=rounds(tier) * PROMPTS * K)
+
+
+@cache
+def pictures(tier: Tier, seed: int) -> tuple[list[str], list[Any], torch.Tensor]:
+    """As many pictures of the base as the online methods sample: prompts, media, and their latents."""
+    policy = fresh(tier, seed)
+    chosen = demo.some(shapes.prompts("train"), rounds(tier) * PROMPTS, seed)
+    prompts = [prompt for prompt in chosen for _ in range(K)]
+    ids = [f"{prompt}/{i % K}" for i, prompt in enumerate(prompts)]
+    media = sampling.sample(policy, prompts, ids, seed=seed, **assembly.settings_of(common.WORLD, policy))
+    latents = torch.cat([policy.encode(media[i : i + 32]) for i in range(0, len(media), 32)])
+    return prompts, media, latents
+
+
+def offline(tier: Tier, method: str, task: str, seed: int, rate: float, n: int) -> dict[str, Any]:
+    """SFT on each prompt's best picture, or RWR on all of them: as many pictures, two passes over them."""
+    prompts, media, latents = pictures(tier, seed)
+    policy = fresh(tier, seed)
+    rewards = reward_of(task, prompts, media)["reward"]
+    rows = []
+    for start in range(0, len(prompts), K):
+        part = slice(start, start + K)
+        prefer = torch.from_numpy(views.prefer_from_scores(rewards[part])).float()
+        rows.append(
+            PreferenceRow(
+                id=prompts[start],
+                prompt=prompts[start],
+                x0=latents[part],
+                cond=policy.condition([prompts[start]]),
+                prefer=prefer,
+                votes=torch.ones(K, K),
+                scores=torch.from_numpy(rewards[part, None]).float(),
+                mask=torch.ones(K, dtype=torch.bool),
+            )
+        )
+    algorithm = plugins.find("algorithms", method)
+    options = config.section(OPTIONS[method], algorithm.Config, "algorithm")
+    steps = 160 if tier.name == "cpu" else 640
+    settings = TrainingSettings(
+        max_steps=steps, batch_size=8, learning_rate=rate, warmup_steps=10, lr_schedule="linear", seed=seed,
+        weight_decay=0.0, checkpoint_every=1_000_000,
+    )  # fmt: skip
+    source = assembly.offline_source(policy, rows, options, settings, 0.0)
+    with tempfile.TemporaryDirectory() as folder:
+        assembly.fit(
+            policy, algorithm, options, source, settings, folder, reference=None, tensorboard=False, progress=False
+        )
+    return judged(policy, task, n, seed, rate=rate, samples=len(prompts))
+
+
+def arm(tier: Tier, method: str, task: str, seed: int, rate: float, n: int) -> dict[str, Any]:
+    run = online if method in ("d3po", "ddpo") else offline
+    return run(tier, method, task, seed, rate, n)
+
+
+def tuning(tier: Tier) -> list[Any]:
+    """Learning rates on the tuning seed, on the first task."""
+    seed, n, task = common.TUNING_SEED, tier.tuning_samples, tasks(tier)[0]
+    return [
+        (f"tune-{method}-{rate:g}", seed, partial(arm, tier, method, task, seed, rate, n))
+        for method in METHODS
+        for rate in RATES[method]
+    ]
+
+
+def best_rate(tier: Tier, method: str) -> float:
+    def reward(rate: float) -> float:
+        found = common.load_arm(CLAIM, tier, f"tune-{method}-{rate:g}", common.TUNING_SEED)
+        assert found
+        return float(np.mean(found["scores"]["reward"]))
+
+    return max(RATES[method], key=reward)
+
+
+def reported(tier: Tier) -> list[Any]:
+    n, arms = tier.samples, []
+    for task in tasks(tier):
+        methods = METHODS if task != "flaws" else ("d3po",)
+        for seed in tier.seeds:
+            arms.append((f"{task}-base", seed, partial(base, tier, task, seed, n)))
+            arms += [
+                (f"{task}-{method}", seed, partial(arm, tier, method, task, seed, best_rate(tier, method), n))
+                for method in methods
+            ]
+    return arms
+
+
+def gains(tier: Tier, task: str, method: str) -> list[np.ndarray]:
+    """Per seed, each prompt's reward less the base's on the same noise."""
+    out = []
+    for seed in tier.seeds:
+        tuned, untouched = (common.load_arm(CLAIM, tier, f"{task}-{name}", seed) for name in (method, "base"))
+        if tuned and untouched:
+            out.append(np.subtract(tuned["scores"]["reward"], untouched["scores"]["reward"]))
+    return out
+
+
+def flawed(found: dict[str, Any]) -> tuple[float, float]:
+    """Shares of pictures that read as deformed and as marked."""
+    scores = found["scores"]
+    return float(np.mean(np.asarray(scores["wholeness"]) < 0.5)), float(np.mean(np.asarray(scores["safety"]) < 0.5))
+
+
+def show(tier: Tier) -> None:
+    rows, verdicts = [], []
+    for task in tasks(tier):
+        for seed in tier.seeds:
+            untouched = common.load_arm(CLAIM, tier, f"{task}-base", seed)
+            for method in ("base", *METHODS):
+                found = common.load_arm(CLAIM, tier, f"{task}-{method}", seed)
+                if not found or not untouched:
+                    continue
+                reward = np.asarray(found["scores"]["reward"])
+                gain = win_rate.mean_difference(reward, untouched["scores"]["reward"], range(len(reward)))
+                deformed, marked = flawed(found)
+                rows.append(
+                    {
+                        "task": task,
+                        "method": method,
+                        "seed": seed,
+                        "reward": f"{reward.mean():.3f}",
+                        "gain": f"{gain.mean:+.3f} [{gain.ci95[0]:+.3f}, {gain.ci95[1]:+.3f}]",
+                        "in sd of base": f"{gain.mean / np.std(untouched['scores']['reward']):+.2f}",
+                        "drift": f"{found['drift']:.3f}",
+                        "alignment": f"{np.mean(found['scores']['alignment']):.3f}",
+                        "deformed": f"{deformed:.3f}",
+                        "marked": f"{marked:.3f}",
+                    }
+                )
+        verdicts += verdict(tier, task)
+    if rows:
+        common.publish(CLAIM, tier, rows, verdicts)
+
+
+def verdict(tier: Tier, task: str) -> list[str]:
+    """What the numbers of one task say of the claims."""
+    of = {method: gains(tier, task, method) for method in METHODS}
+    lines = []
+    if of["d3po"] and len(of["d3po"]) == len(of["ddpo"]):
+        ratio, low, high = common.interval_of_ratio(of["d3po"], of["ddpo"])
+        sd = np.mean([np.std(common.load_arm(CLAIM, tier, f"{task}-base", s)["scores"]["reward"]) for s in tier.seeds])  # type: ignore[index]
+        size = np.mean([gain.mean() for gain in of["ddpo"]]) / sd
+        says = "" if size >= 1 else "; DDPO gains less than one sd, so the ratio says nothing"
+        lines.append(
+            f"{task}: gain(D3PO) / gain(DDPO) = {ratio:.2f} [{low:.2f}, {high:.2f}] over {len(of['d3po'])} seeds, "
+            f"gain(DDPO) = {size:.2f} sd of the base{says}"
+        )
+    for other in ("sft", "rwr"):
+        if of["d3po"] and len(of[other]) == len(of["d3po"]):
+            ours, theirs = (float(np.mean([g.mean() for g in of[name]])) for name in ("d3po", other))
+            says = "holds" if ours > theirs else "does not hold"
+            lines.append(f"{task}: D3PO gains {ours:+.3f}, {other} {theirs:+.3f}: {says}")
+    if task == "flaws":
+        stored = {
+            m: [common.load_arm(CLAIM, tier, f"{task}-{m}", seed) for seed in tier.seeds] for m in ("base", "d3po")
+        }
+        shares = {
+            m: np.mean([flawed(found) for found in arms if found] or [(np.nan, np.nan)], axis=0)
+            for m, arms in stored.items()
+        }
+        for name, before, after in zip(("deformed", "marked"), shares["base"], shares["d3po"], strict=True):
+            says = "holds" if after <= before / 2 else "does not hold"
+            lines.append(f"flaws: {name} {before:.3f} -> {after:.3f}: halved {says}")
+    return lines
+
+
+def main() -> None:
+    tier, minutes, only_table = common.arguments(__doc__)
+    end = time.monotonic() + 60 * minutes
+    if not only_table and common.run_arms(CLAIM, tier, tuning(tier), end) == 0:
+        common.run_arms(CLAIM, tier, reported(tier), end)
+    show(tier)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,284 @@
+"""What is trained, and what it is held to: LoRA or all weights, references, moving averages, the census.
+
+There is one copy of the model's weights under LoRA. A reference is the policy seen with other values in its trainable
+weights: the adapter switched off, or a stored snapshot put in their place for the length of a pass.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from palate.config import LoraSettings
+
+Parameters = dict[str, nn.Parameter]
+Tensors = dict[str, Tensor]
+
+ADAPTER = "default"  # the name that diffusers' own export looks for
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+_KEEPS_BASE = (True, "gaussian")  # adapter inits under which the adapted model starts as the base, weights untouched
+
+
+class AdapterError(ValueError):
+    """Nothing sensible can be trained; the message says why and what to do."""
+
+
+# --- what is trained --------------------------------------------------------------------------------------------------
+
+
+def add_lora(policy: Any, settings: LoraSettings, *, seed: int = 0, init: bool | str = True) -> Parameters:
+    """Freezes `policy.module`, adds a LoRA adapter to it in place and returns the adapter's weights, in float32.
+
+    Raises AdapterError if no layer matches, if there is an adapter already, or for an init that changes the base.
+    """
+    import peft
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if init not in _KEEPS_BASE:
+        raise AdapterError(
+            f"adapter init {init!r} changes the base weights, so that the base could no longer serve as a reference; "
+            "use the default or 'gaussian'"
+        )
+    if any(isinstance(layer, BaseTunerLayer) for layer in policy.module.modules()):
+        raise AdapterError(
+            "the model carries an adapter already; make it part of the base first "
+            "(pipeline.fuse_lora(), then pipeline.unload_lora_weights())"
+        )
+    targets = list(settings.targets or ATTENTION)
+    if not any(_ends_with(name, targets) for name, _ in policy.module.named_modules()):
+        kind = type(policy.module).__name__
+        raise AdapterError(f"no layer of {kind} is called {', '.join(targets)}: set model.lora.targets")
+    config = peft.LoraConfig(
+        r=settings.rank, lora_alpha=settings.alpha, target_modules=targets, init_lora_weights=init, lora_dropout=0.0
+    )
+    policy.module.requires_grad_(False)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        if isinstance(getattr(policy.module, "add_adapter", None), Callable):  # type: ignore[arg-type]
+            policy.module.add_adapter(config, adapter_name=ADAPTER)
+        else:
+            peft.inject_adapter_in_model(config, policy.module, ADAPTER)
+    return _float32(policy)
+
+
+def train_all(policy: Any) -> Parameters:
+    """Makes every weight of `policy.module` trainable, in float32, and returns them."""
+    policy.module.requires_grad_(True)
+    return _float32(policy)
+
+
+def trainable(policy: Any) -> Parameters:
+    """The weights that training will change, by name. Raises AdapterError if there are none."""
+    found = {name: parameter for name, parameter in policy.module.named_parameters() if parameter.requires_grad}
+    if not found:
+        raise AdapterError("nothing is trainable: add an adapter (model.lora) or train all weights (model.lora: null)")
+    return found
+
+
+def has_adapter(policy: Any) -> bool:
+    """Whether what is trained is an adapter beside frozen weights."""
+    return bool(_layers(policy.module))
+
+
+def recompute_activations(module: nn.Module) -> None:
+    """Gradient checkpointing: activations are computed again in the backward pass instead of being kept.
+
+    Dropout is set to 0 first, because some libraries recompute only in train() mode; nothing else may be random.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.modules.dropout._DropoutNd):
+            layer.p = 0.0
+    for method in ("enable_gradient_checkpointing", "gradient_checkpointing_enable"):
+        if callable(getattr(module, method, None)):
+            getattr(module, method)()
+            if method == "gradient_checkpointing_enable":  # transformers recomputes in train() only
+                module.train()
+            return
+    kind = type(module).__name__
+    raise AdapterError(f"{kind} cannot recompute activations: set training.gradient_checkpointing=false")
+
+
+def _float32(policy: Any) -> Parameters:
+    for parameter in trainable(policy).values():
+        parameter.data = parameter.data.float()
+    policy.module.eval()
+    return trainable(policy)
+
+
+def _ends_with(name: str, targets: Sequence[str]) -> bool:
+    return any(name == target or name.endswith(f".{target}") for target in targets)
+
+
+def _layers(module: nn.Module) -> list[Any]:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return [layer for layer in module.modules() if isinstance(layer, BaseTunerLayer)]
+
+
+# --- the same model with other weights --------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def swapped(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Within the block the parameters hold `tensors`. Nothing is copied, and graphs made outside stay valid."""
+    held = {name: parameter.data for name, parameter in parameters.items()}
+    try:
+        for name, parameter in parameters.items():
+            parameter.data = tensors[name]
+        yield
+    finally:
+        for name, parameter in parameters.items():
+            parameter.data = held[name]
+
+
+@contextlib.contextmanager
+def adapter_off(layers: Sequence[Any]) -> Iterator[None]:
+    """Within the block the adapted layers compute exactly what they did before the adapter was added."""
+    try:
+        for layer in layers:
+            layer._disable_adapters = True  # enable_adapters() would also switch requires_grad off and on
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
+
+
+def without_adapter(module: nn.Module) -> AbstractContextManager[None]:
+    """Within the block the module is the model as it was before the adapter was added."""
+    return adapter_off(_layers(module))
+
+
+def copy_of(parameters: Mapping[str, nn.Parameter]) -> Tensors:
+    """Detached copies of the weights."""
+    return {name: parameter.detach().clone() for name, parameter in parameters.items()}
+
+
+class Reference:
+    """What the policy is held to: its own network, without gradients, with other weights."""
+
+    def __init__(self, policy: Any, weights: Tensors | None = None, every: int | None = None) -> None:
+        """weights: put in the place of the policy's; None switches the adapter off. every: rounds until renewal."""
+        self._policy, self._every, self.weights = policy, every, weights
+        self._parameters, self._layers = trainable(policy), _layers(policy.module)
+
+    @property
+    def path(self) -> Any:
+        return self._policy.path
+
+    @property
+    def module(self) -> nn.Module:
+        return self._policy.module
+
+    def _seen(self) -> AbstractContextManager[None]:
+        if self.weights is None:
+            return adapter_off(self._layers)
+        return swapped(self._parameters, self.weights)
+
+    @torch.no_grad()
+    def predict(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As the policy's."""
+        with self._seen():
+            return self._policy.predict(*args, **kwargs)
+
+    @torch.no_grad()
+    def logits(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As the policy's."""
+        with self._seen():
+            return self._policy.logits(*args, **kwargs)
+
+    def begin_round(self, index: int) -> None:
+        """Takes the policy's present weights where the kind is `round:<n>` and n divides the round's index."""
+        if self._every and index % self._every == 0:
+            self.weights = copy_of(self._parameters)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold: the weights only if they cannot be had from the start of the run."""
+        return {"weights": self.weights} if self._every else {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        if state:
+            saved: Tensors = state["weights"]
+            self.weights = {name: saved[name].to(p.device) for name, p in self._parameters.items()}
+
+
+def reference_of(policy: Any, kind: str) -> Reference | None:
+    """The reference called `base`, `start` or `round:<n>`; None for `none` and for `sampling` (stored log-densities).
+
+    base: the model before training; start: the weights as they are now (an adapter trained earlier included);
+    round:<n>: renewed from the policy every n rounds. Without an adapter `base` is a copy of the weights, kept beside.
+    """
+    if kind in ("none", "sampling"):
+        return None
+    name, _, number = kind.partition(":")
+    if kind == "base" and has_adapter(policy):
+        return Reference(policy)
+    if kind in ("base", "start"):
+        return Reference(policy, copy_of(trainable(policy)))
+    if name == "round" and number.isdecimal() and int(number) > 0:
+        return Reference(policy, copy_of(trainable(policy)), every=int(number))
+    raise AdapterError(f"unknown reference {kind!r}; known: base, start, round:<n>, sampling, none")
+
+
+class Ema:
+    """An exponential moving average of weights; its decay warms up as (1 + n) / (10 + n) with n updates so far."""
+
+    def __init__(self, parameters: Parameters, decay: float) -> None:
+        self.decay, self.updates = decay, 0
+        self.weights, self._parameters = copy_of(parameters), parameters
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """One step towards the present weights."""
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        torch._foreach_lerp_(list(self.weights.values()), list(self._parameters.values()), 1 - decay)
+        self.updates += 1
+
+    def swapped_in(self) -> AbstractContextManager[None]:
+        """Within the block the model holds the average."""
+        return swapped(self._parameters, self.weights)
+
+    def state(self) -> dict[str, Any]:
+        return {"updates": self.updates, "weights": self.weights}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.updates = state["updates"]
+        for name, weight in self.weights.items():
+            weight.copy_(state["weights"][name])
+
+
+# --- the census -------------------------------------------------------------------------------------------------------
+
+
+def census(policy: Any) -> dict[str, Any]:
+    """Which weights are trained (names and shapes, their count) and a hash of all the others."""
+    weights = trainable(policy)
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(policy.module.state_dict().items()):
+        if name not in weights:
+            raw = tensor.detach().contiguous().cpu().flatten().view(torch.uint8)
+            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+            digest.update(raw.numpy().data)
+    return {
+        "shapes": {name: list(weight.shape) for name, weight in weights.items()},
+        "count": sum(weight.numel() for weight in weights.values()),
+        "base": digest.hexdigest(),
+    }
+
+
+def check_census(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises AdapterError, with the difference, unless the same weights are trained on the same base."""
+    before, after = saved["shapes"], now["shapes"]
+    changes = [f"{name} is no longer trained" for name in before if name not in after]
+    changes += [f"{name} was not trained before" for name in after if name not in before]
+    changes += [f"{n} was {before[n]}, is {after[n]}" for n in before if n in after and before[n] != after[n]]
+    if saved["base"] != now["base"]:
+        changes.append("the frozen weights are not the same")
+    if changes:
+        more = f" (and {len(changes) - 3} more)" if len(changes) > 3 else ""
+        raise AdapterError(f"the checkpoint belongs to another model or adapter: {'; '.join(changes[:3])}{more}")

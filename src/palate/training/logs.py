@@ -1,0 +1,105 @@
+"""What a run writes down: metrics.jsonl without clock values, timing.jsonl with them, TensorBoard, a progress bar."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+_KEY_NUMBERS = ("loss", "reward/accuracy", "reward/margin", "approx_kl", "validation/loss")
+_QUIET_S = 10.0  # seconds between progress lines when the output is no terminal
+
+
+class Logs:
+    """The files of one run; made by the first process only. Rows after `offset` belong to steps that never were."""
+
+    def __init__(self, folder: Path, *, step: int = 0, offset: int = 0, tensorboard: bool = True) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "metrics.jsonl"
+        path.touch()
+        if path.stat().st_size < offset:
+            raise ValueError(f"{path} is shorter than at the last checkpoint: it was edited, or belongs to another run")
+        os.truncate(path, offset)
+        self._metrics: IO[str] = path.open("a")
+        self._timing: IO[str] = (folder / "timing.jsonl").open("a")
+        self._board = _tensorboard(folder / "tensorboard", step) if tensorboard else None
+
+    def write(self, step: int, metrics: Mapping[str, float], seconds: float) -> None:
+        """One row of each file."""
+        self._metrics.write(json.dumps({"step": step, **metrics}) + "\n")
+        clock = {"step": step, "seconds": round(seconds, 6), "time": round(time.time(), 3)}
+        self._timing.write(json.dumps(clock) + "\n")
+        if self._board is not None:
+            for name, value in metrics.items():
+                self._board.add_scalar(name, value, step)
+
+    def sync(self) -> int:
+        """Makes the rows durable and returns how many bytes of metrics.jsonl there are."""
+        for file in (self._metrics, self._timing):
+            file.flush()
+            os.fsync(file.fileno())
+        return os.fstat(self._metrics.fileno()).st_size
+
+    def close(self) -> None:
+        self._metrics.close()
+        self._timing.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _tensorboard(folder: Path, step: int) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=step + 1)
+
+
+class Progress:
+    """A bar with the time left and the key numbers on a terminal, plain lines elsewhere, nothing if not shown."""
+
+    def __init__(self, total: int, step: int, *, shown: bool = True) -> None:
+        self._total, self._first, self._start, self._said = total, step, time.monotonic(), 0.0
+        self._bar: Any = None
+        self._shown = shown
+        if shown and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            numbers = TextColumn("{task.description}")
+            columns = ("training", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), numbers)
+            self._bar = Bar(*columns, console=Console(stderr=True))
+            self._bar.start()
+            self._task = self._bar.add_task("", total=total, completed=step)
+
+    def update(self, step: int, metrics: Mapping[str, float]) -> None:
+        """After a step."""
+        numbers = "  ".join(f"{name} {metrics[name]:.4g}" for name in _KEY_NUMBERS if name in metrics)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, description=numbers)
+            return
+        now = time.monotonic()
+        if self._shown and (now - self._said >= _QUIET_S or step == self._total):
+            self._said = now
+            left = (now - self._start) / max(step - self._first, 1) * (self._total - step)
+            print(f"step {step}/{self._total}  {numbers}  {_clock(left)} left", file=sys.stderr, flush=True)
+
+    def say(self, message: str) -> None:
+        """A line for the user, above the bar."""
+        if self._bar is not None:
+            self._bar.console.print(message, markup=False, highlight=False)
+        elif self._shown:
+            print(message, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,388 @@
+"""The one training loop, blind to what is learned and how: it adds up losses, divides once, steps, and survives.
+
+    result = Trainer(policy, algorithm, config, source, settings, folder, reference=reference).run()
+
+A step: the source gives micro-batches; each loss is a sum with a weight; gradients, losses and weights are added over
+micro-batches and processes, divided once, clipped, and given to AdamW. So 8 x 1 = 1 x 8, whatever the algorithm's
+normalisation. Running it again on the same folder continues; on the CPU to the same bits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from palate.config import TrainingSettings, difference
+from palate.models.contracts import Draw, LossOutput, State, select
+from palate.training import adapters, checkpoint, durable, optimisation, randoms
+from palate.training.export import export
+from palate.training.logs import Logs, Progress
+from palate.training.processes import Processes, join
+from palate.training.signals import EXIT_INTERRUPTED, StopRequest, listening
+from palate.training.sources import Feed, Micro, Source
+from palate.training.totals import Totals, finite, means
+
+Evaluate = Callable[[int], Mapping[str, float]]
+BAD_STEPS = 5  # steps in a row without a finite gradient before a run gives up
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """step: optimiser steps taken. reason: why it ended. exported: `best`, `ema` or `last`, the weights of which step,
+    and where they lie. metrics: the last row written.
+    """
+
+    step: int
+    reason: str
+    exported: str
+    exported_step: int
+    folder: Path
+    metrics: dict[str, float]
+
+
+class Trainer:
+    """One run in one folder. `step`, `state`, `ema` and `parameters` are for looking at."""
+
+    def __init__(
+        self,
+        policy: Any,
+        algorithm: Any,
+        config: Any,
+        source: Source,
+        settings: TrainingSettings,
+        folder: str | Path,
+        *,
+        reference: adapters.Reference | None = None,
+        state: State | None = None,
+        evaluate: Evaluate | None = None,
+        starts_at_reference: bool = True,
+        resume: str | Path | None = None,
+        processes: Processes | None = None,
+        tensorboard: bool = True,
+        progress: bool = True,
+    ) -> None:
+        """algorithm: a module (or object) with NEEDS, init and step. evaluate(step): named numbers, and whatever it
+        draws. starts_at_reference: False for a warm start, whose first loss is not known. resume: a checkpoint to
+        continue from, instead of the newest.
+        """
+        self.policy, self.reference, self.source, self.settings = policy, reference, source, settings
+        self._algorithm, self._config, self._evaluate = algorithm, config, evaluate
+        self.folder, self._resume = Path(folder), Path(resume) if resume else None
+        self._tensorboard, self._progress = tensorboard, progress
+        self.device = next(policy.module.parameters()).device
+        self.processes = processes or join(self.device)
+        if settings.gradient_checkpointing:
+            adapters.recompute_activations(policy.module)
+        with torch.random.fork_rng():
+            torch.manual_seed(settings.seed)
+            self.state = state or algorithm.init(policy, config)
+        self.parameters = adapters.trainable(policy)
+        for name, module in self.state.modules.items():
+            self.parameters |= {f"state.{name}.{n}": p for n, p in module.named_parameters() if p.requires_grad}
+        self._optimiser = optimisation.adamw(self.parameters, settings)
+        self._scale = optimisation.LossScale(settings)
+        self.ema = adapters.Ema(self.parameters, settings.ema_decay) if settings.ema_decay else None
+        self._start_loss = algorithm.NEEDS.start_loss if starts_at_reference else None
+        self.step, self._updates, self._bad_in_a_row = 0, 0, 0
+        self._best: dict[str, Any] | None = None
+        self._without_gain, self._reason, self._saved_at = 0, "", -1
+        self._last: dict[str, float] = {}
+
+    # --- the loop -----------------------------------------------------------------------------------------------------
+
+    def run(self) -> Result:
+        """Trains to the end, from the newest checkpoint if there is one, and exports the result.
+
+        Raises SystemExit(75), after saving, if a signal asked to stop; TrainingError, StorageError, CheckpointError,
+        AdapterError with one line each.
+        """
+        with contextlib.ExitStack() as stack:
+            if self.processes.first:
+                stack.enter_context(durable.locked(self.folder))
+            stop = stack.enter_context(listening())
+            self._begin()
+            stack.callback(self._progress_bar.close)
+            if self._logs:
+                stack.callback(self._logs.close)
+            if self.step == 0 and not self._reason:
+                self._record(self._evaluation(), 0.0)
+            while not self._reason:
+                self._advance(stop)
+            self.save()
+            return self._finish()
+
+    def _advance(self, stop: StopRequest) -> None:
+        """One optimiser step and what is due after it."""
+        began = time.perf_counter()
+        feed = self.source.next(self.state) if self.step < self.settings.max_steps else None
+        if feed is None:
+            self._reason = "max_steps" if self.step >= self.settings.max_steps else "source exhausted"
+            return
+        metrics, asked = self._optimise(feed, stop)
+        self.step += 1
+        metrics |= self._evaluation()
+        self._record(metrics, time.perf_counter() - began)
+        if self._bad_in_a_row >= BAD_STEPS:
+            self.save()
+            raise TrainingError(
+                f"{BAD_STEPS} steps in a row had no finite gradient, up to step {self.step}; the run is saved. "
+                "Lower training.learning_rate, or train in float32 (training.mixed_precision: no), or look at the data"
+            )
+        if asked or self.step % self.settings.checkpoint_every == 0:
+            self.save()
+        if asked and not self._reason:
+            self._progress_bar.say(f"stopped after step {self.step}, all is saved; the same command continues")
+            raise SystemExit(EXIT_INTERRUPTED)
+
+    def _optimise(self, feed: Feed, stop: StopRequest) -> tuple[dict[str, float], bool]:
+        """Gradients of all rows, divided once by their weight, clipped and applied. Returns whether to stop, too."""
+        totals = self._backward(feed.micros())
+        gradients = optimisation.fill_missing(self.parameters)
+        if self._scale.value == 1 and not finite(gradients, totals.loss_sum):
+            self._optimiser.zero_grad()
+            totals = self._backward_by_row(feed)
+            gradients = optimisation.fill_missing(self.parameters)
+        totals.numbers[3] = float(stop.asked)
+        self.processes.add_up([*gradients, totals.numbers])
+        loss_sum, weight, left_out, asked = totals.numbers.tolist()
+        metrics = means(self.processes.sums(totals.sums()) | feed.metrics)
+        metrics |= {"rows/not_finite": left_out} if left_out else {}
+        if weight > 0:
+            self._check_start(loss_sum / weight)
+            metrics |= {"loss": loss_sum / weight, **self._apply(gradients, weight)}
+        self._optimiser.zero_grad()
+        bad = weight <= 0 < left_out or "step/skipped" in metrics
+        self._bad_in_a_row = self._bad_in_a_row + 1 if bad else 0
+        return metrics, asked > 0
+
+    def _apply(self, gradients: list[Tensor], weight: float) -> dict[str, float]:
+        """The optimiser's step on gradients summed over rows of a total weight; left out if they are not finite."""
+        torch._foreach_div_(gradients, weight * self._scale.value)
+        norm = torch.nn.utils.get_total_norm(gradients)
+        size = float(norm)
+        if not math.isfinite(size):
+            explained = self._scale.update(False)
+            return {"step/rescaled": 1.0} if explained else {"step/skipped": 1.0}
+        if self.settings.max_grad_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), self.settings.max_grad_norm, norm)
+        rate = optimisation.learning_rate(self.settings, self.step + 1)
+        for group in self._optimiser.param_groups:
+            group["lr"] = rate
+        self._optimiser.step()
+        self._scale.update(True)
+        self._updates += 1
+        if self.ema:
+            self.ema.update()
+        return {"grad_norm": size, "learning_rate": rate}
+
+    def _losses(self, batch: Any, draw: Draw | None) -> LossOutput:
+        with optimisation.autocast(self.settings, self.device):
+            out: LossOutput = self._algorithm.step(self.policy, self.reference, batch, draw, self.state, self._config)
+        return out
+
+    def _backward(self, micros: Iterator[Micro]) -> Totals:
+        totals = Totals.zeros(self.device)
+        for batch, draw in micros:
+            out = self._losses(batch, draw)
+            (out.loss_sum * self._scale.value).backward()
+            totals.add(out)
+        return totals
+
+    def _backward_by_row(self, feed: Feed) -> Totals:
+        """As `_backward` without the rows whose loss or gradient is not finite; they are counted."""
+        totals = Totals.zeros(self.device)
+        weights = list(self.parameters.values())
+        for batch, draw in feed.micros():
+            for row in torch.arange(len(batch), device=self.device).split(1):
+                one = Draw(draw.t[row], draw.noise[row], draw.drop[row]) if draw is not None else None
+                out = self._losses(select(batch, row), one)  # type: ignore[type-var]
+                gradients = torch.autograd.grad(out.loss_sum, weights, allow_unused=True)
+                if not finite([g for g in gradients if g is not None], out.loss_sum):
+                    totals.numbers[2] += 1
+                    continue
+                totals.add(out)
+                for weight, gradient in zip(weights, gradients, strict=True):
+                    if gradient is not None:
+                        weight.grad = gradient if weight.grad is None else weight.grad + gradient
+        return totals
+
+    def _check_start(self, loss: float) -> None:
+        """While the policy is its reference the loss is known; if it is off, nothing that follows means anything."""
+        if self._start_loss is None or self._updates > 0:
+            return
+        exact = self.settings.mixed_precision == "no" and all(
+            weight.dtype == torch.float32 for weight in self.policy.module.parameters()
+        )
+        if abs(loss - self._start_loss) > (1e-6 if exact else 2e-3) * abs(self._start_loss):
+            raise TrainingError(
+                f"the first loss is {loss:.7f} and should be {self._start_loss:.7f} while the policy is its reference: "
+                "their passes differ (precision, dropout, guidance or conditioning). For a warm start say so"
+            )
+
+    # --- evaluation ---------------------------------------------------------------------------------------------------
+
+    def _evaluation(self) -> dict[str, float]:
+        """Held-out loss and the caller's evaluation, of the averaged weights if there are any, when they are due."""
+        every, step = self.settings.evaluate_every, self.step
+        if not every or (step % every and step != self.settings.max_steps):
+            return {}
+        with torch.no_grad(), self.ema.swapped_in() if self.ema else contextlib.nullcontext():
+            metrics = self._validate()
+            if self._evaluate and self.processes.first:
+                metrics |= self._evaluate(step)
+        self._judge(metrics.get("validation/loss"))
+        return metrics
+
+    def _validate(self) -> dict[str, float]:
+        feed = self.source.validation()
+        if feed is None:
+            return {}
+        totals = Totals.zeros(self.device)
+        for batch, draw in feed.micros():
+            totals.add(self._losses(batch, draw))
+        self.processes.add_up([totals.numbers])
+        loss_sum, weight, *_ = totals.numbers.tolist()
+        sums = self.processes.sums(totals.sums())
+        return means(sums | {"loss": (loss_sum, weight)}, "validation/")
+
+    def _judge(self, loss: float | None) -> None:
+        """Keeps the weights with the lowest held-out loss, and stops after `early_stopping` evaluations without one."""
+        patience = self.settings.early_stopping
+        if patience is None or loss is None or self.step == 0:
+            return
+        if self._best is None or loss < self._best["loss"]:
+            weights = self.ema.weights if self.ema else self.parameters
+            copies = {name: weight.detach().clone() for name, weight in weights.items()}
+            self._best, self._without_gain = {"loss": loss, "step": self.step, "weights": copies}, 0
+            return
+        self._without_gain += 1
+        if self._without_gain >= patience:
+            self._reason = "early stopping"
+
+    def _record(self, metrics: dict[str, float], seconds: float) -> None:
+        if self.step > 0 or metrics:
+            self._last = metrics
+            if self._logs:
+                self._logs.write(self.step, metrics, seconds)
+            self._progress_bar.update(self.step, metrics)
+
+    # --- beginning, saving, ending ------------------------------------------------------------------------------------
+
+    @property
+    def _checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    def _begin(self) -> None:
+        """Restores the newest checkpoint, or the one asked for, and opens the logs where it left them."""
+        self._census = adapters.census(self.policy)
+        self._logs: Logs | None = None
+        notes: list[str] = []
+        offset, found = 0, None
+        if self.processes.first:
+            durable.sweep(self.folder)
+            durable.sweep(self._checkpoints)
+            found = self._resume or checkpoint.newest(self._checkpoints, notes.append)
+        path = self.processes.tell(str(found) if found else None)
+        if path:
+            offset = self._restore(checkpoint.load(Path(path)))
+            notes.append(f"continuing after step {self.step}")
+        else:
+            randoms.seed(self.settings.seed)
+        first = self.processes.first
+        self._progress_bar = Progress(self.settings.max_steps, self.step, shown=self._progress and first)
+        for note in notes:
+            self._progress_bar.say(note)
+        if first:
+            checkpoint.set_aside(self._checkpoints, after=self.step if path else -1)
+            checkpoint.retain(self._checkpoints, self.settings.keep_checkpoints)
+            copies = 3 + bool(self.ema) + bool(self.settings.early_stopping)
+            once = copies * sum(parameter.nbytes for parameter in self.parameters.values())
+            durable.require_space(self.folder, 2 * once)
+            self._logs = Logs(self.folder, step=self.step, offset=offset, tensorboard=self._tensorboard)
+
+    def save(self) -> None:
+        """Writes a checkpoint of everything, unless this step has one already."""
+        if self._saved_at == self.step or not self.processes.first:
+            return
+        assert self._logs is not None
+        parts = {
+            "weights": dict(self.parameters),
+            "optimiser": optimisation.optimiser_state(self._optimiser, self.parameters),
+            "ema": self.ema.state() if self.ema else None,
+            "best": self._best,
+            "algorithm": {
+                "tensors": self.state.tensors,
+                "values": self.state.values,
+                "modules": {name: dict(module.state_dict()) for name, module in self.state.modules.items()},
+            },
+            "reference": self.reference.state() if self.reference else None,
+            "source": self.source.state(),
+            "random": randoms.state(),
+            "trainer": {
+                "settings": self.settings.model_dump(mode="json"),
+                "census": self._census,
+                "metrics_offset": self._logs.sync(),
+                "updates": self._updates,
+                "bad_in_a_row": self._bad_in_a_row,
+                "without_gain": self._without_gain,
+                "reason": self._reason,
+                "scale": self._scale.state(),
+                "last": self._last,
+            },
+        }
+        checkpoint.save(self._checkpoints, self.step, parts, keep=self.settings.keep_checkpoints)
+        self._saved_at = self.step
+
+    def _restore(self, saved: checkpoint.Checkpoint) -> int:
+        """Puts everything back. Returns how much of the metrics is of this course of training."""
+        parts, own = saved.parts, saved.parts["trainer"]
+        changes = difference(TrainingSettings.model_validate(own["settings"]), self.settings)
+        if changes:
+            raise TrainingError(f"{self.folder} was begun with other settings: {'; '.join(changes)}")
+        adapters.check_census(own["census"], self._census)
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(parts["weights"][name])
+            optimisation.restore_optimiser(self._optimiser, self.parameters, parts["optimiser"])
+            if self.ema:
+                self.ema.restore(parts["ema"])
+        kept = parts["algorithm"]
+        self.state.tensors = {name: tensor.to(self.device) for name, tensor in kept["tensors"].items()}
+        self.state.values = kept["values"]
+        for name, module in self.state.modules.items():
+            module.load_state_dict(kept["modules"][name])
+        if self.reference:
+            self.reference.restore(parts["reference"])
+        self.source.restore(parts["source"])
+        randoms.restore(parts["random"])
+        self._scale.restore(own["scale"])
+        self.step, self._saved_at, self._best = saved.step, saved.step, parts["best"]
+        self._updates, self._bad_in_a_row = own["updates"], own["bad_in_a_row"]
+        self._without_gain, self._reason, self._last = own["without_gain"], own["reason"], own["last"]
+        return int(own["metrics_offset"])
+
+    def _finish(self) -> Result:
+        """Puts the weights to be exported into the model: the best judged, else the average, else the last."""
+        kind, step, weights = "last", self.step, None
+        if self._best is not None:
+            kind, step, weights = "best", self._best["step"], self._best["weights"]
+        elif self.ema is not None:
+            kind, weights = "ema", self.ema.weights
+        if weights is not None:
+            with torch.no_grad():
+                for name, parameter in self.parameters.items():
+                    parameter.copy_(weights[name])
+        out = export(self.policy, self.folder) if self.processes.first else self.folder
+        return Result(self.step, self._reason, kind, step, out, self._last)

@@ -1,0 +1,51 @@
+"""What README and docs tell people to type is understood, and what they link to is there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+import typer
+
+from palate.cli import app
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+COMMAND = re.compile(r"^(?:    |\$ )?(palate|make|python -m) (.+?)(?:\s{2,}#.*| # .*)?$", re.MULTILINE)
+
+
+def commands() -> list[tuple[str, str, str]]:
+    return [(page.name, m[1], m[2].strip()) for page in PAGES for m in COMMAND.finditer(page.read_text("utf-8"))]
+
+
+@pytest.mark.parametrize(("page", "program", "rest"), commands(), ids=lambda value: str(value)[:40])
+def test_a_command_is_understood(page, program, rest):
+    words = shlex.split(rest)
+    if program == "make":
+        targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert words[0] in targets
+    elif program == "python -m":
+        module = words[0].split(".")
+        places = [ROOT.joinpath(*module), ROOT.joinpath("src", *module)]
+        assert any(place.with_suffix(".py").is_file() or place.is_dir() for place in places), words[0]
+    else:
+        group = typer.main.get_command(app)
+        context = click.Context(group, info_name="palate")
+        assert isinstance(group, click.Group | typer.core.TyperGroup)
+        command = group.get_command(context, words[0])
+        assert command, f"palate {words[0]}"
+        command.make_context(words[0], words[1:], parent=context)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_pictures_are_there(page):
+    for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text("utf-8")):
+        if not target.startswith(("http://", "https://", "mailto:")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_there_is_something_to_check():
+    assert any(program == "palate" for _, program, _ in commands())

@@ -1,0 +1,181 @@
+"""Whole commands on a tiny pipeline folder: train offline and online, resume, sample, compare, and what goes wrong."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from palate import run
+from palate.datasets import parquet
+from palate.models.diffusion import DiffusionPolicy
+from palate.records import Medium, Preference
+from tests import zoo
+
+PROMPTS = ["a red cat", "a blue dog", "a green bird", "a hat"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "sd15"
+    zoo.build("sd15").save_pretrained(folder)
+    return folder
+
+
+def picture(seed: int) -> bytes:
+    rng = np.random.default_rng(seed)
+    side = zoo_side()
+    pixels = np.kron(rng.integers(0, 255, (4, 4, 3)), np.ones((side // 4, side // 4, 1))).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def zoo_side() -> int:
+    pipeline = zoo.build("sd15")
+    return pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pairs") / "data"
+    nan = float("nan")
+    rows = [
+        Preference(
+            prompt=PROMPTS[i % 4] + f" {i}",
+            media=(Medium("image/png", picture(2 * i)), Medium("image/png", picture(2 * i + 1))),
+            prefer=((nan, 1.0), (0.0, nan)),
+        )
+        for i in range(12)
+    ]
+    parquet.write(folder, rows)
+    return folder
+
+
+def recipe_for(tmp_path: Path, model: Path, **sections) -> Path:
+    recipe = {
+        "model": {"name": str(model), "device": "cpu", "lora": {"rank": 2}},
+        "training": {"max_steps": 3, "batch_size": 4, "checkpoint_every": 2, "learning_rate": 1e-3},
+        "output": str(tmp_path / "run"),
+    }
+    for name, values in sections.items():
+        recipe[name] = recipe.get(name, {}) | values if isinstance(values, dict) else values
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def offline(tmp_path: Path, model: Path, pairs: Path, **more) -> Path:
+    evaluation = {"prompts": PROMPTS, "scorers": {"jpeg_size": 1}, "n": 1, "num_inference_steps": 2}
+    return recipe_for(
+        tmp_path,
+        model,
+        algorithm={"name": "diffusion_dpo", "beta_dpo": 100},
+        data={"path": str(pairs), "held_out": 0.2},
+        evaluation=evaluation,
+        **more,
+    )
+
+
+def test_an_offline_run_leaves_all_that_was_promised(tmp_path, model, pairs, capsys):
+    recipe = offline(tmp_path, model, pairs, training={"evaluate_every": 2})
+    folder = run.train(recipe)
+    result = json.loads((folder / "result.json").read_text())
+    assert {"win_rate", "win_rate_ci95", "base", "tuned", "method", "seed"} <= result.keys()
+    assert (folder / "report.html").read_text().lower().startswith("<!doctype html>")
+    for name in ("config.yaml", "metrics.jsonl", "timing.jsonl", "samples/step_000000.png", "samples/step_000002.png"):
+        assert (folder / name).is_file(), name
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    first = next(row for row in rows if row["step"] == 1)
+    assert first["loss"] == pytest.approx(np.log(2), rel=1e-6)
+
+    plain = zoo.build("sd15").__class__.from_pretrained(model)  # plain diffusers, no Palate
+    plain.load_lora_weights(folder / "adapter")
+
+    capsys.readouterr()
+    assert run.train(recipe) == folder
+    assert "is finished" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"begun with another recipe: training.seed: 0 -> 1"):
+        run.train(recipe, ["training.seed=1"])
+
+
+def test_an_online_run_with_only_comparisons(tmp_path, model):
+    recipe = recipe_for(
+        tmp_path,
+        model,
+        algorithm={"name": "d3po"},
+        rollout={
+            "prompts": PROMPTS,
+            "scorers": {"jpeg_size": -1.0},
+            "prompts_per_round": 2,
+            "k": 2,
+            "num_inference_steps": 3,
+            "guidance_scale": 3.0,
+        },
+        training={"batch_size": 6, "max_steps": 2},
+    )
+    folder = run.train(recipe)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["loss"] == pytest.approx(np.log(2), abs=1e-6)
+    assert rows[0]["reward/jpeg_size"] < 0
+
+
+def test_full_fine_tuning_exports_a_pipeline_folder(tmp_path, model, pairs):
+    folder = run.train(offline(tmp_path, model, pairs), ["model.lora=null"])
+    assert DiffusionPolicy.load(folder / "model").latent_shape == DiffusionPolicy.load(model).latent_shape
+
+
+def test_samples_are_resumed_and_do_not_depend_on_the_batch(tmp_path, model):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red cat\n\na blue dog\n")
+    keep = {"k": 2, "seed": 3, "num_inference_steps": 2}
+    whole = run.sample(str(model), prompts, out=tmp_path / "whole", batch_size=4, **keep)
+    names = sorted(path.name for path in whole.glob("*.png"))
+    assert names == ["00000-0.png", "00000-1.png", "00001-0.png", "00001-1.png"]
+    parts = run.sample(str(model), prompts, out=tmp_path / "parts", batch_size=1, **keep)
+    (parts / names[2]).unlink()
+    run.sample(str(model), prompts, out=tmp_path / "parts", batch_size=3, **keep)
+    for name in names:
+        a, b = (np.asarray(Image.open(folder / name), int) for folder in (whole, parts))
+        assert np.abs(a - b).max() <= 1
+
+
+def test_a_model_ties_with_itself(tmp_path, model):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(PROMPTS))
+    keep = {"prompts": prompts, "scorers": ["jpeg_size"], "n": 2, "seed": 0, "num_inference_steps": 2}
+    run.compare(str(model), str(model), out=tmp_path / "same", **keep)
+    result = json.loads((tmp_path / "same" / "result.json").read_text())
+    assert result["win_rate"] == 0.5 and result["ties"] == 1.0 and result["prompts_judged"] == 4
+
+
+def test_errors_name_the_thing_and_the_mend(tmp_path, model, pairs):
+    missing = tmp_path / "nowhere.txt"
+    with pytest.raises(ValueError, match=r"prompt file .*nowhere.txt does not exist: write one prompt a line"):
+        run.sample(str(model), missing, k=1, out=tmp_path / "x", seed=0)
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n \n")
+    with pytest.raises(ValueError, match=r"empty.txt holds no prompts"):
+        run.sample(str(model), empty, k=1, out=tmp_path / "x", seed=0)
+    with pytest.raises(OSError, match="cannot be read as a diffusers pipeline"):
+        run.sample(str(tmp_path), PROMPTS, k=1, out=tmp_path / "x", seed=0)
+    recipe = recipe_for(tmp_path, model, algorithm={"name": "d3po"}, data={"path": str(pairs)})
+    with pytest.raises(ValueError, match="d3po is an online method: give it the section 'rollout'"):
+        run.train(recipe)
+    with pytest.raises(ValueError, match=r"unknown key 'algorithm.beta_dop'; did you mean 'algorithm.beta_dpo'"):
+        run.train(offline(tmp_path, model, pairs), ["algorithm.beta_dop=3"])
+
+
+def test_a_corrupt_picture_is_named_and_stops_before_training(tmp_path, model):
+    nan = float("nan")
+    good, cut = Medium("image/png", picture(0)), Medium("image/png", picture(1)[:60])
+    parquet.write(tmp_path / "bad", [Preference("a cat", (good, cut), ((nan, 1.0), (0.0, nan)))])
+    recipe = offline(tmp_path, model, tmp_path / "bad")
+    with pytest.raises(ValueError, match=r"row 0"):
+        run.train(recipe)
+    assert not (tmp_path / "run" / "checkpoints").exists()
