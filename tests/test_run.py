@@ -162,7 +162,7 @@ def test_errors_name_the_thing_and_the_mend(tmp_path, model, pairs):
     empty.write_text("\n \n")
     with pytest.raises(ValueError, match=r"empty.txt holds no prompts"):
         run.sample(str(model), empty, k=1, out=tmp_path / "x", seed=0)
-    with pytest.raises(OSError, match="cannot be read as a diffusers pipeline"):
+    with pytest.raises(OSError, match="has no model_index.json; give the folder"):
         run.sample(str(tmp_path), PROMPTS, k=1, out=tmp_path / "x", seed=0)
     recipe = recipe_for(tmp_path, model, algorithm={"name": "d3po"}, data={"path": str(pairs)})
     with pytest.raises(ValueError, match="d3po is an online method: give it the section 'rollout'"):
@@ -179,3 +179,25 @@ def test_a_corrupt_picture_is_named_and_stops_before_training(tmp_path, model):
     with pytest.raises(ValueError, match=r"row 0"):
         run.train(recipe)
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_rollout_that_training_would_not_recognise_is_refused(model):
+    import torch
+
+    from palate import assembly, sampling
+    from palate.algorithms import d3po
+    from palate.config import ModelSettings, TrainingSettings
+
+    policy = assembly.load_policy(ModelSettings(name=str(model), device="cpu"))
+    made = sampling.rollout(
+        policy, ["a", "a"], ["0", "1"], seed=0, num_inference_steps=3, guidance_scale=3.0, eta=1.0, shared_noise=True
+    )
+    assert torch.equal(made.x[0, 0], made.x[1, 0]) and not torch.equal(made.x[0, 1], made.x[1, 1])
+    config = d3po.Config()
+    batch = d3po.prepare(made, {"r": torch.tensor([0.0, 1.0])}, d3po.init(policy, config), config)
+    assert assembly.check_ratio(policy, batch, config, TrainingSettings()) <= 1e-5
+    with torch.no_grad():
+        for parameter in policy.module.parameters():
+            parameter.mul_(1.01)
+    with pytest.raises(RuntimeError, match="log ratio"):
+        assembly.check_ratio(policy, batch, config, TrainingSettings())

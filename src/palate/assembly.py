@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from palate import config, plugins, sampling
+from palate import config, likelihood, plugins, sampling
 from palate.config import ConfigError, ModelSettings, Recipe, RolloutSettings, TrainingSettings
 from palate.datasets import parquet
-from palate.models.contracts import Scorer
+from palate.models.contracts import Rollout, Scorer, State, TransitionBatch, select
 from palate.models.diffusion import DiffusionPolicy
 from palate.records import Preference
-from palate.training import adapters
+from palate.training import adapters, optimisation
 from palate.training.processes import join
-from palate.training.sources import Offline, Online, PreferenceRow, Source
-from palate.training.trainer import Result, Trainer
+from palate.training.sources import Offline, Online, PreferenceRow, Source, to_device
+from palate.training.trainer import Result, Trainer, TrainingError
 
 WORLD = "world:"
 
@@ -227,8 +227,6 @@ def online_source(
     reference: adapters.Reference | None = None,
 ) -> Online:
     """Rounds of the policy's own samples, scored and prepared by the algorithm."""
-    from palate.training import optimisation
-
     sample = partial(
         sampling.rollout,
         policy,
@@ -240,7 +238,7 @@ def online_source(
         prompts,
         sample,
         scorer,
-        partial(_prepare, algorithm, options),
+        _Prepare(policy, algorithm, options, settings),
         policy.kernel(sampler["eta"]),
         k=rollout.k,
         prompts_per_round=rollout.prompts_per_round,
@@ -256,8 +254,42 @@ def online_source(
     )
 
 
-def _prepare(algorithm: Any, options: Any, rollout: Any, feedback: Any, state: Any) -> Any:
-    return algorithm.prepare(rollout, feedback, state, options)
+class _Prepare:
+    """The algorithm's `prepare`, and a look at the first round: a fresh rollout's probability ratio must be 1."""
+
+    def __init__(self, policy: DiffusionPolicy, algorithm: Any, options: Any, settings: TrainingSettings) -> None:
+        self._policy, self._algorithm, self._options, self._settings = policy, algorithm, options, settings
+        self._looked = False
+
+    def __call__(self, rollout: Rollout, feedback: Mapping[str, torch.Tensor], state: State) -> TransitionBatch:
+        batch: TransitionBatch = self._algorithm.prepare(rollout, feedback, state, self._options)
+        if len(batch) and not self._looked:
+            self._looked = True
+            check_ratio(self._policy, batch, self._options, self._settings)
+        return batch
+
+
+@torch.no_grad()
+def check_ratio(
+    policy: DiffusionPolicy, batch: TransitionBatch, options: Any, settings: TrainingSettings, rows: int = 16
+) -> float:
+    """The largest |log ratio| of some of a fresh rollout's transitions, recomputed as training will compute them.
+
+    Raises TrainingError above 1e-5 in float32, or above a tenth of the algorithm's clip in lower precision: what trains
+    is then not what sampled.
+    """
+    some = to_device(select(batch, torch.arange(0, len(batch), max(1, len(batch) // rows))), policy.device)
+    with optimisation.autocast(settings, policy.device):
+        largest = float((likelihood.transition(policy, some) - some.logps).abs().max())
+    exact = settings.mixed_precision == "no" and next(policy.module.parameters()).dtype == torch.float32
+    clip = getattr(options, "clip_range", None) or getattr(options, "clip", None) or 0.1
+    limit = 1e-5 if exact else 0.1 * clip
+    if not largest <= limit:
+        raise TrainingError(
+            f"a fresh rollout's log ratio is {largest:.2g} and may be {limit:.2g} at most: training would not see what "
+            "was sampled; use float32 (training.mixed_precision: no, model.dtype: float32)"
+        )
+    return largest
 
 
 def fit(

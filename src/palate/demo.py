@@ -38,7 +38,6 @@ from palate.worlds.shapes import annotators
 
 WORLD = "world:shapes"
 TASTE = {"alignment": 1.0, "wholeness": 1.0, "safety": 1.0}  # what the simulated people vote for
-JUDGED = 320  # unseen prompts, one pair of pictures each
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,7 @@ class Plan:
     votes: int = 3  # people asked about each pair
     lora: LoraSettings | None = field(default_factory=LoraSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
+    judged: int = 320  # unseen prompts, one pair of pictures each
     rollout: Mapping[str, Any] = field(default_factory=dict)  # online: settings of `palate.config.RolloutSettings`
 
 
@@ -216,7 +216,7 @@ def conclude(
 ) -> dict[str, Any]:
     """Base and tuned on prompts and seeds not trained on; result.json and report.html."""
     seed = settings["seed"]
-    prompts = some(shapes.prompts("eval"), JUDGED, seed)
+    prompts = some(shapes.prompts("eval"), settings["plan"]["judged"], seed)
     say(f"judging on {len(prompts)} prompts the model was not trained on")
     run_arm = partial(comparing.run_arm, prompts=prompts, scorer=shapes.scorer(), n=1, seed=seed + 1_000_003)
     bar = _bar(2 * len(prompts))
@@ -317,6 +317,7 @@ def _plain(plan: Plan) -> dict[str, Any]:
         "prompts": plan.prompts,
         "k": plan.k,
         "votes": plan.votes,
+        "judged": plan.judged,
         "lora": plan.lora.model_dump() if plan.lora else None,
         "training": plan.training.model_dump(),
         "rollout": dict(plan.rollout),

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from palate.models.probe import DENOISERS, Pass, Step, gathered, leaves, rebuild
+from palate.models.probe import DENOISERS, Pass, Ragged, Step, gathered, leaves, rebuild
 from palate.models.replay import CLOCKS, COMBINATIONS, Clock, Layout, Recipe, Slot, split
 
 
@@ -208,6 +208,8 @@ def learn_slot(slot: int, two: Run, three: Run, total: int) -> Slot:
 def carries_rows(slot: int, path: str, parts: int, two: Run, three: Run) -> bool:
     """Whether an argument has one entry per prompt and branch, by its length in runs of two and of three prompts."""
     a, b = two.values(slot, path)[0], three.values(slot, path)[0]
+    if isinstance(a, Ragged) and isinstance(b, Ragged):
+        return (len(a.items), len(b.items)) == (parts * two.n, parts * three.n)
     if not isinstance(a, Tensor) or not isinstance(b, Tensor) or a.shape == b.shape:
         return False
     if a.shape[1:] == b.shape[1:] and (len(a), len(b)) == (parts * two.n, parts * three.n):

@@ -86,19 +86,31 @@ class Repeated:
     item: Any
 
 
-def gathered(tree: Any, lists: Collection[str], path: str = "") -> Any:
-    """The tree with every list in `lists`, one entry per row, as one leaf: a tensor of rows, or `Repeated`.
+@dataclass(frozen=True, eq=False)
+class Ragged:
+    """A list of rows [L, ...] whose lengths differ, as an unconditional branch's may from a conditional one's."""
 
-    Raises ValueError if the entries are neither alike in shape nor equal.
+    items: list[Tensor]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Ragged) or len(self.items) != len(other.items):
+            return False
+        return all(torch.equal(a, b) for a, b in zip(self.items, other.items, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def gathered(tree: Any, lists: Collection[str], path: str = "") -> Any:
+    """The tree with every list in `lists`, one entry per row, as one leaf: a tensor of rows, `Ragged` or `Repeated`.
+
+    Raises ValueError if the entries are neither tensors or numbers nor equal.
     """
     if not lists:
         return tree
     if path in lists:
         items = list(tree)
         if all(isinstance(item, Tensor) for item in items):
-            if any(item.shape != items[0].shape for item in items):
-                raise ValueError(f"`{path}` holds rows of different lengths")
-            return torch.stack(items)
+            return torch.stack(items) if len({item.shape for item in items}) == 1 else Ragged(items)
         if all(isinstance(item, int | float) for item in items):
             return torch.tensor(items)
         if any(item != items[0] for item in items):

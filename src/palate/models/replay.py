@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from palate.models.contracts import Condition
-from palate.models.probe import Pass, Repeated, gathered, leaves, rebuild
+from palate.models.probe import Pass, Ragged, Repeated, gathered, leaves, rebuild
 
 # How pipelines combine the unconditional (u) and conditional (c) predictions; equal on paper, not in floating point.
 COMBINATIONS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
@@ -108,8 +108,8 @@ class Slot:
         """The branch whose name the shared arguments are kept under."""
         return self.branches[0] if len(self.branches) == 1 else "cond"
 
-    def split(self, tensor: Tensor) -> list[Tensor]:
-        """A pass's tensor [parts * N, ...] as one [N, ...] per branch."""
+    def split(self, tensor: Tensor | Ragged) -> list[Tensor]:
+        """A pass's tensor [parts * N, ...] as one [N, ...] per branch. Raises ValueError if a branch is ragged."""
         return split(tensor, len(self.branches), self.interleaved)
 
     def join(self, parts: list[Tensor]) -> Tensor:
@@ -137,29 +137,43 @@ class Slot:
         """The denoiser's keyword arguments at x [N, ...], scheduler timestep [N]."""
 
         def fill(path: str, value: Any) -> Any:
-            made = self._fill(path, x, timestep, cond) if value is not None else None
-            if made is None or path not in self.lists:
-                return made
-            if isinstance(made, Repeated):
-                return [made.item] * (len(x) * len(self.branches))
-            return made.tolist() if made.dim() == 1 else list(made.unbind())
+            if value is None:
+                return None
+            parts = self._parts(path, x, timestep, cond)
+            if parts is not None:
+                return self.join(parts) if path not in self.lists else self._list(parts)
+            shared = cond.shared.get(f"{self.owner}/{path}", cond.shared.get(f"cond/{path}"))
+            return [shared.item] * (len(x) * len(self.branches)) if isinstance(shared, Repeated) else shared
 
         return rebuild(self.template, fill)
 
-    def _fill(self, path: str, x: Tensor, timestep: Tensor, cond: Condition) -> Any:
+    def _parts(self, path: str, x: Tensor, timestep: Tensor, cond: Condition) -> list[Tensor] | None:
+        """An argument's rows [N, ...] per branch; None if it is the same for all rows."""
         if path in self.latents:
             layout, dtype = self.latents[path], self.dtypes[path]
             rest = [cond.rows[f"{b}/{path}"] if layout.has_rest else None for b in self.branches]
-            return self.join([layout(x.to(dtype), r) for r in rest])
+            return [layout(x.to(dtype), r) for r in rest]
         if path in self.clocks:
-            return self.join([self.clocks[path](timestep)] * len(self.branches))
+            return [self.clocks[path](timestep)] * len(self.branches)
         if path in self.rows:
-            return self.join([cond.rows[f"{branch}/{path}"] for branch in self.branches])
-        return cond.shared.get(f"{self.owner}/{path}", cond.shared.get(f"cond/{path}"))
+            return [cond.rows[f"{branch}/{path}"] for branch in self.branches]
+        return None
+
+    def _list(self, parts: list[Tensor]) -> list[Any]:
+        """Rows as a list, branch by branch or row by row; numbers as numbers."""
+        lists = [part.tolist() if part.dim() == 1 else list(part.unbind()) for part in parts]
+        ordered = zip(*lists, strict=True) if self.interleaved else lists
+        return [row for some in ordered for row in some]
 
 
-def split(tensor: Tensor, parts: int, interleaved: bool) -> list[Tensor]:
-    """[parts * N, ...] as `parts` tensors [N, ...]."""
+def split(tensor: Tensor | Ragged, parts: int, interleaved: bool) -> list[Tensor]:
+    """[parts * N, ...] as `parts` tensors [N, ...]. Raises ValueError if one of them is ragged."""
+    if isinstance(tensor, Ragged):
+        rows, n = tensor.items, len(tensor.items) // parts
+        groups = [rows[i::parts] if interleaved else rows[i * n : (i + 1) * n] for i in range(parts)]
+        if any(row.shape != group[0].shape for group in groups for row in group):
+            raise ValueError("prompts of different lengths in one call are not padded, and cannot be stacked")
+        return [torch.stack(group) for group in groups]
     if parts == 1:
         return [tensor]
     if interleaved:
