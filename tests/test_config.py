@@ -218,3 +218,12 @@ def test_every_setting_says_what_it_is():
                     yield from fields(kind)
 
     assert [name for name, field in fields(Recipe) if not field.description] == []
+
+
+def test_an_offline_run_stops_early_unless_told_not_to(recipe):
+    found = load(recipe, ["training.max_steps=200"])
+    assert (found.training.evaluate_every, found.training.early_stopping) == (20, 3)
+    told = load(recipe, ["training.max_steps=200", "training.early_stopping=0"])
+    assert (told.training.evaluate_every, told.training.early_stopping) == (None, 0)
+    online = ["data=null", "rollout.prompts=[a, b]", "rollout.scorers.jpeg_size=1"]
+    assert load(recipe, online).training.early_stopping is None

@@ -117,15 +117,19 @@ class TrainingSettings(Strict):
     ema_decay: float | None = Field(None, gt=0, lt=1, description="Moving average of the weights; null for none.")
     checkpoint_every: int = Field(100, ge=1, description="Steps between checkpoints.")
     keep_checkpoints: int = Field(2, ge=1, description="How many of the latest to keep.")
-    evaluate_every: int | None = Field(None, ge=1, description="Steps between evaluations; null for none.")
-    early_stopping: int | None = Field(None, ge=1, description="Stop after so many evaluations without a gain.")
+    evaluate_every: int | None = Field(
+        None, ge=1, description="Steps between evaluations; null is a tenth of an offline run, never in an online one."
+    )
+    early_stopping: int | None = Field(
+        None, ge=0, description="Stop after so many evaluations without a gain; 0 never; null is 3 in an offline run."
+    )
     seed: int = Field(0, ge=0, description="Of order, draws and adapters: the same seed gives the same run.")
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainingSettings:
         if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of micro_batch_size")
-        if self.early_stopping is not None and self.evaluate_every is None:
+        if self.early_stopping and self.evaluate_every is None:
             raise ValueError("early_stopping needs evaluate_every: without evaluations there is nothing to judge by")
         return self
 
@@ -158,4 +162,15 @@ class Recipe(Strict):
     def _one_source(self) -> Recipe:
         if (self.data is None) == (self.rollout is None):
             raise ValueError("give either 'data' (offline methods) or 'rollout' (online methods), and not both")
+        return self
+
+    @model_validator(mode="after")
+    def _stop_early_offline(self) -> Recipe:
+        """A fixed set of pairs is soon learnt by heart: an offline run watches its held-out loss unless told not to."""
+        if self.data is None or self.data.held_out == 0 or self.training.early_stopping == 0:
+            return self
+        every = self.training.evaluate_every or max(1, self.training.max_steps // 10)
+        patience = self.training.early_stopping or 3
+        training = self.training.model_copy(update={"evaluate_every": every, "early_stopping": patience})
+        object.__setattr__(self, "training", training)
         return self

@@ -260,7 +260,7 @@ class Trainer:
     def _judge(self, loss: float | None) -> None:
         """Keeps the weights with the lowest held-out loss, and stops after `early_stopping` evaluations without one."""
         patience = self.settings.early_stopping
-        if patience is None or loss is None or self.step == 0:
+        if not patience or loss is None or self.step == 0:
             return
         if self._best is None or loss < self._best["loss"]:
             weights = self.ema.weights if self.ema else self.parameters
