@@ -29,12 +29,35 @@ NAME = "demo_sweep"
 SEEDS = (11, 12)
 TIER = replace(common.CPU, seeds=SEEDS, samples=256)
 
+ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
+EVERYTHING = [*ATTENTION, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2", "conv_shortcut"]
+
 DPO = {
-    f"dpo-beta{beta:g}-lr{rate:g}": {"options": {"beta_dpo": beta, "prompt_dropout": 0.1}, "learning_rate": rate}
-    for beta in (300.0, 1000.0, 3000.0)
-    for rate in (3e-4, 1e-3)
+    f"dpo-beta{beta:g}-lr{rate:g}-{where}": {
+        "options": {"beta_dpo": beta, "prompt_dropout": 0.1},
+        "learning_rate": rate,
+        "targets": targets,
+    }
+    for where, targets, grid in (
+        ("attention", ATTENTION, ((1000.0, 5e-4), (300.0, 5e-4), (3000.0, 1e-3))),
+        ("everything", EVERYTHING, ((1000.0, 3e-4), (1000.0, 1e-3))),
+    )
+    for beta, rate in grid
 }
-D3PO = {f"d3po-lr{rate:g}": {"options": {"shared_noise": False}, "learning_rate": rate} for rate in (3e-4, 1e-3)}
+for _beta, _rate, _steps in ((300.0, 1e-3, 300), (1000.0, 2e-3, 300), (100.0, 1e-3, 300)):
+    DPO[f"dpo-beta{_beta:g}-lr{_rate:g}-everything-{_steps}steps"] = {
+        "options": {"beta_dpo": _beta, "prompt_dropout": 0.1},
+        "learning_rate": _rate,
+        "targets": EVERYTHING,
+        "max_steps": _steps,
+        "evaluate_every": 60,
+    }
+D3PO = {
+    f"d3po-lr{rate:g}-everything": {
+        "options": {"shared_noise": False}, "learning_rate": rate, "targets": EVERYTHING, "micro_batch_size": 8,
+    }
+    for rate in (3e-4, 1e-3)
+}  # fmt: skip
 
 
 @cache
@@ -56,10 +79,13 @@ def base(seed: int) -> dict[str, Any]:
 def trained(method: str, seed: int, arm: dict[str, Any]) -> dict[str, Any]:
     """One setting of one method, trained and judged as the demo does it."""
     plan = demo.PLANS[method]
-    change = {"seed": seed, **{k: v for k, v in arm.items() if k not in ("options", "rank", "prompts")}}
+    change = {"seed": seed, **{k: v for k, v in arm.items() if k not in ("options", "rank", "prompts", "targets")}}
     training = plan.training.model_copy(update=change)
     policy = assembly.load_policy(
-        config.ModelSettings(name=demo.WORLD, device="cpu", lora=LoraSettings(rank=arm.get("rank", 16))), seed
+        config.ModelSettings(
+            name=demo.WORLD, device="cpu", lora=LoraSettings(rank=arm.get("rank", 16), targets=arm["targets"])
+        ),
+        seed,
     )
     algorithm = plugins.find("algorithms", method)
     options = config.section({**plan.options, **arm.get("options", {})}, algorithm.Config, "algorithm")

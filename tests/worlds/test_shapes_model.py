@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from tests.worlds.test_shapes_oracle import agreement
 
 from palate.worlds import shapes
 from palate.worlds.shapes import build, data, oracle, pretrain
-from tests.worlds.test_shapes_oracle import agreement
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def loaded():
 @pytest.fixture(scope="module")
 def drawn(loaded):
     """Held-out captions and what the model draws for them with the shipped settings."""
-    prompts = data.captions(64, 21, "eval")
+    prompts = data.captions(40, 21, "eval")
     return prompts, pretrain.sample(loaded[0], prompts, seed=5, **shapes.sampling_defaults())
 
 
@@ -64,7 +64,7 @@ def test_every_word_is_one_token(loaded):
 
 
 def test_the_oracle_reads_through_the_autoencoder_and_noise(loaded):
-    scenes, pictures = data.dataset(400, 31, None)
+    scenes, pictures = data.dataset(300, 31, None)
     vae, rng, back = loaded[0].vae, np.random.default_rng(0), []
     with torch.no_grad():
         for part in pretrain.to_tensor(pictures).split(50):
@@ -100,9 +100,10 @@ def test_it_draws_what_is_asked_with_room_to_improve(drawn):
     assert 0.02 < 1 - scores["safety"].mean() < 0.40
 
 
-def test_sampling_is_a_function_of_the_seed(loaded, drawn):
-    again = pretrain.sample(loaded[0], drawn[0], seed=5, **shapes.sampling_defaults())[:4]
-    assert (again == drawn[1][:4]).all()
+def test_sampling_is_a_function_of_the_seed(loaded):
+    prompts, settings = data.captions(3, 22), {**shapes.sampling_defaults(), "num_inference_steps": 4}
+    first, same, other = (pretrain.sample(loaded[0], prompts, seed=seed, **settings) for seed in (5, 5, 6))
+    assert (first == same).all() and (first != other).any()
 
 
 def test_the_stated_base_leaves_room():

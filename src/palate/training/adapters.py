@@ -204,7 +204,7 @@ class Reference:
     def restore(self, state: Mapping[str, Any]) -> None:
         if state:
             saved: Tensors = state["weights"]
-            self.weights = {name: saved[name].to(p.device) for name, p in self._parameters.items()}
+            self.weights = {name: torch.empty_like(p).copy_(saved[name]) for name, p in self._parameters.items()}
 
 
 def reference_of(policy: Any, kind: str) -> Reference | None:

@@ -84,7 +84,16 @@ def restore_optimiser(
     """Puts back what `optimiser_state` gave. Raises KeyError for a weight that has none, if others do."""
     if state:
         for name, weight in parameters.items():
-            optimiser.state[weight] = {key: value.to(weight.device) for key, value in state[name].items()}
+            optimiser.state[weight] = {key: _laid_out(value, weight) for key, value in state[name].items()}
+
+
+def _laid_out(value: Tensor, weight: Tensor) -> Tensor:
+    """The value on the weight's device and in its order in memory, in which a fused optimiser walks over both."""
+    return (
+        torch.empty_like(weight, dtype=value.dtype).copy_(value)
+        if value.shape == weight.shape
+        else value.to(weight.device)
+    )
 
 
 def fill_missing(parameters: Mapping[str, nn.Parameter]) -> list[Tensor]:
