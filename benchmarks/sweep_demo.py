@@ -44,11 +44,12 @@ DPO = {
     )
     for beta, rate in grid
 }
-for _beta, _rate, _steps in ((300.0, 1e-3, 300), (1000.0, 2e-3, 300), (100.0, 1e-3, 300)):
-    DPO[f"dpo-beta{_beta:g}-lr{_rate:g}-everything-{_steps}steps"] = {
+for _beta, _prompts, _steps in ((300.0, 192, 300), (1000.0, 384, 240), (1000.0, 288, 200)):
+    DPO[f"dpo-beta{_beta:g}-lr0.001-everything-{_prompts}prompts-{_steps}steps"] = {
         "options": {"beta_dpo": _beta, "prompt_dropout": 0.1},
-        "learning_rate": _rate,
+        "learning_rate": 1e-3,
         "targets": EVERYTHING,
+        "prompts": _prompts,
         "max_steps": _steps,
         "evaluate_every": 60,
     }
@@ -64,7 +65,7 @@ D3PO = {
 def preferences(seed: int, prompts: int) -> tuple[Any, ...]:
     """The base's pictures with the people's votes, encoded."""
     policy = common.fresh(TIER, seed)
-    plan = replace(demo.PLANS["diffusion_dpo"], prompts=prompts)
+    plan = replace(demo.PLANS["diffusion_dpo"], prompts=prompts, votes=3)
     people = annotators.panel(5, demo.TASTE, seed=seed)
     asked = demo.ask(policy, people, plan, seed, assembly.settings_of(demo.WORLD, policy))
     pictures = [(row, [parquet.decode(medium) for medium in row.media if medium]) for row in asked]

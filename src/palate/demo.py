@@ -45,35 +45,48 @@ class Plan:
     """One method's settings for a few minutes on two cores, found by the sweep that docs/demo.md writes down."""
 
     options: Mapping[str, Any] = field(default_factory=dict)
-    prompts: int = 192  # offline: prompts whose pictures people compare
+    prompts: int = 384  # offline: prompts whose pictures people compare
     k: int = 4  # pictures of each prompt
     votes: int = 3  # people asked about each pair
-    lora: LoraSettings | None = field(default_factory=LoraSettings)
+    lora: LoraSettings | None = field(default_factory=lambda: _LORA)
     training: TrainingSettings = field(default_factory=TrainingSettings)
     judged: int = 320  # unseen prompts, one pair of pictures each
     rollout: Mapping[str, Any] = field(default_factory=dict)  # online: settings of `palate.config.RolloutSettings`
 
 
+_LORA = LoraSettings(
+    rank=16,
+    targets=[
+        *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out"),
+        *("ff.net.0.proj", "ff.net.2", "conv1", "conv2", "conv_shortcut"),
+    ],
+)
 _OFFLINE = TrainingSettings(
-    max_steps=160,
+    max_steps=240,
     batch_size=8,
-    learning_rate=5e-4,
+    learning_rate=1e-3,
     warmup_steps=10,
     lr_schedule="linear",
-    evaluate_every=40,
-    early_stopping=2,
-    checkpoint_every=40,
     weight_decay=0.0,
+    evaluate_every=60,
+    early_stopping=2,
+    checkpoint_every=60,
 )
-_ONLINE = TrainingSettings(max_steps=96, batch_size=40, learning_rate=3e-4, checkpoint_every=8, weight_decay=0.0)
+_ONLINE = TrainingSettings(
+    max_steps=64, batch_size=40, micro_batch_size=8, learning_rate=5e-4, weight_decay=0.0, checkpoint_every=8
+)
 _ROUNDS = {"prompts_per_round": 16, "k": 4, "batch_size": 32}
 
 PLANS: dict[str, Plan] = {
-    "diffusion_dpo": Plan({"beta_dpo": 500.0, "prompt_dropout": 0.1}, training=_OFFLINE),
+    "diffusion_dpo": Plan({"beta_dpo": 1000.0, "prompt_dropout": 0.1}, training=_OFFLINE),
     "sft": Plan(training=_OFFLINE),
     "rwr": Plan(training=_OFFLINE),
     "d3po": Plan({"shared_noise": False}, training=_ONLINE, rollout=_ROUNDS),
-    "ddpo": Plan({"min_count": 4}, training=_ONLINE, rollout=_ROUNDS),
+    "ddpo": Plan(
+        {"min_count": 4, "clip_range": 1e-3},
+        training=_ONLINE.model_copy(update={"batch_size": 160, "micro_batch_size": 32}),
+        rollout=_ROUNDS,
+    ),
 }
 METHOD = "diffusion_dpo"
 
