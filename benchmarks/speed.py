@@ -210,6 +210,7 @@ def main() -> None:
         rows.append(rollout(batch, max(3, arguments.repeats // 3)))
     print(PASSES)
     if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
         facts = {"machine": f"{platform.machine()}, {torch.get_num_threads()} threads", "torch": torch.__version__}
         arguments.out.write_text(json.dumps({**facts, "repeats": arguments.repeats, "rows": rows}, indent=2) + "\n")
 

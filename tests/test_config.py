@@ -114,7 +114,6 @@ def test_any_value_survives_the_file(tmp_path_factory, rate, steps, text):
         ("training.weight_decay=.inf", ["finite"]),
         ("training.lr_schedule=wavy", ["'constant', 'linear' or 'cosine'", "not wavy"]),
         ("training.micro_batch_size=3", ["not a multiple of micro_batch_size"]),
-        ("training.early_stopping=3", ["needs evaluate_every"]),
         ("model.lora.rank=0", ["greater than or equal to 1"]),
         ("model=null", ["'model' should be a section with keys, not null"]),
         ("output=", ["'output'", "not null"]),
@@ -221,9 +220,14 @@ def test_every_setting_says_what_it_is():
 
 
 def test_an_offline_run_stops_early_unless_told_not_to(recipe):
-    found = load(recipe, ["training.max_steps=200"])
+    found = load(recipe, ["training.max_steps=200"], Recipe)
     assert (found.training.evaluate_every, found.training.early_stopping) == (20, 3)
-    told = load(recipe, ["training.max_steps=200", "training.early_stopping=0"])
-    assert (told.training.evaluate_every, told.training.early_stopping) == (None, 0)
+    told = load(recipe, ["training.max_steps=200", "training.early_stopping=0"], Recipe)
+    assert (told.training.evaluate_every, told.training.early_stopping) == (20, 0)
     online = ["data=null", "rollout.prompts=[a, b]", "rollout.scorers.jpeg_size=1"]
-    assert load(recipe, online).training.early_stopping is None
+    assert load(recipe, online, Recipe).training.early_stopping is None
+
+
+def test_early_stopping_needs_something_to_judge_by(recipe):
+    with pytest.raises(ConfigError, match=r"needs preferences kept aside: data.held_out above 0"):
+        load(recipe, ["data.held_out=0", "training.early_stopping=3"], Recipe)

@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from palate import likelihood, losses
+from palate import likelihood, losses, sampling
+from palate.models.causal_lm import CausalLM
 from palate.models.contracts import Draw, PreferenceBatch
 from palate.randomness import generator
 from tests import toys, zoo
@@ -48,8 +49,6 @@ def test_transition_is_a_gaussian_log_density_per_dimension(kind):
     policy = toys.ToyDenoiser(kind)
     rollout = toys.roll_out(policy, ["a", "b"])
     candidate, step = torch.tensor([[0, 1], [1, 0]]), torch.tensor([1, 3])
-    from palate import sampling
-
     batch = sampling.transition_batch(rollout, candidate, step, torch.zeros(2, 2))
     logps = likelihood.transition(policy, batch)
     for n in range(2):
@@ -66,7 +65,7 @@ def test_transition_is_a_gaussian_log_density_per_dimension(kind):
 
 
 def test_tokens_add_up_over_the_completion_only():
-    model = zoo.causal_lm()
+    model = CausalLM(*zoo.causal_lm())
     prompts, completions = ["ab", "a"], ["ba", "bbab"]
     logps = likelihood.token(model, prompts, completions)
     assert logps.shape == (2,) and logps.dtype == torch.float32
@@ -83,10 +82,8 @@ def test_one_dpo_runs_on_all_three():
     """Denoising errors, stored transitions and tokens: at the reference ln 2, and a gradient to the weights."""
     toy = toys.ToyDenoiser()
     rollout = toys.roll_out(toy, ["a", "a"])
-    from palate import sampling
-
     batch = sampling.transition_batch(rollout, torch.tensor([[0, 1]]), torch.tensor([2]), torch.zeros(1, 2))
-    lm = zoo.causal_lm()
+    lm = CausalLM(*zoo.causal_lm())
     lm.module.requires_grad_(True)
     evidence = {
         "denoising": (denoising_pair(toy)[0], toy.module),

@@ -59,7 +59,7 @@ def pairs(tmp_path_factory) -> Path:
 
 def recipe_for(tmp_path: Path, model: Path, **sections) -> Path:
     recipe = {
-        "model": {"name": str(model), "device": "cpu", "lora": {"rank": 2}},
+        "model": {"name": str(model), "device": "cpu", "lora": {"rank": 2}, "check_kind": False},
         "training": {"max_steps": 3, "batch_size": 4, "checkpoint_every": 2, "learning_rate": 1e-3},
         "output": str(tmp_path / "run"),
     }
@@ -162,7 +162,7 @@ def test_errors_name_the_thing_and_the_mend(tmp_path, model, pairs):
     empty.write_text("\n \n")
     with pytest.raises(ValueError, match=r"empty.txt holds no prompts"):
         run.sample(str(model), empty, k=1, out=tmp_path / "x", seed=0)
-    with pytest.raises(OSError, match="has no model_index.json; give the folder"):
+    with pytest.raises(OSError, match=r"has no model_index.json; give the folder"):
         run.sample(str(tmp_path), PROMPTS, k=1, out=tmp_path / "x", seed=0)
     recipe = recipe_for(tmp_path, model, algorithm={"name": "d3po"}, data={"path": str(pairs)})
     with pytest.raises(ValueError, match="d3po is an online method: give it the section 'rollout'"):
@@ -201,3 +201,72 @@ def test_a_rollout_that_training_would_not_recognise_is_refused(model):
             parameter.mul_(1.01)
     with pytest.raises(RuntimeError, match="log ratio"):
         assembly.check_ratio(policy, batch, config, TrainingSettings())
+
+
+def test_a_stated_kind_that_pictures_contradict_is_refused(tmp_path, pairs):
+    """The shipped model predicts noise; told that it predicts v, it replays perfectly and must still not be trained."""
+    import shutil
+
+    from palate.worlds import shapes
+
+    folder = tmp_path / "said-to-be-v"
+    shutil.copytree(shapes.weights_dir(), folder)
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    scheduler.write_text(scheduler.read_text().replace('"epsilon"', '"v_prediction"'))
+    data = tmp_path / "data"
+    from palate.worlds.shapes import data as world
+
+    nan = float("nan")
+    scenes, pictures = world.dataset(12, 0)
+    encoded = []
+    for pixels in pictures:
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "PNG")
+        encoded.append(Medium("image/png", buffer.getvalue()))
+    rows = [
+        Preference(world.caption(scenes[i]), (encoded[i], encoded[i + 1]), ((nan, 1.0), (0.0, nan)))
+        for i in range(0, 12, 2)
+    ]
+    parquet.write(data, rows)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "model": {"name": str(folder), "device": "cpu"},
+                "algorithm": {"name": "diffusion_dpo"},
+                "data": {"path": str(data)},
+                "output": str(tmp_path / "run"),
+            }
+        )
+    )
+    with pytest.raises(ValueError, match="epsilon"):
+        run.train(path)
+
+
+def test_two_rounds_of_one_prompt_start_from_different_noise():
+    import torch
+
+    from palate.training.sources import Online
+    from tests.toys import ToyDenoiser, kernel_of, roll_out
+
+    policy, seeds = ToyDenoiser(), []
+
+    def rollout(prompts, ids, *, seed):
+        seeds.append(seed)
+        return roll_out(policy, prompts, seed)
+
+    from palate import sampling
+
+    def prepare(made, feedback, state):
+        candidate, step = sampling.transitions_of(made, torch.arange(2))
+        return sampling.transition_batch(made, candidate[:, None], step, torch.ones(len(step), 1))
+
+    source = Online(
+        ["a"], rollout, lambda p, m: {"r": [0.0] * len(p)}, prepare, kernel_of(policy),
+        k=2, prompts_per_round=1, batch_size=100,
+    )  # fmt: skip
+    from palate.models.contracts import State
+
+    source.next(State())
+    source.next(State())
+    assert len(seeds) == 2 and seeds[0] != seeds[1]

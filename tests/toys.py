@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
@@ -67,7 +69,7 @@ def roll_out(policy: ToyDenoiser, prompts: list[str], seed: int = 0, steps: int 
     ids = [f"{row}" for row in range(len(prompts))]
     sources = generators(seed, ids)
     chain, logps, stds = [normal(SHAPE, sources)], [], []
-    for t, t_prev in zip(times[:-1], times[1:], strict=True):
+    for t, t_prev in itertools.pairwise(times):
         n = len(prompts)
         mean, std = kernel.mean_std(
             policy.predict(chain[-1], t.expand(n), cond, 2.0), chain[-1], t.expand(n), t_prev.expand(n)
@@ -76,9 +78,7 @@ def roll_out(policy: ToyDenoiser, prompts: list[str], seed: int = 0, steps: int 
         logps.append(transitions.gaussian_log_prob(chain[-1], mean, std))
         stds.append(std[0])
     x = torch.stack(chain, 1)
-    return Rollout(
-        ids, prompts, x, times, torch.stack(logps, 1), torch.stack(stds), cond, list(x[:, -1]), 2.0, kernel
-    )
+    return Rollout(ids, prompts, x, times, torch.stack(logps, 1), torch.stack(stds), cond, list(x[:, -1]), 2.0, kernel)
 
 
 def preferences(policy: ToyDenoiser, n: int = 4, k: int = 2, seed: int = 0) -> PreferenceBatch:

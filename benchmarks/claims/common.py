@@ -7,10 +7,12 @@ the same command goes on. Evaluation prompts and seeds are the same for all arms
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,16 @@ def arguments(description: str | None) -> tuple[Tier, float, bool]:
     return {"cpu": CPU, "full": FULL}[given.budget], given.minutes, given.table
 
 
+@cache
+def stamp() -> str:
+    """What every arm rests on: the base's weights and sampler. Arms made on other ones do not count."""
+    folder = shapes.weights_dir()
+    digest = hashlib.sha256(json.dumps(shapes.sampling_defaults()).encode())
+    for path in sorted(folder.rglob("*.safetensors")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 def arm_file(claim: str, tier: Tier, arm: str, seed: int) -> Path:
     return RESULTS / claim / tier.name / f"{arm}-seed{seed}.json"
 
@@ -61,7 +73,8 @@ def arm_file(claim: str, tier: Tier, arm: str, seed: int) -> Path:
 def load_arm(claim: str, tier: Tier, arm: str, seed: int) -> dict[str, Any] | None:
     """What an arm left, or None if it has not run."""
     path = arm_file(claim, tier, arm, seed)
-    return json.loads(path.read_text()) if path.is_file() else None
+    found = json.loads(path.read_text()) if path.is_file() else None
+    return found if found and found["stamp"] == stamp() else None
 
 
 def run_arms(claim: str, tier: Tier, arms: Sequence[tuple[str, int, Callable[[], dict[str, Any]]]], end: float) -> int:
@@ -72,7 +85,7 @@ def run_arms(claim: str, tier: Tier, arms: Sequence[tuple[str, int, Callable[[],
             print(f"{len(missing) - done} arms left; the same command goes on", flush=True)
             return len(missing) - done
         began = time.perf_counter()
-        facts = action() | {"seconds": round(time.perf_counter() - began, 1)}
+        facts = action() | {"seconds": round(time.perf_counter() - began, 1), "stamp": stamp()}
         path = arm_file(claim, tier, name, seed)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(facts, indent=1) + "\n")
@@ -154,6 +167,17 @@ def interval_of_ratio(
         ratios.append(np.mean(above) / np.mean(below))
     low, high = np.quantile(ratios, [0.025, 0.975])
     return float(point), float(low), float(high)
+
+
+def interval_of_mean(rows: Sequence[np.ndarray], resamples: int = 4000, seed: int = 0) -> tuple[float, float, float]:
+    """The mean of paired differences, one array a seed, with its 95% interval; seeds and prompts are resampled."""
+    ones = [np.ones(len(row)) for row in rows]
+    return interval_of_ratio(rows, ones, resamples, seed)
+
+
+def says(held: bool, refuted: bool) -> str:
+    """A verdict on a claim by its interval."""
+    return "holds" if held else "does not hold" if refuted else "open"
 
 
 def wins(tuned: Mapping[str, Any], base: Mapping[str, Any], weights: Mapping[str, float]) -> win_rate.WinRate:

@@ -10,8 +10,8 @@ The claims of arXiv:2311.13231 that are put to the test:
 
 Rewards: `compress` (minus the JPEG's kilobytes), `incompress` (plus), `alignment` (the oracle's); the cpu tier runs the
 first. `flaws` is wholeness plus safety, for claim 3. D3PO and rewards-as-comparisons: its pairs are ordered by the same
-reward that DDPO sees, without noise. Rolling reference. SFT and RWR train on as many pictures of the base, once.
-Learning rates are tuned per method over the same grid, on one seed that is not reported.
+reward that DDPO sees, without noise. Rolling reference. SFT and RWR train on as many pictures of the base,
+eight times over. Learning rates are tuned per method over the same grid, on one seed that is not reported.
 """
 
 from __future__ import annotations
@@ -36,12 +36,7 @@ from palate.worlds import shapes
 
 CLAIM = "d3po"
 METHODS = ("d3po", "ddpo", "sft", "rwr")
-RATES = {
-    "d3po": (1e-4, 3e-4, 1e-3),
-    "ddpo": (1e-4, 3e-4, 1e-3),
-    "sft": (2e-4, 5e-4, 1e-3),
-    "rwr": (2e-4, 5e-4, 1e-3),
-}
+RATES = (1e-4, 3e-4, 1e-3)
 PROMPTS, K = 16, 4  # of a round
 OPTIONS: dict[str, dict[str, Any]] = {
     "d3po": {"shared_noise": False},
@@ -125,7 +120,7 @@ def pictures(tier: Tier, seed: int) -> tuple[list[str], list[Any], torch.Tensor]
 
 
 def offline(tier: Tier, method: str, task: str, seed: int, rate: float, n: int) -> dict[str, Any]:
-    """SFT on each prompt's best picture, or RWR on all of them: as many pictures, two passes over them."""
+    """SFT on each prompt's best picture, or RWR on all of them: as many pictures, eight passes over them."""
     prompts, media, latents = pictures(tier, seed)
     policy = fresh(tier, seed)
     rewards = reward_of(task, prompts, media)["reward"]
@@ -141,7 +136,7 @@ def offline(tier: Tier, method: str, task: str, seed: int, rate: float, n: int) 
                 cond=policy.condition([prompts[start]]),
                 prefer=prefer,
                 votes=torch.ones(K, K),
-                scores=torch.from_numpy(rewards[part, None]).float(),
+                scores=torch.from_numpy(rewards[part, None] / rewards.std()).float(),
                 mask=torch.ones(K, dtype=torch.bool),
             )
         )
@@ -171,7 +166,7 @@ def tuning(tier: Tier) -> list[Any]:
     return [
         (f"tune-{method}-{rate:g}", seed, partial(arm, tier, method, task, seed, rate, n))
         for method in METHODS
-        for rate in RATES[method]
+        for rate in RATES
     ]
 
 
@@ -181,7 +176,7 @@ def best_rate(tier: Tier, method: str) -> float:
         assert found
         return float(np.mean(found["scores"]["reward"]))
 
-    return max(RATES[method], key=reward)
+    return max(RATES, key=reward)
 
 
 def reported(tier: Tier) -> list[Any]:
@@ -197,13 +192,16 @@ def reported(tier: Tier) -> list[Any]:
     return arms
 
 
-def gains(tier: Tier, task: str, method: str) -> list[np.ndarray]:
-    """Per seed, each prompt's reward less the base's on the same noise."""
-    out = []
+def gains(tier: Tier, task: str, *methods: str) -> dict[str, list[np.ndarray]]:
+    """Per method and seed, each prompt's reward less the base's on the same noise, of seeds where all have run."""
+    out: dict[str, list[np.ndarray]] = {method: [] for method in ("base", *methods)}
     for seed in tier.seeds:
-        tuned, untouched = (common.load_arm(CLAIM, tier, f"{task}-{name}", seed) for name in (method, "base"))
-        if tuned and untouched:
-            out.append(np.subtract(tuned["scores"]["reward"], untouched["scores"]["reward"]))
+        found = {name: common.load_arm(CLAIM, tier, f"{task}-{name}", seed) for name in ("base", *methods)}
+        if all(found.values()):
+            base_reward = np.asarray(found["base"]["scores"]["reward"])  # type: ignore[index]
+            out["base"].append(base_reward)
+            for method in methods:
+                out[method].append(np.asarray(found[method]["scores"]["reward"]) - base_reward)  # type: ignore[index]
     return out
 
 
@@ -246,22 +244,26 @@ def show(tier: Tier) -> None:
 
 def verdict(tier: Tier, task: str) -> list[str]:
     """What the numbers of one task say of the claims."""
-    of = {method: gains(tier, task, method) for method in METHODS}
     lines = []
-    if of["d3po"] and len(of["d3po"]) == len(of["ddpo"]):
+    of = gains(tier, task, "d3po", "ddpo")
+    if of["base"]:
         ratio, low, high = common.interval_of_ratio(of["d3po"], of["ddpo"])
-        sd = np.mean([np.std(common.load_arm(CLAIM, tier, f"{task}-base", s)["scores"]["reward"]) for s in tier.seeds])  # type: ignore[index]
-        size = np.mean([gain.mean() for gain in of["ddpo"]]) / sd
-        says = "" if size >= 1 else "; DDPO gains less than one sd, so the ratio says nothing"
+        size = float(np.mean([g.mean() / b.std() for g, b in zip(of["ddpo"], of["base"], strict=True)]))
+        says = (
+            common.says(low >= 0.8, high < 0.8) if size >= 1 else "DDPO gains less than one sd: the ratio says nothing"
+        )
         lines.append(
-            f"{task}: gain(D3PO) / gain(DDPO) = {ratio:.2f} [{low:.2f}, {high:.2f}] over {len(of['d3po'])} seeds, "
-            f"gain(DDPO) = {size:.2f} sd of the base{says}"
+            f"{task}: gain(D3PO) / gain(DDPO) = {ratio:.2f} [{low:.2f}, {high:.2f}] over {len(of['base'])} seeds, "
+            f"gain(DDPO) = {size:.2f} sd of the base; at least 0.8: {says}"
         )
     for other in ("sft", "rwr"):
-        if of["d3po"] and len(of[other]) == len(of["d3po"]):
-            ours, theirs = (float(np.mean([g.mean() for g in of[name]])) for name in ("d3po", other))
-            says = "holds" if ours > theirs else "does not hold"
-            lines.append(f"{task}: D3PO gains {ours:+.3f}, {other} {theirs:+.3f}: {says}")
+        of = gains(tier, task, "d3po", other)
+        if of["base"]:
+            mean, low, high = common.interval_of_mean([a - b for a, b in zip(of["d3po"], of[other], strict=True)])
+            lines.append(
+                f"{task}: gain(D3PO) - gain({other}) = {mean:+.3f} [{low:+.3f}, {high:+.3f}] over {len(of['base'])} "
+                f"seeds: {common.says(low > 0, high < 0)}"
+            )
     if task == "flaws":
         stored = {
             m: [common.load_arm(CLAIM, tier, f"{task}-{m}", seed) for seed in tier.seeds] for m in ("base", "d3po")

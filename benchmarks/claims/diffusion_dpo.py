@@ -31,7 +31,7 @@ from palate.models.contracts import Draw
 from palate.randomness import generator
 from palate.records import Preference
 from palate.training import adapters
-from palate.training.sources import PreferenceRow, collate
+from palate.training.sources import PreferenceRow, collate, to_device
 from palate.worlds import shapes
 from palate.worlds.shapes import annotators
 
@@ -71,7 +71,8 @@ def trained(tier: Tier, seed: int, method: str, labels: str, rate: float, beta: 
     train, held = split(labelled(tier, seed, labels))
     policy = fresh(tier, seed)
     algorithm = plugins.find("algorithms", method)
-    options = config.section({"beta_dpo": beta} if method == "diffusion_dpo" else {}, algorithm.Config, "algorithm")
+    own = {"beta_dpo": beta} if method == "diffusion_dpo" else {}
+    options = config.section({**own, "prompt_dropout": 0.1}, algorithm.Config, "algorithm")
     settings = TrainingSettings(
         max_steps=STEPS, batch_size=BATCH, learning_rate=rate, warmup_steps=10, lr_schedule="linear", seed=seed,
         weight_decay=0.0, checkpoint_every=1_000_000,
@@ -99,7 +100,8 @@ def trained(tier: Tier, seed: int, method: str, labels: str, rate: float, beta: 
 def accuracy(policy: Any, held: list[PreferenceRow], draws: int = 10) -> float:
     """Share of held-out pairs that the implicit reward, averaged over draws, ranks as the oracle does."""
     batch = collate(held, [0] * len(held), policy.condition([""]))
-    total = torch.zeros(batch.mask.shape)
+    batch = to_device(batch, policy.device)
+    total = torch.zeros(batch.mask.shape, device=policy.device)
     reference = adapters.reference_of(policy, "base")
     for visit in range(draws):
         source = generator("accuracy", visit)
@@ -108,6 +110,7 @@ def accuracy(policy: Any, held: list[PreferenceRow], draws: int = 10) -> float:
             policy.path.sample_t(len(batch), source), torch.randn(len(batch), *shape, generator=source),
             torch.zeros(len(batch)) > 0,
         )  # fmt: skip
+        draw = to_device(draw, policy.device)
         total += likelihood.denoising(policy, batch.x0, batch.cond, draw)
         total -= likelihood.denoising(reference, batch.x0, batch.cond, draw)  # type: ignore[arg-type]
     margin = total[:, :, None] - total[:, None]

@@ -5,6 +5,7 @@ Each is a function of its own, so that a script can take the ones it wants; `pal
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 
-from palate import config, likelihood, plugins, sampling
-from palate.config import ConfigError, ModelSettings, Recipe, RolloutSettings, TrainingSettings
+from palate import likelihood, plugins, sampling
+from palate.config import ConfigError, ModelSettings, RolloutSettings, TrainingSettings
 from palate.datasets import parquet
 from palate.models.contracts import Rollout, Scorer, State, TransitionBatch, select
-from palate.models.diffusion import DiffusionPolicy
+from palate.models.diffusion import DiffusionPolicy, check_prediction_kind
 from palate.records import Preference
 from palate.training import adapters, optimisation
 from palate.training.processes import join
@@ -34,12 +36,18 @@ def world(name: str) -> Any:
     return plugins.find("worlds", name.removeprefix(WORLD))
 
 
-def load_policy(settings: ModelSettings, seed: int = 0) -> DiffusionPolicy:
-    """The model of a recipe with what is to be trained made trainable."""
-    device = settings.device
+def pick_device(device: str = "auto") -> str:
+    """The best there is for `auto`; under torchrun each process takes the card of its local rank."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    policy = DiffusionPolicy.load(settings.name, dtype=getattr(torch, settings.dtype), device=device)
+    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
+
+
+def load_policy(settings: ModelSettings, seed: int = 0) -> DiffusionPolicy:
+    """The model of a recipe with what is to be trained made trainable."""
+    policy = DiffusionPolicy.load(
+        settings.name, dtype=getattr(torch, settings.dtype), device=pick_device(settings.device)
+    )
     if settings.lora is None:
         adapters.train_all(policy)
     else:
@@ -50,16 +58,32 @@ def load_policy(settings: ModelSettings, seed: int = 0) -> DiffusionPolicy:
 def load_arm(model: str) -> DiffusionPolicy:
     """A model to look at: a hub id, a folder, `world:<name>`, or a run's folder (its base with its adapter)."""
     run = Path(model)
-    if not (run / "config.yaml").is_file():
-        return DiffusionPolicy.load(model)
-    recipe = config.load(run / "config.yaml", (), Recipe)
+    base = base_of(run)
+    if base is None:
+        return DiffusionPolicy.load(model, device=pick_device())
     if (run / "model").is_dir():
-        return DiffusionPolicy.load(run / "model")
+        return DiffusionPolicy.load(run / "model", device=pick_device())
     if not (run / "adapter").is_dir():
-        raise ConfigError(f"{run} has no adapter/ yet: let its training finish (palate train on its recipe)")
-    policy = DiffusionPolicy.load(recipe.model.name)
-    policy.pipeline.load_lora_weights(run / "adapter")
-    return DiffusionPolicy(policy.pipeline)
+        raise ConfigError(f"{run} has no adapter/ yet: let its training finish by the command that began it")
+    policy = DiffusionPolicy.load(base, device=pick_device())
+    if callable(getattr(policy.pipeline, "load_lora_weights", None)):
+        policy.pipeline.load_lora_weights(run / "adapter")
+    else:
+        module: Any = policy.module
+        module.load_lora_adapter(run / "adapter")
+    return policy
+
+
+def base_of(run: Path) -> str | None:
+    """The model that a run's folder, or the demo's, began from; None if it is no run's folder."""
+    held = run / "config.yaml"
+    if not held.is_file():
+        return None
+    recipe = yaml.safe_load(held.read_text(encoding="utf-8"))
+    try:
+        return str(recipe["model"]["name"])
+    except (KeyError, TypeError):
+        raise ConfigError(f"{held} does not say which model the run began from: it is no run's folder") from None
 
 
 def settings_of(model: str, policy: DiffusionPolicy, **wanted: Any) -> dict[str, Any]:
@@ -67,9 +91,7 @@ def settings_of(model: str, policy: DiffusionPolicy, **wanted: Any) -> dict[str,
 
     A guidance scale of exactly 1 is guidance off.
     """
-    run = Path(model) / "config.yaml"
-    if run.is_file():
-        model = config.load(run, (), Recipe).model.name
+    model = base_of(Path(model)) or model
     own = dict(policy.default_settings)
     if model.startswith(WORLD):
         own |= world(model).sampling_defaults()
@@ -150,6 +172,12 @@ def encode(
     for row, media in rows:
         there = [medium for medium in media if medium is not None]
         latents = torch.cat([policy.encode(there[i : i + batch_size]) for i in range(0, len(there), batch_size)]).cpu()
+        if latents.shape[1:] != policy.latent_shape:
+            sizes = sorted({medium.size for medium in there})
+            raise ConfigError(
+                f"{row.where or row.id}: pictures of {sizes} give latents {tuple(latents.shape[1:])}, but the model "
+                f"draws {tuple(policy.latent_shape)}: bring all pictures to the size the model draws"
+            )
         x0 = torch.zeros(len(media), *latents.shape[1:])
         mask = torch.tensor([medium is not None for medium in media])
         x0[mask] = latents
@@ -192,6 +220,12 @@ def read_preferences(folder: str | Path, max_bad_fraction: float) -> list[tuple[
         if any(picture is not None for picture in pictures):
             rows.append((row, pictures))
     return rows
+
+
+def check_kind(policy: DiffusionPolicy, rows: Sequence[tuple[Preference, Sequence[Any]]], n: int = 16) -> None:
+    """Refuses a model whose stated kind of prediction is not the one it was trained for, judged on some pictures."""
+    shown = [(medium, row.prompt) for row, media in rows for medium in media if medium is not None][:n]
+    check_prediction_kind(policy, [medium for medium, _ in shown], [prompt for _, prompt in shown])
 
 
 # --- training ---------------------------------------------------------------------------------------------------------

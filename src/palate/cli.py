@@ -1,6 +1,7 @@
 """The command `palate`: one thin command per verb. What a verb does is imported when it is called, never before.
 
-Exit codes: 0 done, 1 failed (one line `error: ...` on stderr), 2 wrong usage, 130 interrupted.
+Exit codes: 0 done, 1 failed (one line `error: ...` on stderr), 2 wrong usage, 75 stopped by a signal after saving,
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def palate(
 @app.command()
 def demo(
     method: Annotated[str, typer.Option(help="Which algorithm to run.")] = "diffusion_dpo",
-    out: Out = Path("runs/demo"),
+    out: Out = Path("demo"),
     seed: Seed = 0,
 ) -> None:
     """The whole loop on the built-in world.

@@ -58,6 +58,7 @@ class ModelSettings(Strict):
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Type of the frozen weights.")
     device: str = Field("auto", min_length=1, description="`auto`, `cpu`, `cuda`, `cuda:1`, `mps`.")
     lora: LoraSettings | None = Field(default_factory=LoraSettings, description="Null trains all of the denoiser.")
+    check_kind: bool = Field(True, description="Refuse a stated kind of prediction that pictures contradict.")
 
 
 class AlgorithmSettings(Strict):
@@ -76,7 +77,7 @@ class AlgorithmSettings(Strict):
 class DataSettings(Strict):
     """Preference data for offline training."""
 
-    path: str = Field(min_length=1, description="A folder of preference data, or `world:shapes`.")
+    path: str = Field(min_length=1, description="A folder of preference data.")
     held_out: float = Field(0.05, ge=0, lt=1, description="Share of the prompts kept aside for validation.")
     max_bad_fraction: float = Field(0.01, ge=0, le=1, description="Share of unreadable rows beyond which to stop.")
 
@@ -129,8 +130,6 @@ class TrainingSettings(Strict):
     def _consistent(self) -> TrainingSettings:
         if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of micro_batch_size")
-        if self.early_stopping and self.evaluate_every is None:
-            raise ValueError("early_stopping needs evaluate_every: without evaluations there is nothing to judge by")
         return self
 
 
@@ -167,10 +166,12 @@ class Recipe(Strict):
     @model_validator(mode="after")
     def _stop_early_offline(self) -> Recipe:
         """A fixed set of pairs is soon learnt by heart: an offline run watches its held-out loss unless told not to."""
-        if self.data is None or self.data.held_out == 0 or self.training.early_stopping == 0:
+        if self.data is None or self.data.held_out == 0:
+            if self.training.early_stopping:
+                raise ValueError("training.early_stopping needs preferences kept aside: data.held_out above 0")
             return self
         every = self.training.evaluate_every or max(1, self.training.max_steps // 10)
-        patience = self.training.early_stopping or 3
+        patience = 3 if self.training.early_stopping is None else self.training.early_stopping
         training = self.training.model_copy(update={"evaluate_every": every, "early_stopping": patience})
         object.__setattr__(self, "training", training)
         return self

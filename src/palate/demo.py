@@ -40,6 +40,15 @@ WORLD = "world:shapes"
 TASTE = {"alignment": 1.0, "wholeness": 1.0, "safety": 1.0}  # what the simulated people vote for
 
 
+_LORA = LoraSettings(
+    rank=16,
+    targets=[
+        *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out"),
+        *("ff.net.0.proj", "ff.net.2", "conv1", "conv2", "conv_shortcut"),
+    ],
+)
+
+
 @dataclass(frozen=True)
 class Plan:
     """One method's settings for a few minutes on two cores, found by the sweep that docs/demo.md writes down."""
@@ -48,19 +57,12 @@ class Plan:
     prompts: int = 384  # offline: prompts whose pictures people compare
     k: int = 4  # pictures of each prompt
     votes: int = 3  # people asked about each pair
-    lora: LoraSettings | None = field(default_factory=lambda: _LORA)
+    lora: LoraSettings | None = _LORA
     training: TrainingSettings = field(default_factory=TrainingSettings)
     judged: int = 320  # unseen prompts, one pair of pictures each
     rollout: Mapping[str, Any] = field(default_factory=dict)  # online: settings of `palate.config.RolloutSettings`
 
 
-_LORA = LoraSettings(
-    rank=16,
-    targets=[
-        *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out"),
-        *("ff.net.0.proj", "ff.net.2", "conv1", "conv2", "conv_shortcut"),
-    ],
-)
 _OFFLINE = TrainingSettings(
     max_steps=240,
     batch_size=8,
@@ -80,7 +82,7 @@ _ROUNDS = {"prompts_per_round": 16, "k": 4, "batch_size": 32}
 PLANS: dict[str, Plan] = {
     "diffusion_dpo": Plan({"beta_dpo": 1000.0, "prompt_dropout": 0.1}, training=_OFFLINE),
     "sft": Plan(training=_OFFLINE),
-    "rwr": Plan(training=_OFFLINE),
+    "rwr": Plan({"temperature": 0.3}, training=_OFFLINE),
     "d3po": Plan({"shared_noise": False}, training=_ONLINE, rollout=_ROUNDS),
     "ddpo": Plan(
         {"min_count": 4, "clip_range": 1e-3},
@@ -97,7 +99,7 @@ def run(method: str = METHOD, out: str | Path = "demo", seed: int = 0, plan: Pla
         raise ConfigError(f"the demo knows {', '.join(PLANS)}, not {method!r}")
     began = time.perf_counter()
     plan, out = plan or PLANS[method], Path(out)
-    settings = {"method": method, "seed": seed, "plan": _plain(plan)}
+    settings = {"model": {"name": WORLD}, "method": method, "seed": seed, "plan": _plain(plan)}
     if (found := _finished(out, settings)) is not None:
         return found
     algorithm = plugins.find("algorithms", method)
@@ -115,7 +117,7 @@ def run(method: str = METHOD, out: str | Path = "demo", seed: int = 0, plan: Pla
     source, reference = source_for(policy, algorithm, options, training, plan, seed, preferences)
     say(f"aligning with {method}")
     result = assembly.fit(policy, algorithm, options, source, training, out, reference=reference)
-    return conclude(policy, out, settings, result, sampler, began, algorithm.NEEDS.start_loss)
+    return conclude(policy, out, settings, result, sampler, began, algorithm)
 
 
 def source_for(
@@ -132,13 +134,18 @@ def source_for(
     if algorithm.NEEDS.source == "offline":
         return assembly.offline_source(policy, list(preferences()), options, training, held_out=0.1), reference
     people = annotators.panel(5, TASTE, seed=seed)
-    scorer = _true_reward if algorithm.NEEDS.k == 1 else partial(_win_share, people, plan.votes)
+    scorer = _true_reward if told_the_truth(algorithm) else partial(_win_share, people, plan.votes)
     rollout = RolloutSettings(prompts=f"{WORLD}:train", scorers={WORLD: 1.0}, **plan.rollout)
     sampler = assembly.settings_of(WORLD, policy)
     source = assembly.online_source(
         policy, algorithm, options, shapes.prompts("train"), scorer, rollout, training, sampler, reference
     )
     return source, reference
+
+
+def told_the_truth(algorithm: Any) -> bool:
+    """Whether a method needs the reward itself, one sample at a time, so that comparisons would not do."""
+    return bool(algorithm.NEEDS.source == "online" and algorithm.NEEDS.k == 1)
 
 
 # --- asking people ----------------------------------------------------------------------------------------------------
@@ -225,33 +232,37 @@ def conclude(
     result: Any,
     sampler: Mapping[str, Any],
     began: float,
-    start_loss: float | None,
+    algorithm: Any,
 ) -> dict[str, Any]:
     """Base and tuned on prompts and seeds not trained on; result.json and report.html."""
     seed = settings["seed"]
     prompts = some(shapes.prompts("eval"), settings["plan"]["judged"], seed)
     say(f"judging on {len(prompts)} prompts the model was not trained on")
     run_arm = partial(comparing.run_arm, prompts=prompts, scorer=shapes.scorer(), n=1, seed=seed + 1_000_003)
-    bar = _bar(2 * len(prompts))
+    bar = _Ticks(2 * len(prompts))
     tuned = run_arm(policy, settings=sampler, progress=bar)
     with runs.base_of(policy, WORLD) as untouched:
         base = run_arm(untouched, settings=sampler, progress=bar)
     bar.close()
     judged = runs.summary(base, tuned, TASTE, judge="the known truth")
-    show = _telling(base, tuned)
+    show = range(min(24, len(base.media)))  # as they come: a page that chose its pictures could show anything
     facts = {
         "title": f"{settings['method']} on {WORLD}",
         "method": settings["method"],
         "seed": seed,
-        "n_pairs": _pairs_learnt_from(out, settings["plan"]),
+        "n_pairs": 0 if told_the_truth(algorithm) else _pairs_asked_about(out, settings["plan"]),
         **judged,
         "seconds": round(time.perf_counter() - began, 1),
         "steps": result.step,
         "weights": f"{result.exported}, step {result.exported_step}",
-        "data": {"people": "five simulated people who vote for alignment, wholeness and safety, with noise"},
+        "data": {
+            "feedback": "the known truth: alignment, wholeness and safety added up"
+            if told_the_truth(algorithm)
+            else "votes of five simulated people for alignment, wholeness and safety, with noise"
+        },
         "seeds": {"training": seed, "judging": seed + 1_000_003},
         "versions": report.versions(),
-        "start_loss": start_loss,
+        "start_loss": algorithm.NEEDS.start_loss,
         "settings": settings,
         "pairs": grids.write_pairs(
             out / "samples",
@@ -271,20 +282,15 @@ def conclude(
     return facts
 
 
-def _pairs_learnt_from(out: Path, plan: Mapping[str, Any]) -> int:
-    """Decided pairs of the stored preferences, or all pairs that people were asked about, round by round."""
+def _pairs_asked_about(out: Path, plan: Mapping[str, Any]) -> int:
+    """Pairs of pictures that people were shown: all of the stored preferences, or round by round."""
     if (out / "preferences").is_dir():
         rows = parquet.read(out / "preferences")
-        return sum(int((np.asarray(row.prefer) > 0.5).sum()) for row in rows)
+        return sum(int((~np.isnan(np.asarray(row.prefer))).sum()) // 2 for row in rows)
     logged = (json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
     rounds = 1 + max((int(row["round"]) for row in logged if "round" in row), default=-1)
     k = plan["rollout"]["k"]
     return rounds * int(plan["rollout"]["prompts_per_round"]) * k * (k - 1) // 2
-
-
-def _telling(base: comparing.Arm, tuned: comparing.Arm) -> list[int]:
-    """The first 24 prompts as they come: a page that chose its pictures could show anything."""
-    return list(range(min(24, len(base.media))))
 
 
 class _Ticks:
@@ -301,13 +307,10 @@ class _Ticks:
         self._bar.close()
 
 
-_bar = _Ticks
-
-
 def _sampled(
     policy: DiffusionPolicy, prompts: Sequence[str], ids: Sequence[str], seed: int, sampler: Mapping[str, Any]
 ) -> list[Media]:
-    bar = _bar(len(prompts))
+    bar = _Ticks(len(prompts))
     media = sampling.sample(policy, prompts, ids, seed=seed, progress=bar, **sampler)
     bar.close()
     return media
@@ -349,7 +352,9 @@ def _finished(out: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
             return json.loads(result.read_text(encoding="utf-8"))
         return None
     out.mkdir(parents=True, exist_ok=True)
-    held.write_text(yaml.safe_dump(dict(settings), sort_keys=False), encoding="utf-8")
+    aside = held.with_name("config.yaml.partial")
+    aside.write_text(yaml.safe_dump(dict(settings), sort_keys=False), encoding="utf-8")
+    aside.replace(held)
     return None
 
 

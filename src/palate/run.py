@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -56,7 +58,10 @@ def _source(
 ) -> Source:
     """Stored preferences, or rounds of the policy's own samples."""
     if recipe.data:
-        read = assembly.read_preferences(recipe.data.path, recipe.data.max_bad_fraction)
+        folder = beside / recipe.data.path if not Path(recipe.data.path).exists() else Path(recipe.data.path)
+        read = assembly.read_preferences(folder, recipe.data.max_bad_fraction)
+        if recipe.model.check_kind:
+            assembly.check_kind(policy, read)
         rows = assembly.encode(policy, read)
         return assembly.offline_source(policy, rows, options, recipe.training, recipe.data.held_out)
     assert recipe.rollout
@@ -90,12 +95,17 @@ def _check_source(recipe: Recipe, algorithm: Any, path: str | Path) -> None:
     if wants != has:
         section = "data" if wants == "offline" else "rollout"
         raise ConfigError(f"{path}: {recipe.algorithm.name} is an {wants} method: give it the section '{section}'")
+    if recipe.rollout and algorithm.NEEDS.k is None and recipe.rollout.k < 2:
+        raise ConfigError(
+            f"{path}: {recipe.algorithm.name} compares candidates of a prompt: set rollout.k to 2 or more"
+        )
 
 
 def _finished(folder: Path, recipe: Recipe) -> bool:
     """Whether the folder holds this recipe's finished run. Writes the resolved recipe into a new folder."""
     held = folder / "config.yaml"
-    if held.is_file():
+    begun = any((folder / "checkpoints").glob("step-*")) or (folder / "result.json").is_file()
+    if held.is_file() and begun:  # a run that failed before its first checkpoint may be mended in place
         changes = config.difference(config.load(held, (), Recipe), recipe)
         if changes:
             raise ConfigError(f"{folder} was begun with another recipe: {'; '.join(changes)}; choose another output")
@@ -134,6 +144,7 @@ def _conclude(policy: DiffusionPolicy, recipe: Recipe, beside: Path, folder: Pat
         "step": result.step,
         "ended": result.reason,
         "weights": f"{result.exported}, step {result.exported_step}",
+        "versions": report.versions(),
     }
     if recipe.evaluation:
         prompts = assembly.read_prompts(recipe.evaluation.prompts, beside)[: recipe.evaluation.max_prompts]
@@ -162,7 +173,7 @@ def base_of(policy: DiffusionPolicy, model: str) -> Iterator[DiffusionPolicy]:
         with adapters.without_adapter(policy.module):
             yield policy
     else:
-        yield DiffusionPolicy.load(model, device=policy.device)
+        yield DiffusionPolicy.load(model, device=policy.device, dtype=policy.pipeline.dtype)
 
 
 def summary(
@@ -187,8 +198,17 @@ def summary(
 def write_json(path: Path, facts: Mapping[str, Any]) -> None:
     """Whole or not at all."""
     aside = path.with_name(path.name + ".partial")
-    aside.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    aside.write_text(json.dumps(_finite(facts), indent=2, allow_nan=False) + "\n", encoding="utf-8")
     aside.replace(path)
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for numbers that JSON has no word for: an interval of a single prompt is endless."""
+    if isinstance(value, Mapping):
+        return {name: _finite(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # --- sample and compare -----------------------------------------------------------------------------------------------
@@ -208,13 +228,13 @@ def sample(
 ) -> Path:
     """k pictures of each prompt under out/, and samples.jsonl saying which is which. Again: only what is missing."""
     texts = assembly.read_prompts(prompts)
-    out.mkdir(parents=True, exist_ok=True)
+    asked = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, "eta": eta}
+    digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
+    _same_folder(out / "sampling.json", {"model": model, "seed": seed, "prompts_sha256": digest, **asked})
     wanted = [(i, j) for i in range(len(texts)) for j in range(k) if not _picture(out, i, j).is_file()]
     if wanted:
         policy = assembly.load_arm(model)
-        settings = assembly.settings_of(
-            model, policy, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, eta=eta
-        )
+        settings = assembly.settings_of(model, policy, **asked)
         bar = Progress(len(wanted), 0, shown=True)
         for start in range(0, len(wanted), batch_size):
             part = wanted[start : start + batch_size]
@@ -234,6 +254,16 @@ def sample(
     (out / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows_out), encoding="utf-8")
     print(f"{len(rows_out)} pictures in {out} ({len(wanted)} new)")
     return out
+
+
+def _same_folder(path: Path, settings: Mapping[str, Any]) -> None:
+    """Writes what the folder is made of, or raises ConfigError with the difference from what it was made of before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_file():
+        changes = config.difference(json.loads(path.read_text(encoding="utf-8")), settings)
+        if changes:
+            raise ConfigError(f"{path.parent} holds other samples: {'; '.join(changes)}; choose another --out")
+    write_json(path, settings)
 
 
 def _picture(out: Path, prompt: int, candidate: int) -> Path:
@@ -257,12 +287,13 @@ def compare(
     """b against a on the same prompts from the same noise: result.json and report.html in out."""
     texts = assembly.read_prompts(prompts)
     scorer = assembly.weighted(dict.fromkeys(scorers, 1.0))
-    arms = []
+    arms, settings = [], None
     for model in (a, b):
         policy = assembly.load_arm(model)
-        settings = assembly.settings_of(
-            model, policy, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, eta=eta
-        )
+        if settings is None:  # one sampler for both, the base's: what is compared is the models
+            settings = assembly.settings_of(
+                model, policy, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, eta=eta
+            )
         bar = Progress(len(texts) * n, 0, shown=True)
         done = 0
 
@@ -271,11 +302,17 @@ def compare(
             done += count
             bar.update(done, {})
 
-        settings["batch_size"] = batch_size
-        arms.append(comparing.run_arm(policy, texts, scorer, n=n, seed=seed, settings=settings, progress=tick))
+        sampler = {**settings, "batch_size": batch_size}
+        arms.append(comparing.run_arm(policy, texts, scorer, n=n, seed=seed, settings=sampler, progress=tick))
         bar.close()
     out.mkdir(parents=True, exist_ok=True)
-    facts = {"a": a, "b": b, "seed": seed, **summary(arms[0], arms[1], dict.fromkeys(arms[0].scores, 1.0))}
+    facts = {
+        "a": a,
+        "b": b,
+        "seed": seed,
+        "sampling": settings,
+        **summary(arms[0], arms[1], dict.fromkeys(arms[0].scores, 1.0)),
+    }
     facts["pairs"] = grids.write_pairs(out / "samples", arms[0].prompts[:16], arms[0].media[:16], arms[1].media[:16])
     write_json(out / "result.json", facts)
     report.write(report.from_run(out), out / "report.html")

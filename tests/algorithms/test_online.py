@@ -76,7 +76,7 @@ def test_d3po_starts_at_ln_2_and_moves_towards_the_preferred():
     with torch.no_grad():
         for parameter in policy.module.parameters():
             parameter -= 1e-5 * parameter.grad
-    margin, count = d3po.step(policy, None, batch, None, d3po.init(policy, config), config).metrics["reward/margin"]
+    margin, _ = d3po.step(policy, None, batch, None, d3po.init(policy, config), config).metrics["reward/margin"]
     assert margin > 0
 
 
@@ -113,7 +113,9 @@ def test_ddpo_advantages_use_a_prompts_own_history_once_it_is_long_enough():
     torch.testing.assert_close(first, ((whole - 4.0) / whole.std(correction=0)).clamp(-5, 5).to(first.dtype))
     second = ddpo.advantages(torch.tensor([3.0, 4.0, 9.0]), ["a", "a", "b"], history, config)
     assert history["a"] == [1.0, 2.0, 3.0, 4.0]
-    assert second[1].item() == pytest.approx((4 - 2.5) / torch.tensor([1.0, 2, 3, 4]).std(correction=0).item(), rel=1e-5)
+    assert second[1].item() == pytest.approx(
+        (4 - 2.5) / torch.tensor([1.0, 2, 3, 4]).std(correction=0).item(), rel=1e-5
+    )
 
 
 def test_ddpo_ignores_rewards_that_are_not_numbers_and_prompts_that_are_all_equal():
@@ -165,6 +167,4 @@ def test_a_broken_sample_is_counted_and_never_trained_on():
 
 def test_a_deterministic_rollout_is_refused():
     with pytest.raises(ValueError, match="eta"):
-        sampling.rollout(
-            None, ["a"], ["0"], seed=0, num_inference_steps=2, guidance_scale=None, eta=0.0
-        )
+        sampling.rollout(None, ["a"], ["0"], seed=0, num_inference_steps=2, guidance_scale=None, eta=0.0)

@@ -42,7 +42,7 @@ def test_a_saved_folder_predicts_the_same(name: str, tmp_path: Path) -> None:
     t = torch.tensor([3, 500]) if name == "sd15" else torch.tensor([0.1, 0.9])
     with torch.no_grad():
         mine, theirs = (p.predict(x, t, p.condition(["a", "b"], guided=True), 2.0) for p in (held, loaded))
-    assert torch.equal(mine, theirs)
+    torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)  # the same weights in another order in memory
     assert not loaded.module.training
     parts = [c for c in loaded.pipeline.components.values() if isinstance(c, torch.nn.Module)]
     assert not any(p.requires_grad for part in parts for p in part.parameters())

@@ -13,6 +13,7 @@ Departures from the official code:
 2. A pair is never augmented (there each picture is flipped independently of the other).
 3. Any number of candidates K: the loss of a prompt is the mean over its judged pairs.
 4. Ties are left out by default, as there; `ties: soft` keeps them with target 1/2.
+5. A pair judged by several people keeps their share as a soft label; there each pair has one hard label.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Config(Strict):
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="Share of the labels believed to be flipped.")
     prompt_dropout: float = Field(0.2, ge=0, le=1, description="Share of the prompts emptied, for both of a pair.")
     ties: Literal["drop", "soft"] = Field("drop", description="What a label of 1/2 does.")
-    reference: str = Field("base", description="Which weights the policy is held to.")
+    reference: Literal["base", "start"] = Field("base", description="The weights the policy is held to.")
 
 
 NEEDS = Needs(source="offline", likelihood="denoising", reference="frozen", k=None, start_loss=math.log(2))

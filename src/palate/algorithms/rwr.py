@@ -1,11 +1,12 @@
 """Reward-weighted regression on scored samples: a baseline in D3PO (arXiv:2311.13231, table 1; after Lee et al.,
 arXiv:2302.12192) and in DDPO (arXiv:2305.13301, section 4.1).
 
-    L = E_{(c, x), t, e} w(x) err(x),    w = exp( (r - mean r) / (temperature * std r) ), clipped
+    L = E_{(c, x), t, e} w(x) err(x),    w = softmax_k( r / temperature ) * K over the K candidates of a prompt
 
-err is the MEAN squared denoising error. The reward is a weighted sum of the stored scores' dimensions; its mean and
-standard deviation are taken over the batch, and the weights have mean 1 (self-normalised), so the learning
-rate means what it means for `sft`. No reference.
+err is the MEAN squared denoising error. The reward is a weighted sum of the stored scores' dimensions. Weights are
+normalised within a prompt, where the papers do it over a batch or not at all: it takes out how hard the prompt is, and
+a row's loss does not depend on which others it is batched with. They have mean 1, so the learning rate means what it
+means for `sft`. No reference.
 """
 
 from __future__ import annotations
@@ -16,14 +17,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from palate import likelihood, losses, metrics
+from palate import likelihood, metrics
 from palate.config import Strict
 from palate.models.contracts import Denoiser, Draw, LossOutput, Needs, PreferenceBatch, State
 
 
 class Config(Strict):
-    temperature: float = Field(1.0, gt=0, description="In standard deviations of the reward; small is greedy.")
-    clip: float = Field(10.0, gt=0, description="Largest weight before normalisation.")
+    temperature: float = Field(1.0, gt=0, description="In units of the reward; small is greedy.")
     dimensions: Mapping[int, float] | None = Field(None, description="Weight by score column; None adds all up.")
     prompt_dropout: float = Field(0.1, ge=0, le=1, description="Share of the prompts emptied.")
 
@@ -49,10 +49,9 @@ def step(
     """Weighted denoising errors of all candidates with a known reward."""
     rewards = reward(batch.scores, config)
     known = torch.isfinite(rewards) & batch.mask
-    centred = rewards[known] - rewards[known].mean()
-    spread = centred.std(correction=0).clamp(min=1e-6)
-    weights = torch.zeros_like(rewards)
-    weights[known] = losses.reward_weights(centred / spread, config.temperature, config.clip)
+    lowest = torch.finfo(rewards.dtype).min
+    share = torch.softmax((rewards / config.temperature).masked_fill(~known, lowest), dim=1) * known
+    weights = share * known.sum(1, keepdim=True)
 
     cond = batch.cond.where(draw.drop, batch.null)
     error = -likelihood.denoising(policy, batch.x0, cond, draw)

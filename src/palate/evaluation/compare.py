@@ -45,7 +45,7 @@ def run_arm(
 ) -> Arm:
     """Samples and scores. A sample's noise depends on (seed, prompt, number) alone, whatever the model."""
     rows = [prompt for prompt in prompts for _ in range(n)]
-    ids = [f"{prompt}/{number}" for prompt in prompts for number in range(n)]
+    ids = [f"judging/{prompt}/{number}" for prompt in prompts for number in range(n)]
     media = sampling.sample(policy, rows, ids, seed=seed, progress=progress, **settings)
     return Arm(rows, media, {name: np.asarray(values, float) for name, values in scorer(rows, media).items()})
 

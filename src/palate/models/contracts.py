@@ -79,6 +79,8 @@ class Condition:
 
     def where(self, mask: Tensor, other: Condition) -> Condition:
         """Rows of `other` (one row, or as many as self) where mask [B] is true, self's own elsewhere."""
+        if not bool(mask.any()):
+            return self
 
         def pick(mine: Tensor, theirs: Tensor) -> Tensor:
             keep = mask.view(-1, *[1] * (mine.dim() - 1)).to(mine.device)

@@ -260,7 +260,7 @@ def _channels_last(pipeline: Any) -> Any:
     step of training takes two thirds of the time. Values are the same; only their order in memory is not."""
     for component in pipeline.components.values():
         if isinstance(component, nn.Module) and any(isinstance(layer, nn.Conv2d) for layer in component.modules()):
-            component.to(memory_format=torch.channels_last)
+            component.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return pipeline
 
 

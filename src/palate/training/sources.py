@@ -356,7 +356,8 @@ class Online:
         index = self._processes.mine(torch.arange(total))
         mine = [prompts[i] for i in index.tolist()]
         with torch.no_grad(), self._context():
-            made = self._rollout(mine, [ids[i] for i in index.tolist()], seed=self._seed)
+            seed = randomness.key(self._seed, "round", self.round)
+            made = self._rollout(mine, [ids[i] for i in index.tolist()], seed=seed)
         raw = self._scorer(mine, made.media)
         scores = {name: torch.as_tensor(values, dtype=torch.double).cpu() for name, values in sorted(raw.items())}
         for name, values in scores.items():

@@ -33,7 +33,7 @@ KL_WEIGHT = 1e-4  # on the mean KL per latent dimension; tiny: it only keeps the
 PROMPT_DROPOUT = 0.1
 EMA = 0.999
 EXPORT_MINUTES = 8
-SAMPLING = {"num_inference_steps": 20, "eta": 1.0, "guidance_scale": 1.75}
+SAMPLING = {"num_inference_steps": 12, "eta": 1.0, "guidance_scale": 2.0}
 
 
 @dataclass(frozen=True)
