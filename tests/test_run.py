@@ -270,3 +270,26 @@ def test_two_rounds_of_one_prompt_start_from_different_noise():
     source.next(State())
     source.next(State())
     assert len(seeds) == 2 and seeds[0] != seeds[1]
+
+
+@pytest.mark.slow
+def test_two_processes_of_torchrun_are_one(tmp_path, model, pairs):
+    """The command itself under torchrun with gloo: the same losses as alone, to 1e-5."""
+    import subprocess
+    import sys
+
+    recipe = offline(tmp_path, model, pairs, training={"evaluate_every": 2})
+    alone = run.train(recipe, [f"output={tmp_path / 'alone'}"])
+    together = tmp_path / "together"
+    torchrun = Path(sys.executable).with_name("torchrun")
+    command = [torchrun, "--nproc_per_node", "2", "-m", "palate", "train", recipe, f"output={together}"]
+    subprocess.run([str(part) for part in command], check=True, capture_output=True, timeout=240)
+    rows = [
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (alone, together)
+    ]
+    assert len(rows[0]) == len(rows[1]) > 2
+    for one, two in zip(*rows, strict=True):
+        assert one.keys() == two.keys()
+        for name in one.keys() & {"loss", "validation/loss", "grad_norm"}:
+            assert two[name] == pytest.approx(one[name], rel=1e-5), name

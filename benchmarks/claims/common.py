@@ -74,7 +74,7 @@ def load_arm(claim: str, tier: Tier, arm: str, seed: int) -> dict[str, Any] | No
     """What an arm left, or None if it has not run."""
     path = arm_file(claim, tier, arm, seed)
     found = json.loads(path.read_text()) if path.is_file() else None
-    return found if found and found["stamp"] == stamp() else None
+    return found if found and found.get("stamp") == stamp() else None
 
 
 def run_arms(claim: str, tier: Tier, arms: Sequence[tuple[str, int, Callable[[], dict[str, Any]]]], end: float) -> int:

@@ -11,9 +11,10 @@ path's clock. Predictions are float32 whatever the module computes in.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -84,13 +85,14 @@ class DiffusionPolicy:
 
         Raises FileNotFoundError for a folder that is not there or not a pipeline's, naming it and the mend.
         """
-        from diffusers import DiffusionPipeline
-
         source = resolve_model(model)
         try:
-            pipeline = DiffusionPipeline.from_pretrained(
-                source, dtype=dtype, use_safetensors=True, local_files_only=local_files_only
-            )
+            with _quietly():
+                from diffusers import DiffusionPipeline
+
+                pipeline = DiffusionPipeline.from_pretrained(
+                    source, dtype=dtype, use_safetensors=True, local_files_only=local_files_only
+                )
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise FileNotFoundError(
@@ -253,6 +255,25 @@ def _media(output: Any) -> list[Media]:
         if hasattr(output, name):
             return list(getattr(output, name))
     return list(output[0])
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the libraries' own loading bars and notes on optional packages; errors still come through."""
+    import transformers
+    from diffusers.utils import logging as diffusers_logging
+
+    libraries = (transformers.utils.logging, diffusers_logging)
+    held = [library.get_verbosity() for library in libraries]
+    for library in libraries:
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library, verbosity in zip(libraries, held, strict=True):
+            library.set_verbosity(verbosity)
+            library.enable_progress_bar()
 
 
 def _channels_last(pipeline: Any) -> Any:
