@@ -16,6 +16,7 @@ eight times over. Learning rates are tuned per method over the same grid, on one
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Sequence
@@ -38,6 +39,7 @@ CLAIM = "d3po"
 METHODS = ("d3po", "ddpo", "sft", "rwr")
 RATES = (1e-4, 3e-4, 1e-3)
 PROMPTS, K = 16, 4  # of a round
+STEPS = {"cpu": 160, "full": 640}  # of SFT and RWR, eight prompts each
 OPTIONS: dict[str, dict[str, Any]] = {
     "d3po": {"shared_noise": False},
     "ddpo": {"min_count": 4, "buffer_size": 16, "clip_range": 1e-3},
@@ -87,10 +89,11 @@ def online(tier: Tier, method: str, task: str, seed: int, rate: float, n: int) -
     policy = fresh(tier, seed)
     algorithm = plugins.find("algorithms", method)
     options = config.section(OPTIONS[method], algorithm.Config, "algorithm")
-    rows = (PROMPTS if method == "d3po" else PROMPTS * K) * 20  # transitions of a round: four steps of the optimiser
+    groups = PROMPTS if method == "d3po" else PROMPTS * K
+    rows = groups * shapes.sampling_defaults()["num_inference_steps"] // 4  # of one of a round's four optimiser steps
     settings = TrainingSettings(
-        max_steps=1_000_000, batch_size=rows // 4, micro_batch_size=rows // 40, learning_rate=rate, seed=seed,
-        weight_decay=0.0, checkpoint_every=1_000_000,
+        max_steps=1_000_000, batch_size=rows, micro_batch_size=math.gcd(rows, 8 if method == "d3po" else 32),
+        learning_rate=rate, seed=seed, weight_decay=0.0, checkpoint_every=1_000_000,
     )  # fmt: skip
     rollout = RolloutSettings(
         prompts="", scorers={"task": 1.0}, prompts_per_round=PROMPTS, k=K, batch_size=32, rounds=rounds(tier)
@@ -142,9 +145,8 @@ def offline(tier: Tier, method: str, task: str, seed: int, rate: float, n: int) 
         )
     algorithm = plugins.find("algorithms", method)
     options = config.section(OPTIONS[method], algorithm.Config, "algorithm")
-    steps = 160 if tier.name == "cpu" else 640
     settings = TrainingSettings(
-        max_steps=steps, batch_size=8, learning_rate=rate, warmup_steps=10, lr_schedule="linear", seed=seed,
+        max_steps=STEPS[tier.name], batch_size=8, learning_rate=rate, warmup_steps=10, lr_schedule="linear", seed=seed,
         weight_decay=0.0, checkpoint_every=1_000_000,
     )  # fmt: skip
     source = assembly.offline_source(policy, rows, options, settings, 0.0)

@@ -271,3 +271,27 @@ def test_only_what_rows_point_to_moves_to_a_device():
         small = sources.to_device(sources.select(batch, torch.tensor([1])), fake)
     assert len(small.x) == 2 == len(small.cond) and small.candidate.tolist() == [[0, 1]]
     assert torch.equal(small.x_t, one.x_t) and torch.equal(small.logps, one.logps)
+
+
+def test_a_run_does_not_go_on_with_other_data():
+    from palate.training.sources import Offline, SourceError
+    from tests.toys import ToyDenoiser, preferences
+
+    policy = ToyDenoiser()
+    batch = preferences(policy, 4)
+
+    def source(n):
+        from palate.training.sources import PreferenceRow
+
+        rows = [
+            PreferenceRow(
+                id=batch.ids[i], prompt=batch.ids[i], x0=batch.x0[i], cond=batch.cond[i], prefer=batch.prefer[i],
+                votes=batch.votes[i], scores=batch.scores[i], mask=batch.mask[i],
+            )
+            for i in range(n)
+        ]  # fmt: skip
+        return Offline(rows, batch.null, policy.path, batch_size=2)
+
+    source(4).restore(source(4).state())
+    with pytest.raises(SourceError, match="preferences are not those the run began with"):
+        source(3).restore(source(4).state())

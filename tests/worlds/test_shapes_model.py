@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from tests.worlds.test_shapes_oracle import agreement
 
 from palate.worlds import shapes
 from palate.worlds.shapes import build, data, oracle, pretrain
+from tests.worlds.test_shapes_oracle import agreement
 
 
 @pytest.fixture(scope="module")

@@ -148,6 +148,14 @@ def collate(rows: Sequence[PreferenceRow], visits: Sequence[int], null: Conditio
     )
 
 
+def _check_same(before: int, now: int, what: str) -> None:
+    """Rows added or taken away would be shuffled, and kept aside, in another way than the run began with."""
+    if before != now:
+        raise SourceError(
+            f"the {what} are not those the run began with: put them back to go on, or begin anew in another output"
+        )
+
+
 def held_out(prompts: Sequence[str], share: float, seed: int) -> tuple[list[int], list[int]]:
     """Rows to train on and rows kept aside, by prompt: no prompt is in both. Any share above 0 keeps one prompt."""
     unique = sorted(set(prompts), key=lambda prompt: (randomness.key(seed, "held out", prompt), prompt))
@@ -190,7 +198,7 @@ class Offline:
         self._device, self._processes = torch.device(device), processes or Processes()
         names = list(prompts) if prompts is not None else [row.prompt for row in rows]
         self.train_rows, self.validation_rows = held_out(names, held_out_share, seed)
-        self._validation_visits = validation_visits
+        self._validation_visits, self._made_of = validation_visits, randomness.key(*names)
         self.epoch, self.cursor = 0, 0
         self._shuffled: tuple[int, Tensor] | None = None
         if not self.train_rows:
@@ -239,9 +247,10 @@ class Offline:
         return to_device(batch, self._device), to_device(draw, self._device)
 
     def state(self) -> dict[str, Any]:
-        return {"epoch": self.epoch, "cursor": self.cursor}
+        return {"made_of": self._made_of, "epoch": self.epoch, "cursor": self.cursor}
 
     def restore(self, state: Mapping[str, Any]) -> None:
+        _check_same(state["made_of"], self._made_of, "preferences")
         self.epoch, self.cursor = state["epoch"], state["cursor"]
 
 
@@ -288,6 +297,7 @@ class Online:
         self._inner_epochs, self._on_round, self._context = inner_epochs, on_round, context
         self._device, self._processes = torch.device(device), processes or Processes()
         self.round, self.epoch, self.cursor = 0, 0, 0
+        self._made_of = randomness.key(*self._prompts)
         self._batch: TransitionBatch | None = None
         if prompts_per_round > len(self._prompts):
             raise SourceError(
@@ -388,9 +398,12 @@ class Online:
             batch = {item.name: getattr(self._batch, item.name) for item in dataclasses.fields(self._batch)}
             del batch["kernel"]
             batch["cond"] = {"rows": dict(self._batch.cond.rows), "shared": dict(self._batch.cond.shared)}
-        return {"round": self.round, "epoch": self.epoch, "cursor": self.cursor, "batch": batch}
+        return {
+            "made_of": self._made_of, "round": self.round, "epoch": self.epoch, "cursor": self.cursor, "batch": batch
+        }  # fmt: skip
 
     def restore(self, state: Mapping[str, Any]) -> None:
+        _check_same(state["made_of"], self._made_of, "prompts")
         self.round, self.epoch, self.cursor = state["round"], state["epoch"], state["cursor"]
         saved, self._batch = state["batch"], None
         if saved is not None:

@@ -1,0 +1,73 @@
+"""The claims scripts, in miniature: every kind of arm runs once, is not run again, and ends up in the table."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from benchmarks.claims import common, d3po, diffusion_dpo
+from palate import demo
+
+TIER = replace(common.CPU, seeds=(1, 2), samples=6, tuning_samples=4)
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    monkeypatch.setattr(common, "drift", lambda policy: 0.0)
+    monkeypatch.setattr(d3po, "rounds", lambda tier: 1)
+    monkeypatch.setattr(d3po, "PROMPTS", 2)
+    monkeypatch.setattr(d3po, "K", 2)
+    monkeypatch.setattr(d3po, "STEPS", {"cpu": 2, "full": 2})
+    monkeypatch.setattr(d3po, "RATES", (1e-4,))
+    monkeypatch.setattr(diffusion_dpo, "plan", lambda tier: demo.Plan(prompts=8, k=2, votes=1))
+    monkeypatch.setattr(diffusion_dpo, "STEPS", 2)
+    monkeypatch.setattr(diffusion_dpo, "RATES", (1e-4,))
+    monkeypatch.setattr(diffusion_dpo, "BETAS", (200.0, 800.0))
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("claim", [d3po, diffusion_dpo], ids=["d3po", "diffusion_dpo"])
+def test_a_claim_from_its_first_arm_to_its_table(small, claim, capsys):
+    forever = time.monotonic() + 3600
+    assert common.run_arms(claim.CLAIM, TIER, claim.tuning(TIER), forever) == 0
+    arms = claim.reported(TIER)
+    half = [arm for arm in arms if arm[1] == TIER.seeds[0]]
+    assert common.run_arms(claim.CLAIM, TIER, half, forever) == 0
+    claim.show(TIER)  # a table of what there is
+    assert common.run_arms(claim.CLAIM, TIER, arms, forever) == 0
+    capsys.readouterr()
+    assert common.run_arms(claim.CLAIM, TIER, arms, forever) == 0
+    assert capsys.readouterr().out == ""  # nothing was left to do
+    claim.show(TIER)
+    facts = json.loads((small / f"{claim.CLAIM}-cpu.json").read_text())
+    assert {row["seed"] for row in facts["rows"]} == set(TIER.seeds) and facts["verdicts"]
+
+
+def test_no_time_runs_no_arm(small, capsys):
+    def never():
+        raise AssertionError("ran")
+
+    assert common.run_arms("x", TIER, [("a", 1, never), ("b", 1, never)], time.monotonic() - 1) == 2
+    assert "2 arms left" in capsys.readouterr().out
+
+
+def test_arms_made_on_another_base_do_not_count(small, monkeypatch):
+    assert common.run_arms("x", TIER, [("a", 1, lambda: {"n": 1})], time.monotonic() + 9) == 0
+    assert common.load_arm("x", TIER, "a", 1)
+    monkeypatch.setattr(common, "stamp", lambda: "another")
+    assert common.load_arm("x", TIER, "a", 1) is None
+
+
+def test_a_ratio_of_gains_has_the_interval_it_should():
+    rng = np.random.default_rng(0)
+    bottom = [rng.normal(2.0, 0.5, 400) for _ in range(3)]
+    point, low, high = common.interval_of_ratio([x / 2 for x in bottom], bottom)
+    assert point == pytest.approx(0.5) and low == pytest.approx(0.5) and high == pytest.approx(0.5)
+    point, low, high = common.interval_of_mean([rng.normal(1.0, 1.0, 400) for _ in range(3)])
+    assert low < 1.0 < high and high - low < 0.6
