@@ -64,15 +64,15 @@ class Plan:
 
 
 _OFFLINE = TrainingSettings(
-    max_steps=240,
+    max_steps=200,
     batch_size=8,
-    learning_rate=1e-3,
-    warmup_steps=10,
+    learning_rate=4e-4,
+    warmup_steps=40,
     lr_schedule="linear",
     weight_decay=0.0,
-    evaluate_every=60,
-    early_stopping=2,
-    checkpoint_every=60,
+    evaluate_every=40,
+    early_stopping=3,
+    checkpoint_every=100,
 )
 _ONLINE = TrainingSettings(
     max_steps=64, batch_size=40, micro_batch_size=8, learning_rate=5e-4, weight_decay=0.0, checkpoint_every=8
