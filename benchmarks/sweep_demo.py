@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks.claims import common
 from palate import assembly, config, demo, plugins
 from palate.config import LoraSettings
-from palate.datasets import parquet
+from palate.media import decode
 from palate.worlds import shapes
 from palate.worlds.shapes import annotators
 
@@ -68,7 +68,7 @@ def preferences(seed: int, prompts: int) -> tuple[Any, ...]:
     plan = replace(demo.PLANS["diffusion_dpo"], prompts=prompts, votes=3)
     people = annotators.panel(5, demo.TASTE, seed=seed)
     asked = demo.ask(policy, people, plan, seed, assembly.settings_of(demo.WORLD, policy))
-    pictures = [(row, [parquet.decode(medium) for medium in row.media if medium]) for row in asked]
+    pictures = [(row, [decode(medium) for medium in row.media if medium]) for row in asked]
     return tuple(assembly.encode(policy, pictures))
 
 

@@ -27,6 +27,7 @@ from benchmarks.claims import common
 from benchmarks.claims.common import Tier, evaluate, fresh
 from palate import assembly, config, demo, likelihood, plugins
 from palate.config import TrainingSettings
+from palate.media import decode
 from palate.models.contracts import Draw
 from palate.randomness import generator
 from palate.records import Preference
@@ -55,9 +56,7 @@ def labelled(tier: Tier, seed: int, labels: str) -> tuple[PreferenceRow, ...]:
     traits = NOISY if labels == "noisy" else CLEAN
     people = annotators.panel(5, demo.TASTE, disagreement=0.3 if labels == "noisy" else 0.0, seed=seed, **traits)
     asked: list[Preference] = demo.ask(policy, people, plan(tier), seed, assembly.settings_of(common.WORLD, policy))
-    from palate.datasets import parquet
-
-    pictures = [(row, [parquet.decode(medium) for medium in row.media if medium]) for row in asked]
+    pictures = [(row, [decode(medium) for medium in row.media if medium]) for row in asked]
     return tuple(assembly.encode(policy, pictures))
 
 

@@ -18,6 +18,7 @@ import yaml
 from palate import likelihood, plugins, sampling
 from palate.config import ConfigError, ModelSettings, RolloutSettings, TrainingSettings
 from palate.datasets import parquet
+from palate.media import DatasetError, MediaError, decode
 from palate.models.contracts import Rollout, Scorer, State, TransitionBatch, select
 from palate.models.diffusion import DiffusionPolicy, check_prediction_kind
 from palate.records import Preference
@@ -208,14 +209,14 @@ def read_preferences(folder: str | Path, max_bad_fraction: float) -> list[tuple[
         found = [*checked.problems, *bad]
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         mend = "mend or remove them, or allow more by data.max_bad_fraction"
-        raise parquet.DatasetError(f"{folder}: {found[0] if found else checked}{more}; {mend}")
+        raise DatasetError(f"{folder}: {found[0] if found else checked}{more}; {mend}")
     rows = []
     for row in parquet.read(folder):
         pictures = []
-        for medium in row.media:
+        for medium, exists in zip(row.media, row.mask, strict=True):
             try:
-                pictures.append(None if medium is None else parquet.decode(medium, folder))
-            except parquet.MediaError:
+                pictures.append(decode(medium, folder) if medium is not None and exists else None)
+            except MediaError:
                 pictures.append(None)  # counted by validate, within the stated share
         if any(picture is not None for picture in pictures):
             rows.append((row, pictures))

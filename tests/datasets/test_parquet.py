@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from palate import media
 from palate.datasets import parquet
-from palate.datasets.parquet import DatasetError, MediaError
+from palate.media import DatasetError, MediaError
 from palate.records import Medium, Preference, RecordError
 
 NAN = math.nan
@@ -58,7 +59,7 @@ def test_round_trip(tmp_path: Path) -> None:
     read = list(parquet.read(tmp_path / "pairs"))
     assert [repr(r).split("where")[0] for r in read] == [repr(r).split("where")[0] for r in rows]  # NaN != NaN
     assert [r.media for r in read] == [r.media for r in rows] and read[2].where == "part-00000.parquet row 2"
-    pictures = parquet.decode_row(read[1], tmp_path / "pairs")
+    pictures = media.decode_row(read[1], tmp_path / "pairs")
     assert pictures[1] is None and pictures[0] is not None and pictures[0].getpixel((0, 0)) == (255, 0, 0)
     report = parquet.validate(tmp_path / "pairs")
     assert report.ok and (report.rows, report.prompts, report.media, report.pairs, report.ties) == (3, 3, 5, 2, 0)
@@ -143,22 +144,22 @@ def test_paths_may_not_leave_the_folder(tmp_path: Path, path: str) -> None:
     (home / "link").symlink_to(tmp_path)
     for wrong in (path, str(tmp_path / "secret.png")):
         with pytest.raises(MediaError, match="leaves the data's folder"):
-            parquet.decode(Medium("image/png", path=wrong), home)
+            media.decode(Medium("image/png", path=wrong), home)
         with pytest.raises(MediaError, match="leaves"):
             parquet.write(home, [row(0, media=[Medium("image/png", path=wrong), png(picture())])], keep_paths=True)
 
 
 def test_decoding() -> None:
-    assert parquet.decode(Medium("image/webp", picture("blue", "WEBP", lossless=True))).getpixel((0, 0)) == (0, 0, 255)
+    assert media.decode(Medium("image/webp", picture("blue", "WEBP", lossless=True))).getpixel((0, 0)) == (0, 0, 255)
     out = io.BytesIO()
     Image.new("RGBA", (2, 2), (255, 0, 0, 0)).save(out, "PNG")
-    assert parquet.decode(png(out.getvalue())).getpixel((0, 0)) == (255, 255, 255)
+    assert media.decode(png(out.getvalue())).getpixel((0, 0)) == (255, 255, 255)
     exif = Image.Exif()
     exif[0x0112] = 6  # lies on its side
-    assert parquet.decode(Medium("image/jpeg", picture("red", "JPEG", exif=exif))).size == (6, 8)
+    assert media.decode(Medium("image/jpeg", picture("red", "JPEG", exif=exif))).size == (6, 8)
     grey = io.BytesIO()
     Image.new("L", (2, 2), 7).save(grey, "PNG")
-    assert parquet.decode(png(grey.getvalue())).mode == "RGB"
+    assert media.decode(png(grey.getvalue())).mode == "RGB"
 
 
 def corrupt_crc() -> bytes:
@@ -195,7 +196,7 @@ def test_corrupt_pictures_are_found_and_named(tmp_path: Path, name: str) -> None
     read = list(parquet.read(tmp_path))  # one bad picture does not end the stream
     assert len(read) == 40
     with pytest.raises(MediaError, match=r"part-00000\.parquet row 17, candidate 1: .*Replace that picture"):
-        parquet.decode_row(read[17], tmp_path)
+        media.decode_row(read[17], tmp_path)
     report = parquet.validate(tmp_path)
     assert [where for where, _ in report.bad_media] == ["part-00000.parquet row 17, candidate 1"]
     assert not report.ok and not parquet.validate(tmp_path, max_bad_fraction=0.01).ok
@@ -205,11 +206,11 @@ def test_corrupt_pictures_are_found_and_named(tmp_path: Path, name: str) -> None
 
 def test_other_refusals_of_media() -> None:
     with pytest.raises(MediaError, match="48 pixels"):
-        parquet.decode(png(picture()), max_pixels=47)
+        media.decode(png(picture()), max_pixels=47)
     with pytest.raises(MediaError, match="only pictures"):
-        parquet.decode(Medium("video/mp4", b"x"))
+        media.decode(Medium("video/mp4", b"x"))
     with pytest.raises(MediaError, match="root="):
-        parquet.decode(Medium("image/png", path="a.png"))
+        media.decode(Medium("image/png", path="a.png"))
 
 
 # --- damaged folders --------------------------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ written last: a folder without one was not finished. Nothing in the folder is ex
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import re
@@ -24,14 +23,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, ImageOps
 
+from palate.media import DatasetError, MediaError, decode, inside, medium_bytes
 from palate.records import Medium, Preference, RecordError
 
 FORMAT, VERSION = "palate-preferences", 1
-PICTURE_FORMATS = ["PNG", "JPEG", "WEBP"]  # the only decoders that untrusted data reaches
-MAX_PIXELS = 64 * 2**20
-MAX_MEDIUM_BYTES = 256 * 2**20
 MAX_GROUP_BYTES = 4 * 2**30  # decoded size of a row group; a larger one is a bomb or was not written here
 SHARD_BYTES = 400 * 2**20
 _GROUP_ROWS, _GROUP_BYTES = 256, 32 * 2**20
@@ -52,14 +48,6 @@ SCHEMA = pa.schema(
     }
 )
 REQUIRED = ("prompt", "media", "prefer")  # what is left out of the others is filled as `Preference` says
-
-
-class DatasetError(ValueError):
-    """A folder or row that cannot be read: names the file and row and says how to mend it."""
-
-
-class MediaError(DatasetError):
-    """A medium that cannot be decoded."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +160,7 @@ def _to_dict(row: Preference, root: str | Path | None, keep_paths: bool, where: 
                 raise DatasetError(f"{where}: medium {medium.path!r} is a path; say where it starts with media_root=")
             content = None if keep_paths else medium_bytes(medium, root)
             if keep_paths:
-                _inside(root, medium.path)
+                inside(root, medium.path)
             media.append({"bytes": content, "path": medium.path if keep_paths else None, "type": medium.type})
         else:
             media.append({"bytes": medium.bytes, "path": None, "type": medium.type} if medium else None)
@@ -323,74 +311,6 @@ def _to_row(raw: dict[str, Any], dimensions: tuple[str, ...], where: str) -> Pre
         if name not in given:
             raise RecordError(name, "is null", where)
     return Preference(media=media, dimensions=dimensions, where=where, **given)
-
-
-# --- media ------------------------------------------------------------------------------------------------------------
-
-
-def medium_bytes(medium: Medium, root: str | Path | None = None) -> bytes:
-    """A medium's bytes, read from under `root` if it is a path. Raises MediaError if it leaves root or is too large."""
-    if medium.bytes is not None:
-        return medium.bytes
-    if root is None or medium.path is None:
-        raise MediaError(f"medium {medium.path!r} is a path; say where it starts with root=")
-    path = _inside(root, medium.path)
-    try:
-        if (size := path.stat().st_size) > MAX_MEDIUM_BYTES:
-            raise MediaError(f"{medium.path} has {size} bytes, more than {MAX_MEDIUM_BYTES}")
-        return path.read_bytes()
-    except OSError as error:
-        raise MediaError(f"{medium.path} cannot be read: {error.strerror}") from None
-
-
-def _inside(root: str | Path, path: str) -> Path:
-    """root / path, links resolved. Raises MediaError if that is not under root."""
-    base = Path(root).resolve()
-    if "\0" not in path and "\\" not in path and not re.match(r"[A-Za-z]:", path):
-        full = (base / path).resolve()
-        if not Path(path).is_absolute() and full.is_relative_to(base):
-            return full
-    raise MediaError(f"media path {path!r} leaves the data's folder: paths must be relative to it and stay in it")
-
-
-def decode(medium: Medium, root: str | Path | None = None, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The picture, upright, as RGB (transparency over white). root: the folder that paths are relative to.
-
-    Only PNG, JPEG and WebP decoders are tried, and the size is checked before any pixel is.
-    Raises MediaError saying what is wrong with it.
-    """
-    content = medium_bytes(medium, root)
-    if not medium.type.startswith("image/"):
-        raise MediaError(f"media of type {medium.type} cannot be decoded, only pictures (PNG, JPEG, WebP)")
-    try:
-        with Image.open(io.BytesIO(content), formats=PICTURE_FORMATS) as picture:
-            if (pixels := picture.width * picture.height) > max_pixels:
-                raise MediaError(f"picture has {pixels} pixels, more than {max_pixels}")
-            picture.load()
-            upright = ImageOps.exif_transpose(picture)
-            if upright.has_transparency_data:
-                solid = Image.new("RGBA", upright.size, "white")
-                solid.alpha_composite(upright.convert("RGBA"))
-                upright = solid
-            return upright.convert("RGB")
-    except MediaError:
-        raise
-    except Exception as error:  # decoders of damaged data raise nearly anything
-        raise MediaError(f"not a readable PNG, JPEG or WebP picture ({type(error).__name__}: {error})") from None
-
-
-def decode_row(row: Preference, root: str | Path) -> list[Image.Image | None]:
-    """All pictures of a row, None where the mask is false. Raises MediaError naming shard, row and candidate."""
-    pictures: list[Image.Image | None] = []
-    for k, (medium, exists) in enumerate(zip(row.media, row.mask, strict=True)):
-        try:
-            pictures.append(decode(medium, root) if medium is not None and exists else None)
-        except MediaError as error:
-            raise MediaError(
-                f"{row.where or row.id}, candidate {k}: {error}. Replace that picture, or set its mask to false "
-                f"and its preferences to NaN, and write the data again"
-            ) from None
-    return pictures
 
 
 # --- checking ---------------------------------------------------------------------------------------------------------
