@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -152,21 +153,24 @@ def interval_of_ratio(
 ) -> tuple[float, float, float]:
     """mean(top) / mean(bottom) with its 95% interval; per seed one array of paired differences a prompt.
 
-    Prompts are resampled within seeds and seeds are resampled too.
+    Prompts are resampled within seeds and seeds are resampled too. NaN where the bottom is exactly 0.
     """
     rng = np.random.default_rng(seed)
-    point = np.mean([np.mean(x) for x in top]) / np.mean([np.mean(x) for x in bottom])
+
+    def ratio(above: Sequence[float], below: Sequence[float]) -> float:
+        return float(np.mean(above) / np.mean(below)) if np.mean(below) != 0 else math.nan
+
     ratios = []
     for _ in range(resamples):
-        picked = rng.integers(len(top), size=len(top))
         above, below = [], []
-        for i in picked:
+        for i in rng.integers(len(top), size=len(top)):
             rows = rng.integers(len(top[i]), size=len(top[i]))
-            above.append(np.mean(top[i][rows]))
-            below.append(np.mean(bottom[i][rows]))
-        ratios.append(np.mean(above) / np.mean(below))
-    low, high = np.quantile(ratios, [0.025, 0.975])
-    return float(point), float(low), float(high)
+            above.append(float(np.mean(top[i][rows])))
+            below.append(float(np.mean(bottom[i][rows])))
+        ratios.append(ratio(above, below))
+    known = [value for value in ratios if not math.isnan(value)] or [math.nan]
+    low, high = np.quantile(known, [0.025, 0.975])
+    return ratio([float(np.mean(x)) for x in top], [float(np.mean(x)) for x in bottom]), float(low), float(high)
 
 
 def interval_of_mean(rows: Sequence[np.ndarray], resamples: int = 4000, seed: int = 0) -> tuple[float, float, float]:
