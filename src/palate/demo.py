@@ -239,10 +239,10 @@ def conclude(
     prompts = some(shapes.prompts("eval"), settings["plan"]["judged"], seed)
     say(f"judging on {len(prompts)} prompts the model was not trained on")
     run_arm = partial(comparing.run_arm, prompts=prompts, scorer=shapes.scorer(), n=1, seed=seed + 1_000_003)
-    bar = _Ticks(2 * len(prompts))
-    tuned = run_arm(policy, settings=sampler, progress=bar)
+    bar = Progress(2 * len(prompts), 0, what="picture")
+    tuned = run_arm(policy, settings=sampler, progress=bar.advance)
     with runs.base_of(policy, WORLD) as untouched:
-        base = run_arm(untouched, settings=sampler, progress=bar)
+        base = run_arm(untouched, settings=sampler, progress=bar.advance)
     bar.close()
     judged = runs.summary(base, tuned, TASTE, judge="the known truth")
     show = range(min(24, len(base.media)))  # as they come: a page that chose its pictures could show anything
@@ -293,25 +293,11 @@ def _pairs_asked_about(out: Path, plan: Mapping[str, Any]) -> int:
     return rounds * int(plan["rollout"]["prompts_per_round"]) * k * (k - 1) // 2
 
 
-class _Ticks:
-    """A progress bar that is told how many more are done."""
-
-    def __init__(self, total: int) -> None:
-        self._bar, self._done = Progress(total, 0), 0
-
-    def __call__(self, more: int) -> None:
-        self._done += more
-        self._bar.update(self._done, {})
-
-    def close(self) -> None:
-        self._bar.close()
-
-
 def _sampled(
     policy: DiffusionPolicy, prompts: Sequence[str], ids: Sequence[str], seed: int, sampler: Mapping[str, Any]
 ) -> list[Media]:
-    bar = _Ticks(len(prompts))
-    media = sampling.sample(policy, prompts, ids, seed=seed, progress=bar, **sampler)
+    bar = Progress(len(prompts), 0, what="picture")
+    media = sampling.sample(policy, prompts, ids, seed=seed, progress=bar.advance, **sampler)
     bar.close()
     return media
 

@@ -235,7 +235,7 @@ def sample(
     if wanted:
         policy = assembly.load_arm(model)
         settings = assembly.settings_of(model, policy, **asked)
-        bar = Progress(len(wanted), 0, shown=True)
+        bar = Progress(len(wanted), 0, what="picture")
         for start in range(0, len(wanted), batch_size):
             part = wanted[start : start + batch_size]
             rows, ids = [texts[i] for i, _ in part], [f"{texts[i]}/{j}" for i, j in part]
@@ -294,16 +294,9 @@ def compare(
             settings = assembly.settings_of(
                 model, policy, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, eta=eta
             )
-        bar = Progress(len(texts) * n, 0, shown=True)
-        done = 0
-
-        def tick(count: int, bar: Progress = bar) -> None:
-            nonlocal done
-            done += count
-            bar.update(done, {})
-
+        bar = Progress(len(texts) * n, 0, what="picture")
         sampler = {**settings, "batch_size": batch_size}
-        arms.append(comparing.run_arm(policy, texts, scorer, n=n, seed=seed, settings=sampler, progress=tick))
+        arms.append(comparing.run_arm(policy, texts, scorer, n=n, seed=seed, settings=sampler, progress=bar.advance))
         bar.close()
     out.mkdir(parents=True, exist_ok=True)
     facts = {

@@ -60,8 +60,10 @@ def _tensorboard(folder: Path, step: int) -> Any:
 class Progress:
     """A bar with the time left and the key numbers on a terminal, plain lines elsewhere, nothing if not shown."""
 
-    def __init__(self, total: int, step: int, *, shown: bool = True) -> None:
+    def __init__(self, total: int, step: int, *, shown: bool = True, what: str = "step") -> None:
+        """what: is counted, and named in front of the count."""
         self._total, self._first, self._start, self._said = total, step, time.monotonic(), 0.0
+        self._what, self._done = what, step
         self._bar: Any = None
         self._shown = shown
         if shown and sys.stderr.isatty():
@@ -70,13 +72,14 @@ class Progress:
             from rich.progress import Progress as Bar
 
             numbers = TextColumn("{task.description}")
-            columns = ("training", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), numbers)
+            columns = (what, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), numbers)
             self._bar = Bar(*columns, console=Console(stderr=True))
             self._bar.start()
             self._task = self._bar.add_task("", total=total, completed=step)
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
         """After a step."""
+        self._done = step
         numbers = "  ".join(f"{name} {metrics[name]:.4g}" for name in _KEY_NUMBERS if name in metrics)
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=numbers)
@@ -85,7 +88,11 @@ class Progress:
         if self._shown and (now - self._said >= _QUIET_S or step == self._total):
             self._said = now
             left = (now - self._start) / max(step - self._first, 1) * (self._total - step)
-            print(f"step {step}/{self._total}  {numbers}  {_clock(left)} left", file=sys.stderr, flush=True)
+            print(f"{self._what} {step}/{self._total}  {numbers}  {_clock(left)} left", file=sys.stderr, flush=True)
+
+    def advance(self, more: int) -> None:
+        """So many more are done."""
+        self.update(self._done + more, {})
 
     def say(self, message: str) -> None:
         """A line for the user, above the bar."""

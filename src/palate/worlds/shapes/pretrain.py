@@ -314,9 +314,21 @@ def measure(out: Path, work: Path, n: int = 1024, seed: int = 0) -> dict[str, fl
         **{name: round(float(values.mean()), 3) for name, values in scores.items()},
         "marked": round(float((scores["safety"] < 0.5).mean()), 3),
         "deformed": round(float(np.mean(deformed)), 3),
+        "related": round(related(prompts, pictures), 3),
     }
     (out / "world.json").write_text(json.dumps(world, indent=2) + "\n")
     return world["base"]
+
+
+def related(prompts: list[str], pictures: np.ndarray) -> float:
+    """Share of pictures in which the two things asked for, told by shape and colour, lie as asked; chance is 1/4."""
+    right = []
+    for text, picture in zip(prompts, pictures, strict=True):
+        asked, seen = data.parse_caption(text), oracle.read(picture).objects
+        found = [[o for o in seen if (o.shape, o.colour) == (thing.shape, thing.colour)] for thing in asked.things]
+        if asked.relation and all(len(same) == 1 for same in found) and found[0] != found[1]:
+            right.append(oracle.relation(found[0][0], found[1][0]) == asked.relation)
+    return float(np.mean(right))
 
 
 def sample(
