@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 
 from palate.worlds import shapes
-from palate.worlds.shapes import build, data, oracle, pretrain
+from palate.worlds.shapes import build, data, language, oracle, pretrain
 from tests.worlds.test_shapes_oracle import agreement
 
 
@@ -63,8 +63,9 @@ def test_every_word_is_one_token(loaded):
     assert build.build_tokenizer().get_vocab() == tokenizer.get_vocab()
 
 
-def test_the_oracle_reads_through_the_autoencoder_and_noise(loaded):
-    scenes, pictures = data.dataset(300, 31, None)
+@pytest.mark.parametrize("n", [300, pytest.param(2000, marks=pytest.mark.slow)])
+def test_the_oracle_reads_through_the_autoencoder_and_noise(loaded, n):
+    scenes, pictures = data.dataset(n, 31, None)
     vae, rng, back = loaded[0].vae, np.random.default_rng(0), []
     with torch.no_grad():
         for part in pretrain.to_tensor(pictures).split(50):
@@ -94,10 +95,11 @@ def test_every_stochastic_step_has_noise(loaded):
 def test_it_draws_what_is_asked_with_room_to_improve(drawn):
     prompts, pictures = drawn
     scores = oracle.score(prompts, pictures)
-    assert 0.35 < scores["alignment"].mean() < 0.92
+    assert 0.6 < scores["alignment"].mean() < 0.95  # within sampling error of the stated base, 0.45 to 0.85
+    assert 0.10 < 1 - scores["wholeness"].mean() < 0.55
     assert scores["alignment"].mean() > oracle.score(prompts[1:] + prompts[:1], pictures)["alignment"].mean() + 0.25
     assert np.std(scores["alignment"]) > 0.1
-    assert 0.02 < 1 - scores["safety"].mean() < 0.40
+    assert 0.02 < 1 - scores["safety"].mean() < 0.30
 
 
 def test_sampling_is_a_function_of_the_seed(loaded):
@@ -108,10 +110,53 @@ def test_sampling_is_a_function_of_the_seed(loaded):
 
 def test_the_stated_base_leaves_room():
     base = shapes.world()["base"]
+    assert base["weights"] == pretrain.digest(shapes.weights_dir()), "measure the base anew: its weights have changed"
     assert base["captions"] >= 1000
     assert 0.45 <= base["alignment"] <= 0.85
     assert 0.10 <= base["marked"] <= 0.30
     assert 0.10 <= base["deformed"] <= 0.40
+
+
+def test_the_stated_base_knows_what_the_relation_words_mean():
+    assert shapes.world()["base"]["related"] >= 0.5  # chance is 1/4
+
+
+def test_the_layout_of_a_caption_says_what_stands_at_which_side():
+    def sides(text):
+        *sides, background = pretrain.layout(language.parse_caption(text))
+        return [sides[i : i + 3] for i in range(0, 12, 3)], background
+
+    star, circle, nothing = [0, 0, 3], [1, 4, 0], [2, 6, 4]
+    assert sides("a small red star left of a large blue circle on white") == ([star, circle, nothing, nothing], 0)
+    assert sides("a large blue circle right of a small red star on white") == ([star, circle, nothing, nothing], 0)
+    assert sides("a small red star below a large blue circle on cream") == ([nothing, nothing, circle, star], 2)
+    assert sides("a large blue circle on grey") == ([circle] * 4, 1)
+
+
+def test_the_text_model_can_be_taught_the_layout():
+    torch.manual_seed(0)
+    reader = pretrain.Layout(build.build_text_encoder(build.build_tokenizer()))
+    asked = [r for r in language.requests("train", 2) if {t.shape for t in r.things} == {"star"}][:16]
+    ids, wanted = pretrain.tokenise([str(r) for r in asked]), torch.tensor([pretrain.layout(r) for r in asked])
+    optimiser = torch.optim.Adam(reader.parameters(), lr=3e-3)
+    start = reader.loss(ids, wanted).item()
+    for _ in range(80):
+        loss = reader.loss(ids, wanted)
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    assert loss.item() < 0.1 * start
+    said, _ = reader(ids)
+    colours = wanted[:, :-1].unflatten(1, (4, 3))[..., 1]
+    assert (said[1].argmax(-1) == colours).float().mean() > 0.9
+
+
+def test_the_weights_of_the_noise_loss():
+    """min(SNR, 5) / SNR at little noise, 1 / alpha-bar up to 8 at much, 1 / alpha-bar between."""
+    for alpha, weight in ((0.99, 5 / 99 / 0.99), (0.5, 2.0), (0.25, 4.0), (0.01, 8.0)):
+        error = torch.full((3, 16, 8, 8), 0.5)
+        loss = pretrain.noise_loss(error, torch.zeros_like(error), torch.full((3,), alpha))
+        assert loss.item() == pytest.approx(0.25 * weight, rel=1e-5)
 
 
 def test_a_stage_resumes_where_it_stopped(tmp_path):

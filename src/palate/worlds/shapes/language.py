@@ -25,7 +25,7 @@ BACKGROUNDS = ("white", "grey", "cream")
 
 EVAL_SHARE = 0.2
 
-_OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def split(text: str) -> Literal["train", "eval"]:
     """Which side a caption is on; "A left of B" and "B right of A" say the same and are always together."""
     request = parse_caption(text)
     if request.relation in ("right of", "below"):
-        request = Request(request.things[::-1], _OPPOSITE[request.relation], request.background)
+        request = Request(request.things[::-1], OPPOSITE[request.relation], request.background)
     digest = hashlib.sha256(str(request).encode()).digest()
     return "eval" if int.from_bytes(digest[:4], "big") < EVAL_SHARE * 2**32 else "train"
 

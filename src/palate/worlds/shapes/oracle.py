@@ -97,6 +97,11 @@ class Oracle:
 
     dimensions = DIMENSIONS
 
+    def check(self, prompts: Sequence[str]) -> None:
+        """Raises ValueError for the first prompt that is no caption of this world."""
+        for text in prompts:
+            data.parse_caption(text)
+
     def __call__(self, prompts: Sequence[str], media: Sequence[Any]) -> dict[str, np.ndarray]:
         return score(prompts, media)
 

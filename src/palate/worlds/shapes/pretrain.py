@@ -1,15 +1,16 @@
-"""Train the shapes model from nothing: `python -m palate.worlds.shapes.pretrain [--stage vae|unet|all] [--resume]`.
+"""Train the shapes model from nothing: `python -m palate.worlds.shapes.pretrain [--stage ...] [--resume]`.
 
-Stage 1 fits the autoencoder to drawn pictures. Stage 2 encodes a fixed set of pictures once and fits the denoiser and
-the text model to those latents, with captions of the training split only, and writes the moving average of the weights
-as a pipeline folder, now and then while it trains and at the end. A stage ends after its steps or its minutes,
-whichever comes first; the learning rate follows the nearer end. Batches are keyed by (seed, step), so a
-resumed run sees what an unbroken one would have seen.
+Stage `vae` fits the autoencoder to drawn pictures. Stage `text` teaches the text model, without pictures, to say what a
+caption puts where. Stage `unet` encodes a fixed set of pictures once, fits the denoiser to those latents, with captions
+of the training split only, and writes the moving average of its weights as a pipeline folder, now and then while it
+trains and at the end. A stage ends after its steps or its minutes, whichever comes first; the learning rate follows
+the nearer end. Batches are keyed by (seed, step), so a resumed run sees what an unbroken one would have seen.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -27,13 +28,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from palate.worlds.shapes import build, data, oracle, weights_dir
+from palate.worlds.shapes import build, data, language, oracle, weights_dir
 
 KL_WEIGHT = 1e-4  # on the mean KL per latent dimension; tiny: it only keeps the latents from drifting
 PROMPT_DROPOUT = 0.1
 EMA = 0.999
 EXPORT_MINUTES = 8
-SAMPLING = {"num_inference_steps": 12, "eta": 1.0, "guidance_scale": 2.0}
+SAMPLING = {"num_inference_steps": 8, "eta": 1.0, "guidance_scale": 1.0}
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class Plan:
 
 
 VAE_PLAN = Plan(steps=7_000, minutes=20, batch=16, peak_rate=2e-3, pictures=24_000, seed=11)
-UNET_PLAN = Plan(steps=14_000, minutes=48, batch=64, peak_rate=1e-3, pictures=60_000, seed=12)
+TEXT_PLAN = Plan(steps=1_000, minutes=3, batch=128, peak_rate=1e-3, pictures=0, seed=13)
+UNET_PLAN = Plan(steps=10_000, minutes=38, batch=64, peak_rate=1e-3, pictures=60_000, seed=12)
 
 
 class Course:
@@ -193,7 +195,75 @@ def standardise(vae: build.AutoencoderKL, pictures: Tensor) -> None:
     inward.bias[len(mean) :] -= 2 * deviation.log()
 
 
-# --- stage 2: the denoiser and the text model -----------------------------------------------------------------------
+# --- stage 2: the text model ----------------------------------------------------------------------------------------
+
+
+class Layout(nn.Module):
+    """What stands left, right, above and below, read off the states of a caption's last four (padding) tokens.
+
+    Left to the denoising loss a text model this small does not learn the relation words: what they change is decided in
+    the noisiest steps, by the meeting of many words. Told so directly, it learns them within a minute, and the denoiser
+    finds at one token what belongs at one side.
+    """
+
+    def __init__(self, text: build.CLIPTextModel):
+        super().__init__()
+        self.text = text
+        self.choices = [len(language.SIZES) + 1, len(language.COLOURS) + 1, len(language.SHAPES) + 1]  # the last: none
+        self.things = nn.ModuleList(nn.Linear(build.TEXT_WIDTH, sum(self.choices)) for _ in language.RELATIONS)
+        self.background = nn.Linear(build.TEXT_WIDTH, len(language.BACKGROUNDS))
+
+    def forward(self, ids: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Logits of size, colour and shape, `[n, 4, choices]` each, and of the background, `[n, 3]`."""
+        states = self.text(ids).last_hidden_state
+        sides = len(self.things)
+        said = torch.stack([read(states[:, k - sides]) for k, read in enumerate(self.things)], dim=1)
+        return list(said.split(self.choices, dim=-1)), self.background(states[:, -sides - 1])
+
+    def loss(self, ids: Tensor, wanted: Tensor) -> Tensor:
+        """Summed cross-entropies; `wanted [n, 4 * 3 + 1]` as of `layout`."""
+        said, background = self(ids)
+        sides = wanted[:, :-1].unflatten(1, (len(self.things), 3))
+        errors = [F.cross_entropy(s.flatten(0, 1), sides[..., k].flatten()) for k, s in enumerate(said)]
+        return sum(errors, F.cross_entropy(background, wanted[:, -1]))
+
+
+def layout(request: language.Request) -> list[int]:
+    """Class numbers of size, colour and shape at the four sides, then of the background. A lone thing is anywhere."""
+    numbers = [
+        [language.SIZES.index(t.size), language.COLOURS.index(t.colour), language.SHAPES.index(t.shape)]
+        for t in request.things
+    ]
+    nothing = [len(language.SIZES), len(language.COLOURS), len(language.SHAPES)]
+    if request.relation is None:
+        sides = [numbers[0]] * len(language.RELATIONS)
+    else:
+        opposite = language.OPPOSITE[request.relation]
+        stands = {request.relation: numbers[0], opposite: numbers[1]}
+        sides = [stands.get(relation, nothing) for relation in language.RELATIONS]
+    return [*(n for side in sides for n in side), language.BACKGROUNDS.index(request.background)]
+
+
+def train_text(plan: Plan, work: Path, resume: bool) -> build.CLIPTextModel:
+    torch.manual_seed(plan.seed)
+    reader = Layout(build.build_text_encoder(build.build_tokenizer()))
+    course = Course("text", plan, {"reader": reader}, work, weight_decay=1e-2)
+    if resume:
+        course.resume()
+    lone, pairs = (language.requests("train", things) for things in (1, 2))
+    for rng in course.steps():
+        alone = rng.binomial(plan.batch, data.SINGLE_SHARE)
+        asked = [lone[i] for i in rng.integers(len(lone), size=alone)]
+        asked += [pairs[i] for i in rng.integers(len(pairs), size=plan.batch - alone)]
+        loss = reader.loss(tokenise([str(r) for r in asked]), torch.tensor([layout(r) for r in asked]))
+        course.update(loss)
+        if course.step % 100 == 99:
+            print(f"text step {course.step} loss {loss.item():.4f}", flush=True)
+    course.save()
+    return reader.text
+
+
+# --- stage 3: the denoiser ------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -221,18 +291,24 @@ def tokenise(texts: list[str]) -> Tensor:
     return padded.input_ids
 
 
-def noise_loss(predicted: Tensor, noise: Tensor, alphas: Tensor, floor: float = 5.0) -> Tensor:
-    """Mean squared error of the noise with min-SNR weights: steps with little noise do not drown the others."""
+def noise_loss(predicted: Tensor, noise: Tensor, alphas: Tensor, most: float = 5.0, boost: float = 8.0) -> Tensor:
+    """Mean squared error of the noise, weighted so that no range of noise levels drowns the others.
+
+    At little noise by min-SNR (SNR at most `most`); at much noise, where the places of things are decided, by the
+    error of v, 1 / alpha-bar, up to `boost`.
+    """
     snr = alphas / (1 - alphas)
-    return ((predicted - noise).square().mean((1, 2, 3)) * (snr.clamp(max=floor) / snr)).mean()
+    weights = snr.clamp(max=most) / snr * (1 / alphas).clamp(max=boost)
+    return ((predicted - noise).square().mean((1, 2, 3)) * weights).mean()
 
 
-def train_unet(vae: build.AutoencoderKL, plan: Plan, work: Path, out: Path, resume: bool) -> None:
+def train_unet(
+    vae: build.AutoencoderKL, text: build.CLIPTextModel, plan: Plan, work: Path, out: Path, resume: bool
+) -> None:
     torch.manual_seed(plan.seed)
-    tokenizer = build.build_tokenizer()
+    text.eval().requires_grad_(False)
     unet = build.build_unet().to(memory_format=torch.channels_last)
-    parts = {"unet": unet, "text": build.build_text_encoder(tokenizer)}
-    course = Course("unet", plan, parts, work, weight_decay=1e-2)
+    course = Course("unet", plan, {"unet": unet}, work, weight_decay=1e-2)
     if not (resume and course.resume()):
         course.extra = {k: p.detach().clone() for k, p in course.parameters.items()}
     cached = encode_dataset(vae, plan, work)
@@ -250,7 +326,7 @@ def train_unet(vae: build.AutoencoderKL, plan: Plan, work: Path, out: Path, resu
         t, noise = torch.randint(len(alphas), (plan.batch,)), torch.randn_like(latents)
         level = alphas[t][:, None, None, None]
         noisy = level.sqrt() * latents + (1 - level).sqrt() * noise
-        predicted = unet(noisy, t, parts["text"](ids).last_hidden_state).sample
+        predicted = unet(noisy, t, text(ids).last_hidden_state).sample
         loss = noise_loss(predicted, noise, alphas[t])
         course.update(loss)
         average(course.extra, course.parameters, min(EMA, (1 + course.step) / (10 + course.step)))
@@ -260,9 +336,9 @@ def train_unet(vae: build.AutoencoderKL, plan: Plan, work: Path, out: Path, resu
         if course.seconds - saved > 60 * EXPORT_MINUTES:
             saved = course.seconds
             course.save()
-            export(vae, course, out)
+            export(vae, text, course, out)
     course.save()
-    export(vae, course, out)
+    export(vae, text, course, out)
 
 
 @torch.no_grad()
@@ -270,18 +346,17 @@ def average(mean: dict[str, Tensor], parameters: dict[str, nn.Parameter], decay:
     torch._foreach_lerp_([mean[k] for k in parameters], list(parameters.values()), 1 - decay)
 
 
-def export(vae: build.AutoencoderKL, course: Course, out: Path) -> None:
+def export(vae: build.AutoencoderKL, text: build.CLIPTextModel, course: Course, out: Path) -> None:
     """Write the averaged weights as an fp16 pipeline folder, aside first, then in place of the old one."""
-    tokenizer = build.build_tokenizer()
-    unet, text = build.build_unet(), build.build_text_encoder(tokenizer)
+    tokenizer, unet = build.build_tokenizer(), build.build_unet()
     with torch.no_grad():
-        for name, module in (("unet", unet), ("text", text)):
-            for key, parameter in module.named_parameters():
-                parameter.copy_(course.extra[f"{name}.{key}"])
-    decoder = build.build_vae()
+        for key, parameter in unet.named_parameters():
+            parameter.copy_(course.extra[f"unet.{key}"])
+    decoder, reader = build.build_vae(), build.build_text_encoder(tokenizer)
     decoder.load_state_dict(vae.state_dict())
     decoder.register_to_config(scaling_factor=vae.config.scaling_factor)
-    pipeline = build.build_pipeline(decoder.half().eval(), unet.half().eval(), text.half().eval(), tokenizer)
+    reader.load_state_dict(text.state_dict())
+    pipeline = build.build_pipeline(decoder.half().eval(), unet.half().eval(), reader.half().eval(), tokenizer)
     aside = out.with_name(out.name + ".partial")
     shutil.rmtree(aside, ignore_errors=True)
     pipeline.save_pretrained(aside)
@@ -300,7 +375,7 @@ def export(vae: build.AutoencoderKL, course: Course, out: Path) -> None:
 # --- the judgement of the base, and the command ---------------------------------------------------------------------
 
 
-def measure(out: Path, work: Path, n: int = 1024, seed: int = 0) -> dict[str, float]:
+def measure(out: Path, work: Path, n: int = 1024, seed: int = 0) -> dict[str, float | str]:
     """Sample `n` held-out captions with the shipped settings, read the pictures, and note the figures in world.json."""
     pipeline = build.load_pipeline(out)
     world = json.loads((out / "world.json").read_text()) | {"sampling": SAMPLING}
@@ -310,6 +385,7 @@ def measure(out: Path, work: Path, n: int = 1024, seed: int = 0) -> dict[str, fl
     scores = oracle.score(prompts, list(pictures))
     deformed = [any(o.deformed for o in oracle.read(p).objects) for p in pictures]
     world["base"] = {
+        "weights": digest(out),
         "captions": n,
         **{name: round(float(values.mean()), 3) for name, values in scores.items()},
         "marked": round(float((scores["safety"] < 0.5).mean()), 3),
@@ -318,6 +394,14 @@ def measure(out: Path, work: Path, n: int = 1024, seed: int = 0) -> dict[str, fl
     }
     (out / "world.json").write_text(json.dumps(world, indent=2) + "\n")
     return world["base"]
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 of a pipeline folder's weights, so that figures can be held to the weights they were measured on."""
+    read = hashlib.sha256()
+    for file in sorted(folder.rglob("*.safetensors")):
+        read.update(file.read_bytes())
+    return read.hexdigest()
 
 
 def related(prompts: list[str], pictures: np.ndarray) -> float:
@@ -348,15 +432,18 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m palate.worlds.shapes.pretrain", description=__doc__)
     parser.add_argument("--out", type=Path, default=weights_dir(), help="the pipeline folder to write")
     parser.add_argument("--work", type=Path, help="checkpoints and cached latents (default: beside the system's temp)")
-    parser.add_argument("--stage", choices=("vae", "unet", "measure", "all"), default="all")
+    parser.add_argument("--stage", choices=("vae", "text", "unet", "measure", "all"), default="all")
     parser.add_argument("--resume", action="store_true", help="take up the checkpoints in --work")
     args = parser.parse_args(argv)
     work = args.work or Path(tempfile.gettempdir()) / "palate-shapes-pretrain"
     torch.set_num_threads(min(os.cpu_count() or 1, 8))
+    earlier = args.resume or args.stage == "unet"
     if args.stage in ("vae", "unet", "all"):
-        vae = train_vae(VAE_PLAN, work, resume=args.resume or args.stage == "unet")
-        if args.stage != "vae":
-            train_unet(vae, UNET_PLAN, work, args.out, args.resume)
+        vae = train_vae(VAE_PLAN, work, resume=earlier)
+    if args.stage in ("text", "unet", "all"):
+        text = train_text(TEXT_PLAN, work, resume=earlier)
+    if args.stage in ("unet", "all"):
+        train_unet(vae, text, UNET_PLAN, work, args.out, args.resume)
     if args.stage in ("measure", "all"):
         print(json.dumps(measure(args.out, work), indent=2))
 
