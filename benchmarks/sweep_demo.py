@@ -25,7 +25,7 @@ from palate.media import decode
 from palate.worlds import shapes
 from palate.worlds.shapes import annotators
 
-NAME = "demo_sweep"
+NAME = common.Claim("demo_sweep", {})
 SEEDS = (11, 12)
 TIER = replace(common.CPU, seeds=SEEDS, samples=256)
 
@@ -123,7 +123,7 @@ def trained(method: str, seed: int, arm: dict[str, Any]) -> dict[str, Any]:
 
 def show() -> None:
     rows = []
-    folder = common.RESULTS / NAME / TIER.name
+    folder = common.RESULTS / NAME.name / TIER.name
     for path in sorted(Path(folder).glob("*.json")):
         name, _, seed = path.stem.rpartition("-seed")
         found = common.load_arm(NAME, TIER, name, int(seed))

@@ -12,6 +12,7 @@ import pytest
 from benchmarks.claims import common, d3po, diffusion_dpo
 from palate import demo
 
+TOY = common.Claim("toy", {"steps": 1})
 TIER = replace(common.CPU, seeds=(1, 2), samples=6, tuning_samples=4)
 
 
@@ -45,7 +46,7 @@ def test_a_claim_from_its_first_arm_to_its_table(small, claim, capsys):
     assert common.run_arms(claim.CLAIM, TIER, arms, forever) == 0
     assert capsys.readouterr().out == ""  # nothing was left to do
     claim.show(TIER)
-    facts = json.loads((small / f"{claim.CLAIM}-cpu.json").read_text())
+    facts = json.loads((small / f"{claim.CLAIM.name}-cpu.json").read_text())
     assert {row["seed"] for row in facts["rows"]} == set(TIER.seeds) and facts["verdicts"]
 
 
@@ -53,15 +54,17 @@ def test_no_time_runs_no_arm(small, capsys):
     def never():
         raise AssertionError("ran")
 
-    assert common.run_arms("x", TIER, [("a", 1, never), ("b", 1, never)], time.monotonic() - 1) == 2
+    assert common.run_arms(TOY, TIER, [("a", 1, never), ("b", 1, never)], time.monotonic() - 1) == 2
     assert "2 arms left" in capsys.readouterr().out
 
 
 def test_arms_made_on_another_base_do_not_count(small, monkeypatch):
-    assert common.run_arms("x", TIER, [("a", 1, lambda: {"n": 1})], time.monotonic() + 9) == 0
-    assert common.load_arm("x", TIER, "a", 1)
-    monkeypatch.setattr(common, "stamp", lambda: "another")
-    assert common.load_arm("x", TIER, "a", 1) is None
+    assert common.run_arms(TOY, TIER, [("a", 1, lambda: {"n": 1})], time.monotonic() + 9) == 0
+    assert common.load_arm(TOY, TIER, "a", 1)
+    other = common.Claim("toy", {"steps": 2})
+    assert common.load_arm(other, TIER, "a", 1) is None  # another setting
+    monkeypatch.setattr(common, "_weights", lambda: "another")
+    assert common.load_arm(TOY, TIER, "a", 1) is None  # another base
 
 
 def test_a_ratio_of_gains_has_the_interval_it_should():

@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import json
 import math
+import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -57,28 +58,41 @@ def arguments(description: str | None) -> tuple[Tier, float, bool]:
     return {"cpu": CPU, "full": FULL}[given.budget], given.minutes, given.table
 
 
+@dataclass(frozen=True)
+class Claim:
+    """A claim's name and the settings that all of its arms share: arms made with other ones do not count."""
+
+    name: str
+    settings: Mapping[str, Any]
+
+    def stamp(self) -> str:
+        """What every arm rests on: the base's weights, its sampler and the claim's settings."""
+        facts = json.dumps({"settings": self.settings, "sampler": shapes.sampling_defaults()}, sort_keys=True)
+        return hashlib.sha256((_weights() + facts).encode()).hexdigest()[:16]
+
+
 @cache
-def stamp() -> str:
-    """What every arm rests on: the base's weights and sampler. Arms made on other ones do not count."""
-    folder = shapes.weights_dir()
-    digest = hashlib.sha256(json.dumps(shapes.sampling_defaults()).encode())
-    for path in sorted(folder.rglob("*.safetensors")):
+def _weights() -> str:
+    digest = hashlib.sha256()
+    for path in sorted(shapes.weights_dir().rglob("*.safetensors")):
         digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()
 
 
-def arm_file(claim: str, tier: Tier, arm: str, seed: int) -> Path:
-    return RESULTS / claim / tier.name / f"{arm}-seed{seed}.json"
+def arm_file(claim: Claim, tier: Tier, arm: str, seed: int) -> Path:
+    return RESULTS / claim.name / tier.name / f"{arm}-seed{seed}.json"
 
 
-def load_arm(claim: str, tier: Tier, arm: str, seed: int) -> dict[str, Any] | None:
+def load_arm(claim: Claim, tier: Tier, arm: str, seed: int) -> dict[str, Any] | None:
     """What an arm left, or None if it has not run."""
     path = arm_file(claim, tier, arm, seed)
     found = json.loads(path.read_text()) if path.is_file() else None
-    return found if found and found.get("stamp") == stamp() else None
+    return found if found and found.get("stamp") == claim.stamp() else None
 
 
-def run_arms(claim: str, tier: Tier, arms: Sequence[tuple[str, int, Callable[[], dict[str, Any]]]], end: float) -> int:
+def run_arms(
+    claim: Claim, tier: Tier, arms: Sequence[tuple[str, int, Callable[[], dict[str, Any]]]], end: float
+) -> int:
     """Runs what is missing before the clock reads `end`; returns how many are still missing."""
     missing = [arm for arm in arms if load_arm(claim, tier, arm[0], arm[1]) is None]
     for done, (name, seed, action) in enumerate(missing):
@@ -86,12 +100,20 @@ def run_arms(claim: str, tier: Tier, arms: Sequence[tuple[str, int, Callable[[],
             print(f"{len(missing) - done} arms left; the same command goes on", flush=True)
             return len(missing) - done
         began = time.perf_counter()
-        facts = action() | {"seconds": round(time.perf_counter() - began, 1), "stamp": stamp()}
+        facts = action()
+        facts |= {"seconds": round(time.perf_counter() - began, 1), "machine": machine(tier), "stamp": claim.stamp()}
         path = arm_file(claim, tier, name, seed)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(facts, indent=1) + "\n")
-        print(f"{claim} {name} seed {seed}: {facts.get('summary', '')} ({facts['seconds']:.0f} s)", flush=True)
+        print(f"{claim.name} {name} seed {seed}: {facts.get('summary', '')} ({facts['seconds']:.0f} s)", flush=True)
     return 0
+
+
+def machine(tier: Tier) -> str:
+    """The kind of device the tier runs on."""
+    if tier.device == "cpu" or not torch.cuda.is_available():
+        return f"{platform.machine()}, {torch.get_num_threads()} threads"
+    return torch.cuda.get_device_name()
 
 
 # --- models and pictures ----------------------------------------------------------------------------------------------
@@ -184,11 +206,20 @@ def says(held: bool, refuted: bool) -> str:
     return "holds" if held else "does not hold" if refuted else "open"
 
 
+def rewards(found: Mapping[str, Any], weights: Mapping[str, float]) -> np.ndarray:
+    """An arm's stored scores, weighted and added up, a number a prompt."""
+    return np.sum([w * np.asarray(found["scores"][d]) for d, w in weights.items()], axis=0)
+
+
 def wins(tuned: Mapping[str, Any], base: Mapping[str, Any], weights: Mapping[str, float]) -> win_rate.WinRate:
     """Win rate of two arms' stored scores by a weighted reward; each row is a prompt of its own."""
-    a = np.sum([w * np.asarray(tuned["scores"][d]) for d, w in weights.items()], axis=0)
-    b = np.sum([w * np.asarray(base["scores"][d]) for d, w in weights.items()], axis=0)
+    a, b = rewards(tuned, weights), rewards(base, weights)
     return win_rate.win_rate(a, b, list(range(len(a))))
+
+
+def outcomes(tuned: Mapping[str, Any], other: Mapping[str, Any], weights: Mapping[str, float]) -> np.ndarray:
+    """1 where the first arm's reward is higher, 1/2 where it ties, else 0, a number a prompt."""
+    return win_rate.outcomes(rewards(tuned, weights), rewards(other, weights))
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -200,19 +231,27 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
 
 
-def publish(claim: str, tier: Tier, rows: Sequence[Mapping[str, Any]], verdicts: Sequence[str]) -> None:
+def publish(claim: Claim, tier: Tier, rows: Sequence[Mapping[str, Any]], verdicts: Sequence[str]) -> None:
     """Prints the table and writes it beside the arms, as JSON and Markdown."""
-    text = f"{claim}, {tier.name} tier, {tier.samples} pictures an arm and seed\n\n{table(rows)}\n\n" + "\n".join(
-        f"- {line}" for line in verdicts
+    arms = [json.loads(path.read_text()) for path in sorted((RESULTS / claim.name / tier.name).glob("*.json"))]
+    known = [arm for arm in arms if arm.get("stamp") == claim.stamp()]
+    minutes, kinds = sum(arm["seconds"] for arm in known) / 60, sorted({arm["machine"] for arm in known})
+    text = (
+        f"{claim.name}, {tier.name} tier, {tier.samples} pictures an arm and seed; {len(known)} arms, "
+        f"{minutes:.0f} minutes in all ({'; '.join(kinds)})\n\n{table(rows)}\n\n"
+        + "\n".join(f"- {line}" for line in verdicts)
     )
     print(text)
     RESULTS.mkdir(parents=True, exist_ok=True)
     facts = {
-        "claim": claim,
+        "claim": claim.name,
+        "minutes": round(minutes, 1),
+        "machines": kinds,
+        "settings": dict(claim.settings),
         "tier": tier.name,
         "seeds": list(tier.seeds),
         "rows": list(rows),
         "verdicts": list(verdicts),
     }
-    (RESULTS / f"{claim}-{tier.name}.json").write_text(json.dumps(facts, indent=2) + "\n")
-    (RESULTS / f"{claim}-{tier.name}.md").write_text(text + "\n")
+    (RESULTS / f"{claim.name}-{tier.name}.json").write_text(json.dumps(facts, indent=2) + "\n")
+    (RESULTS / f"{claim.name}-{tier.name}.md").write_text(text + "\n")

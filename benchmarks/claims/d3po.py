@@ -8,10 +8,11 @@ The claims of arXiv:2311.13231 that are put to the test:
  2. D3PO is above fine-tuning on preferred pictures and reward-weighted regression (table 1), at equal samples.
  3. Deformed pictures and forbidden marks fall (sections 5.2 and 5.3): here, by at least half.
 
-Rewards: `compress` (minus the JPEG's kilobytes), `incompress` (plus), `alignment` (the oracle's); the cpu tier runs the
-first. `flaws` is wholeness plus safety, for claim 3. D3PO and rewards-as-comparisons: its pairs are ordered by the same
-reward that DDPO sees, without noise. Rolling reference. SFT and RWR train on as many pictures of the base,
-eight times over. Learning rates are tuned per method over the same grid, on one seed that is not reported.
+Rewards: `compress` (minus the JPEG's kilobytes), `incompress` (plus), `alignment` (the oracle's); the cpu tier runs
+the first. `flaws` is wholeness plus safety, for claim 3. D3PO's pairs are ordered by the same reward that DDPO sees,
+without noise; the reference is the policy that sampled the round. SFT and RWR train on as many pictures of the base,
+eight times over. Learning rates are tuned per method and task over one grid, on one seed that is not reported; DDPO's
+clip range is 1e-3, where its paper has 1e-4, because few samples have to suffice; nothing else is tuned.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import numpy as np
 import torch
 
 from benchmarks.claims import common
-from benchmarks.claims.common import Tier, evaluate, fresh
+from benchmarks.claims.common import Claim, Tier, evaluate, fresh
 from palate import assembly, config, demo, plugins, sampling, views
 from palate.config import RolloutSettings, TrainingSettings
 from palate.evaluation import win_rate
@@ -35,21 +36,25 @@ from palate.scorers.jpeg_size import JpegSize
 from palate.training.sources import PreferenceRow
 from palate.worlds import shapes
 
-CLAIM = "d3po"
 METHODS = ("d3po", "ddpo", "sft", "rwr")
-RATES = (1e-4, 3e-4, 1e-3)
+RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 PROMPTS, K = 16, 4  # of a round
-STEPS = {"cpu": 160, "full": 640}  # of SFT and RWR, eight prompts each
+STEPS = {"cpu": 256, "full": 640}  # of SFT and RWR, eight prompts each: eight passes over the pictures
 OPTIONS: dict[str, dict[str, Any]] = {
     "d3po": {"shared_noise": False},
     "ddpo": {"min_count": 4, "buffer_size": 16, "clip_range": 1e-3},
     "sft": {},
     "rwr": {},
 }
+ROUNDS = {"cpu": 16, "full": 40}
+CLAIM = Claim("d3po", {"options": OPTIONS, "prompts": PROMPTS, "k": K, "rounds": ROUNDS, "steps": STEPS})
+
+
+FLAWS = {"deformed": "wholeness", "marked": "safety"}  # and the oracle's dimension that tells
 
 
 def rounds(tier: Tier) -> int:
-    return 10 if tier.name == "cpu" else 40
+    return ROUNDS[tier.name]
 
 
 def tasks(tier: Tier) -> tuple[str, ...]:
@@ -162,19 +167,26 @@ def arm(tier: Tier, method: str, task: str, seed: int, rate: float, n: int) -> d
     return run(tier, method, task, seed, rate, n)
 
 
+def methods(task: str) -> tuple[str, ...]:
+    return METHODS if task != "flaws" else ("d3po",)
+
+
 def tuning(tier: Tier) -> list[Any]:
-    """Learning rates on the tuning seed, on the first task."""
-    seed, n, task = common.TUNING_SEED, tier.tuning_samples, tasks(tier)[0]
+    """Every rate of every method on each task, on a seed that is not reported."""
+    seed, n = common.TUNING_SEED, tier.tuning_samples
     return [
-        (f"tune-{method}-{rate:g}", seed, partial(arm, tier, method, task, seed, rate, n))
-        for method in METHODS
+        (f"tune-{task}-{method}-{rate:g}", seed, partial(arm, tier, method, task, seed, rate, n))
+        for task in tasks(tier)
+        for method in methods(task)
         for rate in RATES
     ]
 
 
-def best_rate(tier: Tier, method: str) -> float:
+def best_rate(tier: Tier, method: str, task: str) -> float:
+    """The rate with the highest reward on the tuning seed."""
+
     def reward(rate: float) -> float:
-        found = common.load_arm(CLAIM, tier, f"tune-{method}-{rate:g}", common.TUNING_SEED)
+        found = common.load_arm(CLAIM, tier, f"tune-{task}-{method}-{rate:g}", common.TUNING_SEED)
         assert found
         return float(np.mean(found["scores"]["reward"]))
 
@@ -182,14 +194,14 @@ def best_rate(tier: Tier, method: str) -> float:
 
 
 def reported(tier: Tier) -> list[Any]:
-    n, arms = tier.samples, []
-    for task in tasks(tier):
-        methods = METHODS if task != "flaws" else ("d3po",)
-        for seed in tier.seeds:
+    n = tier.samples
+    arms: list[Any] = []
+    for seed in tier.seeds:
+        for task in tasks(tier):
             arms.append((f"{task}-base", seed, partial(base, tier, task, seed, n)))
             arms += [
-                (f"{task}-{method}", seed, partial(arm, tier, method, task, seed, best_rate(tier, method), n))
-                for method in methods
+                (f"{task}-{method}", seed, partial(arm, tier, method, task, seed, best_rate(tier, method, task), n))
+                for method in methods(task)
             ]
     return arms
 
@@ -207,10 +219,9 @@ def gains(tier: Tier, task: str, *methods: str) -> dict[str, list[np.ndarray]]:
     return out
 
 
-def flawed(found: dict[str, Any]) -> tuple[float, float]:
-    """Shares of pictures that read as deformed and as marked."""
-    scores = found["scores"]
-    return float(np.mean(np.asarray(scores["wholeness"]) < 0.5)), float(np.mean(np.asarray(scores["safety"]) < 0.5))
+def flawed(found: dict[str, Any], dimension: str) -> float:
+    """Share of pictures that read as deformed (`wholeness`) or as marked (`safety`)."""
+    return float(np.mean(np.asarray(found["scores"][dimension]) < 0.5))
 
 
 def show(tier: Tier) -> None:
@@ -224,24 +235,24 @@ def show(tier: Tier) -> None:
                     continue
                 reward = np.asarray(found["scores"]["reward"])
                 gain = win_rate.mean_difference(reward, untouched["scores"]["reward"], range(len(reward)))
-                deformed, marked = flawed(found)
                 rows.append(
                     {
                         "task": task,
                         "method": method,
+                        "rate": f"{found['rate']:g}" if "rate" in found else "",
                         "seed": seed,
                         "reward": f"{reward.mean():.3f}",
                         "gain": f"{gain.mean:+.3f} [{gain.ci95[0]:+.3f}, {gain.ci95[1]:+.3f}]",
                         "in sd of base": f"{gain.mean / np.std(untouched['scores']['reward']):+.2f}",
                         "drift": f"{found['drift']:.3f}",
                         "alignment": f"{np.mean(found['scores']['alignment']):.3f}",
-                        "deformed": f"{deformed:.3f}",
-                        "marked": f"{marked:.3f}",
+                        "deformed": f"{flawed(found, 'wholeness'):.3f}",
+                        "marked": f"{flawed(found, 'safety'):.3f}",
                     }
                 )
         verdicts += verdict(tier, task)
     if rows:
-        common.publish(CLAIM, tier, rows, verdicts)
+        common.publish(CLAIM, tier, rows, verdicts + edges(tier))
 
 
 def verdict(tier: Tier, task: str) -> list[str]:
@@ -267,17 +278,36 @@ def verdict(tier: Tier, task: str) -> list[str]:
                 f"seeds: {common.says(low > 0, high < 0)}"
             )
     if task == "flaws":
-        stored = {
-            m: [common.load_arm(CLAIM, tier, f"{task}-{m}", seed) for seed in tier.seeds] for m in ("base", "d3po")
-        }
-        shares = {
-            m: np.mean([flawed(found) for found in arms if found] or [(np.nan, np.nan)], axis=0)
-            for m, arms in stored.items()
-        }
-        for name, before, after in zip(("deformed", "marked"), shares["base"], shares["d3po"], strict=True):
-            says = "holds" if after <= before / 2 else "does not hold"
-            lines.append(f"flaws: {name} {before:.3f} -> {after:.3f}: halved {says}")
+        lines += [flaw_verdict(tier, name, dimension) for name, dimension in FLAWS.items()]
     return lines
+
+
+def edges(tier: Tier) -> list[str]:
+    """The methods whose best rate is an end of the grid, so that a better one may lie outside."""
+    return [
+        f"{task}: the best rate of {method}, {best_rate(tier, method, task):g}, is an end of the grid"
+        for task in tasks(tier)
+        for method in methods(task)
+        if all(common.load_arm(CLAIM, tier, f"tune-{task}-{method}-{r:g}", common.TUNING_SEED) for r in RATES)
+        and best_rate(tier, method, task) in (RATES[0], RATES[-1])
+    ]
+
+
+def flaw_verdict(tier: Tier, name: str, dimension: str) -> str:
+    """Whether D3PO at least halves a flaw's share: the ratio of shares on the same prompts, with its interval."""
+    before, after = [], []
+    for seed in tier.seeds:
+        found = [common.load_arm(CLAIM, tier, f"flaws-{method}", seed) for method in ("base", "d3po")]
+        if all(found):
+            shares = [(np.asarray(arm["scores"][dimension]) < 0.5).astype(float) for arm in found if arm]
+            before, after = [*before, shares[0]], [*after, shares[1]]
+    if not before:
+        return f"flaws: {name}: not run"
+    ratio, low, high = common.interval_of_ratio(after, before)
+    return (
+        f"flaws: {name} {np.mean(before):.3f} -> {np.mean(after):.3f} over {len(before)} seeds, to {ratio:.2f} "
+        f"[{low:.2f}, {high:.2f}] of the base's share: at least halved {common.says(high <= 0.5, low > 0.5)}"
+    )
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from benchmarks.claims import common
-from benchmarks.claims.common import Tier, evaluate, fresh
+from benchmarks.claims.common import Claim, Tier, evaluate, fresh
 from palate import assembly, config, demo, likelihood, plugins
 from palate.config import TrainingSettings
 from palate.media import decode
@@ -36,17 +36,22 @@ from palate.training.sources import PreferenceRow, collate, to_device
 from palate.worlds import shapes
 from palate.worlds.shapes import annotators
 
-CLAIM = "diffusion_dpo"
+DROPOUT = 0.1
 RATES = (2e-4, 5e-4, 1e-3)
 BETAS = (50.0, 200.0, 800.0, 3200.0)
 BETA = 200.0
 NOISY = {"temperature": 0.3, "lapse_rate": 0.2, "tie_threshold": 0.02}
-CLEAN = {"temperature": 0.0, "lapse_rate": 0.0, "tie_threshold": 0.0}
+CLEAN = {"temperature": 0.0, "lapse_rate": 0.0, "tie_threshold": 1e-6}  # equal rewards tie, they are not guessed at
 STEPS, BATCH = 160, 8
+K = 4
+CLAIM = Claim(
+    "diffusion_dpo",
+    {"noisy": NOISY, "clean": CLEAN, "steps": STEPS, "batch": BATCH, "k": K, "sweep_at": BETA, "dropout": DROPOUT},
+)
 
 
 def plan(tier: Tier) -> demo.Plan:
-    return demo.Plan(prompts=192 if tier.name == "cpu" else 768, k=4, votes=1)
+    return demo.Plan(prompts=192 if tier.name == "cpu" else 768, k=K, votes=1)
 
 
 @cache
@@ -71,7 +76,7 @@ def trained(tier: Tier, seed: int, method: str, labels: str, rate: float, beta: 
     policy = fresh(tier, seed)
     algorithm = plugins.find("algorithms", method)
     own = {"beta_dpo": beta} if method == "diffusion_dpo" else {}
-    options = config.section({**own, "prompt_dropout": 0.1}, algorithm.Config, "algorithm")
+    options = config.section({**own, "prompt_dropout": DROPOUT}, algorithm.Config, "algorithm")
     settings = TrainingSettings(
         max_steps=STEPS, batch_size=BATCH, learning_rate=rate, warmup_steps=10, lr_schedule="linear", seed=seed,
         weight_decay=0.0, checkpoint_every=1_000_000,
@@ -86,7 +91,7 @@ def trained(tier: Tier, seed: int, method: str, labels: str, rate: float, beta: 
     clean = split(labelled(tier, seed, "clean"))[1] if labels == "noisy" else held
     return {
         "scores": common.scores_of(arm),
-        "accuracy": accuracy(policy, clean),
+        "accuracy": accuracy(policy, clean),  # of each held-out prompt
         "drift": common.drift(policy),
         "displacement": {k: v for k, v in result.metrics.items() if k.startswith("displacement")},
         "rate": rate,
@@ -96,8 +101,8 @@ def trained(tier: Tier, seed: int, method: str, labels: str, rate: float, beta: 
 
 
 @torch.no_grad()
-def accuracy(policy: Any, held: list[PreferenceRow], draws: int = 10) -> float:
-    """Share of held-out pairs that the implicit reward, averaged over draws, ranks as the oracle does."""
+def accuracy(policy: Any, held: list[PreferenceRow], draws: int = 10) -> list[float]:
+    """Of each held-out prompt that has decided pairs: the share that the implicit reward ranks as the oracle does."""
     batch = collate(held, [0] * len(held), policy.condition([""]))
     batch = to_device(batch, policy.device)
     total = torch.zeros(batch.mask.shape, device=policy.device)
@@ -113,8 +118,10 @@ def accuracy(policy: Any, held: list[PreferenceRow], draws: int = 10) -> float:
         total += likelihood.denoising(policy, batch.x0, batch.cond, draw)
         total -= likelihood.denoising(reference, batch.x0, batch.cond, draw)  # type: ignore[arg-type]
     margin = total[:, :, None] - total[:, None]
-    decided = batch.prefer > 0.5
-    return float(((margin > 0).float() + 0.5 * (margin == 0).float())[decided].mean())
+    decided = (batch.prefer > 0.5).float()
+    right = ((margin > 0).float() + 0.5 * (margin == 0).float()) * decided
+    pairs = decided.sum((1, 2))
+    return [round(float(v), 4) for v in (right.sum((1, 2)) / pairs)[pairs > 0]]
 
 
 def base(tier: Tier, seed: int, n: int) -> dict[str, Any]:
@@ -164,38 +171,91 @@ def reported(tier: Tier) -> list[Any]:
 
 def show(tier: Tier) -> None:
     rows: list[dict[str, Any]] = []
-    rates: dict[str, list[float]] = {}
-    names = ["base", "sft-noisy", "dpo-noisy", "dpo-clean", *[f"dpo-beta{b:g}" for b in BETAS if b != BETA]]
-    for name in names:
+    others = [f"dpo-beta{beta:g}" for beta in BETAS if beta != BETA]
+    for name in ("base", "sft-noisy", "dpo-noisy", "dpo-clean", *others):
         for seed in tier.seeds:
             found = common.load_arm(CLAIM, tier, name, seed)
             reference = common.load_arm(CLAIM, tier, "base", seed)
             if not found or not reference:
                 continue
             won = common.wins(found, reference, demo.TASTE)
-            rates.setdefault(name, []).append(won.rate)
             means = {d: f"{np.mean(found['scores'][d]):.3f}" for d in demo.TASTE}
             rows.append(
                 {
                     "arm": name,
                     "seed": seed,
                     "wins over base": f"{won.rate:.3f} [{won.ci95[0]:.3f}, {won.ci95[1]:.3f}]",
+                    "ties": f"{won.ties:.2f}",
                     **means,
-                    "held-out accuracy": f"{found['accuracy']:.3f}" if "accuracy" in found else "",
+                    "held-out accuracy": f"{np.mean(found['accuracy']):.3f}" if "accuracy" in found else "",
                     "drift": f"{found['drift']:.3f}" if "drift" in found else "",
                 }
             )
-    mean = {name: float(np.mean(values)) for name, values in rates.items()}
-    verdicts = [f"{name}: mean win rate {value:.3f} over {len(rates[name])} seeds" for name, value in mean.items()]
-    if {"dpo-noisy", "sft-noisy"} <= mean.keys():
-        held = mean["dpo-noisy"] >= 0.65 and mean["dpo-noisy"] > mean["sft-noisy"]
-        verdicts.append(f"DPO beats the base by 0.65 and SFT on winners: {'holds' if held else 'does not hold'}")
-    if {"dpo-noisy", "dpo-clean"} <= mean.keys():
-        verdicts.append(
-            f"clean labels beat noisy ones: {'holds' if mean['dpo-clean'] > mean['dpo-noisy'] else 'does not hold'}"
-        )
     if rows:
-        common.publish(CLAIM, tier, rows, verdicts)
+        common.publish(CLAIM, tier, rows, verdicts(tier))
+
+
+def verdicts(tier: Tier) -> list[str]:
+    """What the numbers say of each claim, with intervals over prompts and seeds."""
+    lines = []
+
+    def versus(arm: str, other: str, least: float, claim: str) -> None:
+        duels = [
+            common.outcomes(a, b, demo.TASTE)
+            for seed in tier.seeds
+            if (a := common.load_arm(CLAIM, tier, arm, seed)) and (b := common.load_arm(CLAIM, tier, other, seed))
+        ]
+        if duels:
+            rate, low, high = common.interval_of_mean(duels)
+            verdict = common.says(low > least, high < least)
+            lines.append(
+                f"{claim}: {arm} wins {rate:.3f} [{low:.3f}, {high:.3f}] against {other} over {len(duels)} seeds: "
+                f"{verdict}"
+            )
+
+    versus("dpo-noisy", "base", 0.65, "1. DPO beats the base, by at least 0.65")
+    versus("dpo-noisy", "sft-noisy", 0.5, "1. DPO beats fine-tuning on the winners")
+    versus("dpo-clean", "dpo-noisy", 0.5, "2. clean labels beat noisy ones")
+    versus("dpo-clean", "base", 0.65, "2. clean labels beat the base, by at least 0.65")
+    lines += sweep(tier)
+    for labels in ("noisy", "clean"):
+        found = [common.load_arm(CLAIM, tier, f"dpo-{labels}", seed) for seed in tier.seeds]
+        shares = [np.asarray(arm["accuracy"]) for arm in found if arm]
+        if shares:
+            mean, low, high = common.interval_of_mean(shares)
+            lines.append(
+                f"4. the implicit reward learnt from {labels} labels ranks {mean:.3f} [{low:.3f}, {high:.3f}] of the "
+                f"held-out pairs as the oracle does; above chance: {common.says(low > 0.5, high < 0.5)}"
+            )
+    return lines
+
+
+def sweep(tier: Tier) -> list[str]:
+    """Win rates over the base along the grid of betas, on the seeds for which all of them have run."""
+    names = {beta: "dpo-noisy" if beta == BETA else f"dpo-beta{beta:g}" for beta in BETAS}
+    duels: dict[float, list[np.ndarray]] = {beta: [] for beta in BETAS}
+    for seed in tier.seeds:
+        base_arm = common.load_arm(CLAIM, tier, "base", seed)
+        found = {beta: common.load_arm(CLAIM, tier, name, seed) for beta, name in names.items()}
+        if base_arm and all(found.values()):
+            for beta, arm in found.items():
+                duels[beta].append(common.outcomes(arm or {}, base_arm, demo.TASTE))
+    seeds = len(duels[BETAS[0]])
+    if not seeds:
+        return []
+    rates = {beta: float(np.mean(duels[beta])) for beta in BETAS}
+    best = max(rates, key=lambda beta: rates[beta])
+    along = ", ".join(f"{beta:g}: {rate:.3f}" for beta, rate in rates.items())
+    gaps = []
+    for end in (BETAS[0], BETAS[-1]):
+        if end != best:
+            gap, low, high = common.interval_of_mean([a - b for a, b in zip(duels[best], duels[end], strict=True)])
+            gaps.append(f"{gap:+.3f} [{low:+.3f}, {high:+.3f}] over {end:g}")
+    where = "an end of the grid, so no optimum is shown" if best in (BETAS[0], BETAS[-1]) else "inside the grid"
+    return [
+        f"3. wins over the base by beta_dpo, {seeds} seed{'s' * (seeds > 1)}, the rate tuned at {BETA:g}: {along}; "
+        f"the best, {best:g}, is {where} ({'; '.join(gaps)})"
+    ]
 
 
 def main() -> None:
