@@ -24,11 +24,11 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(d3po, "PROMPTS", 2)
     monkeypatch.setattr(d3po, "K", 2)
     monkeypatch.setattr(d3po, "STEPS", {"cpu": 2, "full": 2})
-    monkeypatch.setattr(d3po, "RATES", (1e-4,))
+    monkeypatch.setattr(d3po, "GRID", {name: grid[:1] for name, grid in d3po.GRID.items()})
     monkeypatch.setattr(diffusion_dpo, "plan", lambda tier: demo.Plan(prompts=8, k=2, votes=1))
     monkeypatch.setattr(diffusion_dpo, "STEPS", 2)
     monkeypatch.setattr(diffusion_dpo, "RATES", (1e-4,))
-    monkeypatch.setattr(diffusion_dpo, "BETAS", (200.0, 800.0))
+    monkeypatch.setattr(diffusion_dpo, "BETAS", (300.0, 1000.0))
     return tmp_path
 
 

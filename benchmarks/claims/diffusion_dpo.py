@@ -38,8 +38,8 @@ from palate.worlds.shapes import annotators
 
 DROPOUT = 0.1
 RATES = (2e-4, 5e-4, 1e-3)
-BETAS = (50.0, 200.0, 800.0, 3200.0)
-BETA = 200.0
+BETAS = (100.0, 300.0, 1000.0, 3000.0, 10000.0)
+BETA = 1000.0  # of the tuning and the headline
 NOISY = {"temperature": 0.3, "lapse_rate": 0.2, "tie_threshold": 0.02}
 CLEAN = {"temperature": 0.0, "lapse_rate": 0.0, "tie_threshold": 1e-6}  # equal rewards tie, they are not guessed at
 STEPS, BATCH = 160, 8
