@@ -41,6 +41,9 @@ class Same:
     def __init__(self, batch: Any, draw: Draw | None) -> None:
         self.batch, self.draw = batch, draw
 
+    def check(self, lacking: Any) -> list[str]:
+        return []
+
     def next(self, state: Any) -> Feed:
         return Feed(lambda: iter([(self.batch, self.draw)]))
 

@@ -128,7 +128,8 @@ def test_refusals_of_any_kind_and_lack_of_memory_are_one_line(run_module, capsys
     assert capsys.readouterr().err == "error: nothing is trainable\n"
     error = OutOfMemoryError("CUDA out of memory. Tried to allocate ...")
     assert call("train", "r.yaml") == 1
-    assert "lower training.micro_batch_size" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "lower training.micro_batch_size" in said and "evaluation.batch_size" in said and "--batch-size" in said
 
 
 def test_an_interruption_says_how_to_go_on(run_module, capsys):
@@ -139,7 +140,21 @@ def test_an_interruption_says_how_to_go_on(run_module, capsys):
     assert call("train", "r.yaml") == 130
     assert "run the same command again to resume" in capsys.readouterr().err
     assert call("sample", "m", "p.txt") == 130
-    assert "interrupted" in capsys.readouterr().err
+    assert "to draw what is missing" in capsys.readouterr().err
+    run_module.compare = interrupt
+    assert call("compare", "a", "b", "--prompts", "p.txt", "--scorer", "x") == 130
+    assert "start over" in capsys.readouterr().err
+
+
+def test_an_interrupted_demo_says_that_it_goes_on(monkeypatch, capsys):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    module = types.ModuleType("palate.demo")
+    module.run = interrupt
+    monkeypatch.setitem(sys.modules, "palate.demo", module)
+    assert call("demo") == 130
+    assert "run the same command again to go on" in capsys.readouterr().err
 
 
 def test_report_writes_a_page(tmp_path, capsys):

@@ -73,6 +73,8 @@ def test_scorers_by_dotted_path_are_one_key(recipe):
     found = load(recipe, online, Recipe)
     assert found.rollout.scorers == {"my.lab:sharp": 0.5, "jpeg_size": 1.0}
     assert found.rollout.prompts == ["a", "b"]
+    one = load(recipe, [*online, "rollout.scorers.world:shapes/alignment=2"], Recipe)
+    assert one.rollout.scorers["world:shapes/alignment"] == 2.0
 
 
 def test_what_is_dumped_is_read_back_equal(recipe, tmp_path):
@@ -226,6 +228,18 @@ def test_an_offline_run_stops_early_unless_told_not_to(recipe):
     assert (told.training.evaluate_every, told.training.early_stopping) == (20, 0)
     online = ["data=null", "rollout.prompts=[a, b]", "rollout.scorers.jpeg_size=1"]
     assert load(recipe, online, Recipe).training.early_stopping is None
+
+
+EVALUATED = ["evaluation.prompts=[c]", "evaluation.scorers.jpeg_size=1", "training.max_steps=64"]
+ONLINE = ["data=null", "rollout.prompts=[a, b]", "rollout.scorers.jpeg_size=1"]
+
+
+@pytest.mark.parametrize("how", [ONLINE, ["data.held_out=0"]])
+def test_what_can_be_evaluated_is(recipe, how):
+    assert load(recipe, [*how, *EVALUATED], Recipe).training.evaluate_every == 6
+    assert load(recipe, [*how, *EVALUATED, "training.evaluate_every=9"], Recipe).training.evaluate_every == 9
+    assert load(recipe, [*how, *EVALUATED, "training.max_steps=3"], Recipe).training.evaluate_every == 1
+    assert load(recipe, how, Recipe).training.evaluate_every is None
 
 
 def test_early_stopping_needs_something_to_judge_by(recipe):

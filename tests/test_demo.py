@@ -7,8 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from palate import demo
+from palate.algorithms import d3po
+from palate.training import durable
+from palate.worlds import shapes
 
 METHODS = sorted(demo.PLANS)
 
@@ -27,7 +31,7 @@ def small(method: str) -> demo.Plan:
         }
     )
     rollout = {**plan.rollout, "prompts_per_round": 2, "k": 2} if online else {}
-    return replace(plan, prompts=6, k=2, judged=4, training=training, rollout=rollout)
+    return replace(plan, prompts=6, k=2, judged=4, watched=2, training=training, rollout=rollout)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -45,12 +49,16 @@ def test_the_whole_loop(tmp_path, method, capsys):
         "base",
         "tuned",
         "seconds",
+        "peak_memory_gb",
         "ties",
     } <= stored.keys()
     assert stored["method"] == method and stored["seed"] == 3
+    assert stored["prompts_trained_on"] == 0
     assert (stored["n_pairs"] == 0) == (method == "ddpo")  # DDPO is told the reward, not asked for comparisons
     assert {"reward", "alignment", "wholeness", "safety", "style"} <= stored["base"].keys() & stored["tuned"].keys()
     page = (out / "report.html").read_text()
+    assert "evaluation/reward" in page and (out / "samples" / "step_000002.png").is_file()
+    assert 0.1 < stored["peak_memory_gb"] < 8
     assert "data:image/png" in page and "http://" not in page.replace("http://www.w3.org", "")
     assert (out / "adapter" / "pytorch_lora_weights.safetensors").is_file()
     capsys.readouterr()
@@ -58,6 +66,55 @@ def test_the_whole_loop(tmp_path, method, capsys):
     assert "is finished" in capsys.readouterr().out
     with pytest.raises(ValueError, match="other settings"):
         demo.run(method, out, 4, small(method))
+
+
+def test_the_resolved_settings_are_kept(tmp_path):
+    out = tmp_path / "demo"
+    with pytest.raises(ValueError, match="other settings"):
+        _begun(out, {"method": "sft"})
+    plan = demo.PLANS["d3po"]
+    settings = demo.resolved(plan, d3po.Config(**plan.options))
+    assert settings["options"] == d3po.Config(shared_noise=False).model_dump()
+    assert settings["rollout"]["eta"] == 1.0 and settings["training"]["adam_beta1"] == 0.9
+
+
+def _begun(out: Path, settings: dict) -> None:
+    """The demo on a folder that was begun with these settings."""
+    out.mkdir()
+    (out / "config.yaml").write_text(yaml.safe_dump(settings))
+    demo.run("sft", out, 0, small("sft"))
+
+
+def test_a_second_demo_on_a_live_folder_touches_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo.assembly, "load_policy", lambda *_: pytest.fail("a model was loaded"))
+    with durable.locked(tmp_path), pytest.raises(OSError, match="is in use by another run"):
+        demo.run("sft", tmp_path, 0, small("sft"))
+    assert not (tmp_path / "config.yaml").exists()
+
+
+def test_the_time_of_all_invocations_is_added_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo.assembly, "fit", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        demo.run("sft", tmp_path, 0, small("sft"))
+    held = json.loads((tmp_path / "meter.json").read_text())
+    assert held["seconds"] > 0
+    (tmp_path / "meter.json").write_text(json.dumps(held | {"seconds": 1000.0, "peak_memory_gb": 7.5}))
+    monkeypatch.undo()
+    result = demo.run("sft", tmp_path, 0, small("sft"))
+    assert 1000 < result["seconds"] < 1500 and result["peak_memory_gb"] == 7.5
+
+
+@pytest.mark.parametrize(("steps", "every", "seen"), [(200, 40, [0, 80, 160, 200]), (64, 16, [0, 16, 32, 48, 64])])
+def test_the_reward_is_watched_four_or_five_times(steps, every, seen):
+    due = [step for step in range(steps + 1) if step % every == 0 and demo.due(step, every, steps)]
+    assert due == seen
+
+
+def test_the_pictures_watched_are_not_those_judged():
+    plan = demo.PLANS["diffusion_dpo"]
+    watched, judged = demo.eval_prompts(plan, 5)
+    assert len(watched) == plan.watched and len(judged) == plan.judged and not set(watched) & set(judged)
+    assert judged == demo.some(shapes.prompts("eval"), plan.judged, 5)
 
 
 def test_an_unknown_method_is_named(tmp_path):

@@ -10,6 +10,7 @@ import click
 import pytest
 import typer
 
+from palate import config
 from palate.cli import app
 
 ROOT = Path(__file__).parent.parent
@@ -38,6 +39,41 @@ def test_a_command_is_understood(page, program, rest):
         command = group.get_command(context, words[0])
         assert command, f"palate {words[0]}"
         command.make_context(words[0], words[1:], parent=context)
+
+
+MADE = {"demo": ["demo", "demo/preferences"]}  # by a target of the Makefile
+
+
+def made_by(program: str, words: list[str]) -> list[str]:
+    """Folders that a command writes."""
+    if program == "make":
+        return MADE.get(words[0], [])
+    if words[0] == "train":
+        return [config.load(ROOT / words[1], [], config.Recipe).output]
+    return [words[i + 1] for i, word in enumerate(words) if word in ("--out", "-o")]
+
+
+def read_by(program: str, words: list[str]) -> list[str]:
+    """Files and folders that a command reads: whatever looks like a path, and a recipe's data."""
+    if program != "palate":
+        return []
+    values = [word for i, word in enumerate(words) if words[i - 1] not in ("--out", "-o", "--scorer")]
+    paths = [word for word in values if re.search(r"/|\.\w+$", word) and not re.search(r"[:=]", word)]
+    if words[0] == "train":
+        data = config.load(ROOT / words[1], [], config.Recipe).data
+        paths += [data.path] if data else []
+    return paths
+
+
+def test_the_files_that_commands_name_are_there_when_they_are_typed_in_order():
+    made: list[str] = []
+    for page, program, rest in commands():
+        words = shlex.split(rest)
+        if page == "README.md":
+            for path in read_by(program, words):
+                assert path in made or (ROOT / path).exists(), f"palate {rest}: nothing made {path}"
+            made += made_by(program, words)
+    assert {"runs/samples", "runs/shapes_diffusion_dpo"} <= set(made)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -222,36 +222,44 @@ def test_clipped_surrogate_does_not_overflow() -> None:
     assert ratio.grad is not None and ratio.grad.isfinite().all()
 
 
-def test_group_advantages() -> None:
-    rewards = torch.tensor([1.0, 0.1, 3.0, 0.1, 5.0, 0.1, NAN, 7.0])
-    groups = torch.tensor([4, 9, 4, 9, 4, 9, 4, 2])
-    got = losses.group_advantages(rewards, groups)
+def test_standardised() -> None:
     root = math.sqrt(8 / 3)  # 1, 3, 5: mean 3
-    assert got.tolist() == pytest.approx([-2 / root, 0, 0, 0, 2 / root, 0, 0, 0])
-    assert got.dtype == torch.float32
+    rewards = torch.tensor([1.0, 3.0, NAN, 5.0, math.inf])
+    got = losses.standardised(rewards, rewards)
+    assert got.tolist() == pytest.approx([-2 / root, 0, 0, 2 / root, 0])
+    assert got.dtype == torch.float64
+    past = torch.tensor([1.0, 3.0, 5.0, NAN])
+    assert losses.standardised(torch.tensor([7.0]), past).tolist() == pytest.approx([4 / root])
 
 
-def test_group_advantages_edges() -> None:
-    groups = torch.zeros(4, dtype=torch.long)
-    ints = losses.group_advantages(torch.tensor([1, 2, 3, 4]), groups)  # integers must not truncate
-    assert ints.dtype == torch.float32 and ints.tolist() == pytest.approx([-1.3416, -0.4472, 0.4472, 1.3416], abs=1e-4)
-    for value in (0.1, 1e8, -3.3):  # rounding noise of an all-equal group is not a signal
-        assert losses.group_advantages(torch.full((4,), value), groups).eq(0).all()
-    tenths = torch.full((3,), 0.1, dtype=torch.float64)  # whose mean is not .1
-    assert tenths.sum() / 3 != 0.1 and losses.group_advantages(tenths, groups[:3]).eq(0).all()
-    assert losses.group_advantages(torch.full((4,), NAN), groups).eq(0).all()
-    assert losses.group_advantages(torch.tensor([0.0, math.inf, 2.0, -math.inf]), groups).tolist() == [-1, 0, 1, 0]
-    assert losses.group_advantages(torch.empty(0), torch.empty(0, dtype=torch.long)).shape == (0,)
-    far = torch.tensor([1e6, 1e6 + 1, 1e6 + 2, 1e6 + 3])  # float32 sums of squares would lose this
-    assert losses.group_advantages(far, groups).tolist() == pytest.approx([-1.3416, -0.4472, 0.4472, 1.3416], abs=1e-4)
+@pytest.mark.parametrize("number", [3, 64])
+@pytest.mark.parametrize("value", [0.1, 2.05, 1e8, -3.3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equal_rewards_are_no_signal(value: float, number: int, dtype: torch.dtype) -> None:
+    """Three times .1 has not the mean .1, nor 64 times 2.05 the mean 2.05: what is left must not be blown up."""
+    same = torch.full((number,), value, dtype=dtype)
+    assert losses.standardised(same, same).eq(0).all()
+
+
+def test_standardised_edges() -> None:
+    wanted = pytest.approx([-1.3416, -0.4472, 0.4472, 1.3416], abs=1e-4)
+    ints = torch.tensor([1, 2, 3, 4])  # integers must not truncate
+    assert losses.standardised(ints, ints).tolist() == wanted
+    far = ints + 1e6  # float32 sums of squares would lose this
+    assert losses.standardised(far, far).tolist() == wanted
+    unknown = torch.full((4,), NAN)
+    assert losses.standardised(unknown, unknown).eq(0).all() and losses.standardised(ints, unknown).eq(0).all()
+    assert losses.standardised(torch.empty(0), torch.empty(0)).shape == (0,)
 
 
 def test_reward_weights() -> None:
     rewards = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)
     plain = torch.tensor([math.exp(-2), 1.0, math.exp(2)], dtype=torch.float64)
     torch.testing.assert_close(losses.reward_weights(rewards, 0.5), plain / plain.mean())
-    cut = plain.clamp(max=3.0)
-    torch.testing.assert_close(losses.reward_weights(rewards, 0.5, 3.0), cut / cut.mean())
+    rows = torch.stack([rewards, rewards + 5, 2 * rewards])
+    torch.testing.assert_close(
+        losses.reward_weights(rows, 0.5), torch.stack([losses.reward_weights(r, 0.5) for r in rows])
+    )
     assert losses.reward_weights(rewards - 7, 1e9).tolist() == pytest.approx([1, 1, 1])
     with_gap = losses.reward_weights(torch.tensor([0.0, NAN, 1000.0, math.inf]), 1.0)
     assert with_gap.tolist() == pytest.approx([0, 0, 2, 0])

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from palate import config, plugins
+from palate import assembly, config, plugins
 from palate.config import Recipe
+from palate.worlds.shapes import language
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 
@@ -18,6 +19,12 @@ def test_a_recipe_is_whole(path):
     algorithm = plugins.find("algorithms", recipe.algorithm.name)
     config.section(recipe.algorithm.options, algorithm.Config, "algorithm", path)
     assert algorithm.NEEDS.source == ("offline" if recipe.data else "online")
+
+
+def test_the_prompts_that_are_shipped_are_of_the_world_and_unseen():
+    prompts = assembly.read_prompts(RECIPES[0].parent / "prompts.txt")
+    assert len(prompts) == 12
+    assert {language.split(prompt) for prompt in prompts} == {"eval"}
 
 
 def test_there_are_recipes():

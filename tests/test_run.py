@@ -12,9 +12,11 @@ import yaml
 from PIL import Image
 
 from palate import run
+from palate.algorithms import diffusion_dpo
 from palate.datasets import parquet
 from palate.models.diffusion import DiffusionPolicy
 from palate.records import Medium, Preference
+from palate.training import durable
 from tests import zoo
 
 PROMPTS = ["a red cat", "a blue dog", "a green bird", "a hat"]
@@ -87,7 +89,14 @@ def test_an_offline_run_leaves_all_that_was_promised(tmp_path, model, pairs, cap
     folder = run.train(recipe)
     result = json.loads((folder / "result.json").read_text())
     assert {"win_rate", "win_rate_ci95", "base", "tuned", "method", "seed"} <= result.keys()
-    assert (folder / "report.html").read_text().lower().startswith("<!doctype html>")
+    assert result["prompts_trained_on"] == 0
+    few, verdict = result["warnings"]
+    lines = capsys.readouterr().out.splitlines()
+    assert few.startswith("the held-out loss is of only") and verdict.startswith("training did not help")
+    assert lines[-2:] == [f"warning: {few}", f"warning: {verdict}"]
+    assert not any("Trained on" in line for line in lines)
+    page = (folder / "report.html").read_text()
+    assert page.lower().startswith("<!doctype html>") and "Trained on" not in page
     for name in ("config.yaml", "metrics.jsonl", "timing.jsonl", "samples/step_000000.png", "samples/step_000002.png"):
         assert (folder / name).is_file(), name
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -122,12 +131,94 @@ def test_an_online_run_with_only_comparisons(tmp_path, model):
     folder = run.train(recipe)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert rows[0]["loss"] == pytest.approx(np.log(2), abs=1e-6)
-    assert rows[0]["reward/jpeg_size"] < 0
+    assert rows[0]["samples/jpeg_size"] < 0
+
+
+def check_said(folder: Path, out: str, known: int) -> None:
+    assert json.loads((folder / "result.json").read_text())["prompts_trained_on"] == known
+    said = f"Trained on {known} of the prompts"
+    assert out.count(f"warning: {said}") == 1 and "take them out of evaluation.prompts" in out
+    assert out.index("warning") < out.index("done:")
+    assert said in (folder / "report.html").read_text()
+
+
+def test_prompts_that_were_trained_on_and_are_judged_on_are_counted(tmp_path, model, pairs, capsys):
+    recipe = offline(tmp_path, model, pairs, training={"max_steps": 1})
+    known = "['a red cat 0', 'A  Blue Dog 1', 'a red cat', 'a hat 3']"
+    folder = run.train(recipe, [f"evaluation.prompts={known}", "evaluation.max_prompts=3"])
+    check_said(folder, capsys.readouterr().out, 2)
+
+
+def test_prompts_of_rollouts_count_as_trained_on(tmp_path, model, capsys):
+    recipe = recipe_for(
+        tmp_path,
+        model,
+        algorithm={"name": "d3po"},
+        rollout={"prompts": PROMPTS, "scorers": {"jpeg_size": -1.0}, "prompts_per_round": 1, "k": 2},
+        training={"max_steps": 1},
+        evaluation={"prompts": [PROMPTS[0], "a new one"], "scorers": {"jpeg_size": 1}, "n": 1},
+    )
+    overrides = [f"{section}.num_inference_steps=2" for section in ("rollout", "evaluation")]
+    check_said(run.train(recipe, overrides), capsys.readouterr().out, 1)
 
 
 def test_full_fine_tuning_exports_a_pipeline_folder(tmp_path, model, pairs):
     folder = run.train(offline(tmp_path, model, pairs), ["model.lora=null"])
     assert DiffusionPolicy.load(folder / "model").latent_shape == DiffusionPolicy.load(model).latent_shape
+
+
+def test_all_pictures_are_drawn_in_batches_of_the_size_asked_for(tmp_path, model, pairs, monkeypatch):
+    seen, generate = [], DiffusionPolicy.generate
+
+    def counting(self, prompts, *args, **options):
+        seen.append(len(prompts))
+        return generate(self, prompts, *args, **options)
+
+    monkeypatch.setattr(DiffusionPolicy, "generate", counting)
+    run.train(offline(tmp_path, model, pairs), ["evaluation.batch_size=3", "training.max_steps=1"])
+    assert set(seen) == {3, 1}
+
+
+def test_a_second_run_on_a_live_folder_touches_nothing(tmp_path, model, pairs, monkeypatch):
+    recipe = offline(tmp_path, model, pairs)
+    monkeypatch.setattr(run.assembly, "load_policy", lambda *_: pytest.fail("a model was loaded"))
+    folder = tmp_path / "run"
+    with durable.locked(folder):
+        (folder / "config.yaml").write_text("the first's\n")
+        with pytest.raises(OSError, match=r"run is in use by another run"):
+            run.train(recipe, ["training.seed=7"])
+    assert (folder / "config.yaml").read_text() == "the first's\n"
+
+
+def test_the_resolved_recipe_holds_every_option(tmp_path, model, pairs, monkeypatch):
+    recipe = offline(tmp_path, model, pairs, training={"max_steps": 1})
+    folder = run.train(recipe, ["evaluation=null"])
+    held = yaml.safe_load((folder / "config.yaml").read_text())["algorithm"]
+    assert held == {"name": "diffusion_dpo", **diffusion_dpo.Config(beta_dpo=100).model_dump(mode="json")}
+    run.train(recipe, ["evaluation=null", "algorithm.beta_dpo=1e2"])  # the same number
+    run.train(folder / "config.yaml")  # the same recipe
+
+    class Config(diffusion_dpo.Config):
+        prompt_dropout: float = 0.3
+
+    monkeypatch.setattr(diffusion_dpo, "Config", Config)
+    with pytest.raises(ValueError, match=r"begun with another recipe: algorithm.prompt_dropout: 0.2 -> 0.3"):
+        run.train(recipe, ["evaluation=null"])
+
+
+def test_an_online_run_is_evaluated_on_the_way(tmp_path, model):
+    recipe = recipe_for(
+        tmp_path,
+        model,
+        algorithm={"name": "d3po"},
+        rollout={"prompts": PROMPTS, "scorers": {"jpeg_size": -1.0}, "prompts_per_round": 1, "k": 2},
+        training={"max_steps": 2},
+        evaluation={"prompts": ["a new one"], "scorers": {"jpeg_size": 1}, "n": 1},
+    )
+    folder = run.train(recipe, [f"{section}.num_inference_steps=2" for section in ("rollout", "evaluation")])
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "evaluation/reward" in row] == [0, 1, 2]
+    assert (folder / "samples" / "step_000001.png").is_file()
 
 
 def test_samples_are_resumed_and_do_not_depend_on_the_batch(tmp_path, model):
@@ -145,13 +236,81 @@ def test_samples_are_resumed_and_do_not_depend_on_the_batch(tmp_path, model):
         assert np.abs(a - b).max() <= 1
 
 
-def test_a_model_ties_with_itself(tmp_path, model):
+@pytest.fixture
+def comparison(tmp_path, model):
+    """Compares the model with itself on two captions of the world."""
     prompts = tmp_path / "prompts.txt"
-    prompts.write_text("\n".join(PROMPTS))
+    prompts.write_text("a large red circle on white\na small blue star on grey\n")
     keep = {"prompts": prompts, "scorers": ["jpeg_size"], "n": 2, "seed": 0, "num_inference_steps": 2}
-    run.compare(str(model), str(model), out=tmp_path / "same", **keep)
-    result = json.loads((tmp_path / "same" / "result.json").read_text())
-    assert result["win_rate"] == 0.5 and result["ties"] == 1.0 and result["prompts_judged"] == 4
+
+    def compare(**changes) -> dict:
+        folder = run.compare(str(model), str(model), **{"out": tmp_path / "same", **keep, **changes})
+        return json.loads((folder / "result.json").read_text())
+
+    return compare
+
+
+def test_a_model_ties_with_itself(comparison, capsys):
+    result = comparison()
+    assert result["win_rate"] == 0.5 and result["ties"] == 1.0 and result["prompts_judged"] == 2
+    assert "jpeg_size" in (out := capsys.readouterr().out) and "100% ties" in out
+
+
+def test_scores_of_several_kinds_are_not_added_up_unasked(comparison, tmp_path, capsys):
+    result = comparison(scorers=["jpeg_size", "world:shapes"])
+    names = ["jpeg_size", "alignment", "wholeness", "safety", "style"]
+    assert "win_rate" not in result and list(result["dimensions"]) == list(result["wins"]) == names
+    lines = [line for line in capsys.readouterr().out.splitlines() if "% ties" in line]
+    assert [line.partition(":")[0] for line in lines] == names
+    assert "By alignment" in (tmp_path / "same" / "report.html").read_text()
+
+
+def test_scores_are_added_up_by_the_weights_asked_for(comparison, capsys):
+    result = comparison(scorers=["jpeg_size=-0.1", "world:shapes/safety=1"])
+    assert result["win_rate"] == 0.5 and list(result["wins"]) == ["reward"]
+    assert list(result["dimensions"]) == ["reward", "jpeg_size", "safety"]
+    assert "-0.1 x jpeg_size + 1 x world:shapes/safety" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("scorers", "said"),
+    [
+        (["jpeg_size=1", "world:shapes"], "give each scorer a weight or none"),
+        (["jpeg_size=much"], "'much' is not a number"),
+        (["jpeg_size=nan"], "'nan' is not a number"),
+        (["jpeg_size", "jpeg_size"], "jpeg_size is given twice"),
+    ],
+)
+def test_weights_that_cannot_be_are_refused(comparison, scorers, said):
+    with pytest.raises(ValueError, match=said):
+        comparison(scorers=scorers)
+
+
+def test_a_comparison_is_not_written_over(comparison, tmp_path, capsys, monkeypatch):
+    first = comparison()
+    said = capsys.readouterr().out
+    monkeypatch.setattr(run.assembly, "load_arm", lambda _: pytest.fail("a model was loaded"))
+    assert comparison(batch_size=3) == first  # speed only
+    assert said.splitlines()[-1] in (again := capsys.readouterr().out) and "is finished" in again
+    with pytest.raises(ValueError, match=r"same holds other comparisons: seed: 0 -> 1; choose another --out"):
+        comparison(seed=1)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "result.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"run holds another result; choose another --out"):
+        comparison(out=tmp_path / "run")
+
+
+def test_prompts_that_cannot_be_judged_are_found_before_a_model_is_loaded(comparison, tmp_path, monkeypatch):
+    monkeypatch.setattr(run.assembly, "load_arm", lambda _: pytest.fail("a model was loaded"))
+    free = tmp_path / "free.txt"
+    free.write_text("a cat\n")
+    with pytest.raises(ValueError, match=r"world:shapes cannot judge .*'a cat'"):
+        comparison(prompts=free, scorers=["world:shapes/alignment"])
+    prompts = tmp_path / "prompts.txt"
+    with pytest.raises(OSError, match=r"absent: no such folder"):
+        run.compare("world:shapes", str(tmp_path / "absent"), prompts=prompts, scorers=["jpeg_size"], n=1,
+                    out=tmp_path / "same", seed=0)  # fmt: skip
+    assert not (tmp_path / "same" / run.COMPARISON).exists()
 
 
 def test_errors_name_the_thing_and_the_mend(tmp_path, model, pairs):
@@ -167,6 +326,10 @@ def test_errors_name_the_thing_and_the_mend(tmp_path, model, pairs):
     recipe = recipe_for(tmp_path, model, algorithm={"name": "d3po"}, data={"path": str(pairs)})
     with pytest.raises(ValueError, match="d3po is an online method: give it the section 'rollout'"):
         run.train(recipe)
+    with pytest.raises(ValueError, match=r"recipe.yaml: data.path is demo/preferences, .*; `make demo` writes it"):
+        run.train(offline(tmp_path, model, Path("demo/preferences")))
+    with pytest.raises(ValueError, match=r"recipe.yaml: data.path is nowhere, and there is no such folder; mend it$"):
+        run.train(offline(tmp_path, model, Path("nowhere")))
     with pytest.raises(ValueError, match=r"unknown key 'algorithm.beta_dop'; did you mean 'algorithm.beta_dpo'"):
         run.train(offline(tmp_path, model, pairs), ["algorithm.beta_dop=3"])
 
@@ -246,7 +409,7 @@ def test_a_stated_kind_that_pictures_contradict_is_refused(tmp_path, pairs):
 def test_two_rounds_of_one_prompt_start_from_different_noise():
     import torch
 
-    from palate.training.sources import Online
+    from palate.training.online import Online
     from tests.toys import ToyDenoiser, kernel_of, roll_out
 
     policy, seeds = ToyDenoiser(), []

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from palate import views
+from palate import randomness, views
 from palate.records import Choice, Medium, Sample, Score, Vote
 
 NAN = math.nan
@@ -38,7 +37,6 @@ def test_votes() -> None:
     np.testing.assert_equal(prefer, [[NAN, 2.5 / 4, NAN], [1.5 / 4, NAN, NAN], [NAN, NAN, NAN]])
     prefer, votes = views.prefer_from_votes(["x", "z"], VOTES, "style")
     np.testing.assert_equal(prefer, [[NAN, 0], [1, NAN]])
-    assert views.both_bad(["x", "y", "z"], [*VOTES, VOTES[5]]).tolist() == [0, 1, 1]
 
 
 def test_scores() -> None:
@@ -64,32 +62,41 @@ def test_pareto() -> None:
         views.pareto([1.0, 2.0])
 
 
-def test_best_and_worst() -> None:
-    assert views.best_and_worst([1.0, NAN, 3.0, 0.5, 3.0]) == (2, 3)
-    assert views.best_and_worst([1.0, 1.0, NAN]) is None  # a label by chance is no label
-    assert views.best_and_worst([1.0, NAN]) is None and views.best_and_worst([]) is None
-    np.testing.assert_equal(
-        views.only(views.prefer_from_scores([3.0, 2.0, 1.0]), 0, 2),
-        [[NAN, NAN, 1], [NAN] * 3, [0, NAN, NAN]],
-    )
-
-
 def test_split_by_prompt() -> None:
-    rows = [SimpleNamespace(prompt=f"prompt {i % 500}") for i in range(2000)]
-    train, held = views.split(rows, 0.2)
-    assert len(train) + len(held) == 2000
-    assert not {r.prompt for r in train} & {r.prompt for r in held}
-    assert 0.14 < len(held) / 2000 < 0.26
-    assert views.split(rows[::-1], 0.2)[1] == held[::-1]  # order does not matter
-    early = views.split(rows[:100], 0.2)[1]  # rows added later move none
-    assert early == held[: len(early)]
-    assert {r.prompt for r in views.split(rows, 0.4)[1]} >= {r.prompt for r in held}  # shares grow, nothing moves out
-    assert {r.prompt for r in views.split(rows, 0.2, seed=1)[1]} != {r.prompt for r in held}
-    assert views.held_out("A  red star ", 0.5) == views.held_out("a red Star", 0.5)
-    assert not views.split(rows, 0.0)[1] and not views.split(rows, 1.0)[0]
-    assert views.held_out("prompt 3", 0.2) is False  # pinned: a release must not move prompts between parts
+    prompts = [f"prompt {i % 500}" for i in range(2000)]
+    train, held = views.held_out(prompts, 0.2)
+    assert sorted(train + held) == list(range(2000)) and len(held) == 400
+    aside = {prompts[i] for i in held}
+    assert aside.isdisjoint(prompts[i] for i in train)
+    assert {prompts[::-1][i] for i in views.held_out(prompts[::-1], 0.2)[1]} == aside  # order does not matter
+    assert {prompts[i] for i in views.held_out(prompts, 0.4)[1]} > aside  # shares grow, nothing moves out
+    assert {prompts[i] for i in views.held_out(prompts, 0.2, seed=1)[1]} != aside
     with pytest.raises(ValueError, match="share"):
-        views.held_out("p", 1.5)
+        views.held_out(["p"], 1.5)
+
+
+def test_a_split_never_moves_between_releases() -> None:
+    """The hash of the prompts' order is `randomness.key`, which the lowest floor cannot import."""
+    prompts = [f"prompt {i}" for i in range(40)]
+    for seed in range(3):
+        order = sorted(prompts, key=lambda prompt: randomness.key(seed, "held out", prompt))
+        assert {prompts[i] for i in views.held_out(prompts, 0.3, seed)[1]} == set(order[:12])
+    assert views.held_out(prompts[:5], 0.2) == ([0, 1, 2, 3], [4])
+
+
+def test_the_least_and_the_most_that_are_held_out() -> None:
+    assert views.held_out(["a", "b"], 0.0) == ([0, 1], [])
+    assert [len(part) for part in views.held_out(["a", "b", "c"], 0.01)] == [2, 1]
+    assert [len(part) for part in views.held_out(["a", "b", "c"], 1.0)] == [1, 2]
+    assert views.held_out(["a"], 0.5) == ([0], []) and views.held_out([], 0.5) == ([], [])
+
+
+def test_one_prompt_however_spelt() -> None:
+    spelt = ["a red star", "A  red star ", "a blue star", "a Blue\nstar"]
+    for seed in range(9):
+        assert [sorted(part) for part in views.held_out(spelt, 0.5, seed)] in ([[0, 1], [2, 3]], [[2, 3], [0, 1]])
+    assert views.overlap(["A red  STAR", "a star", "a blue star"], iter(spelt)) == ["A red  STAR", "a blue star"]
+    assert views.overlap(spelt, []) == []
 
 
 def sample(name: str, prompt: str) -> Sample:

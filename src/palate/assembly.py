@@ -5,9 +5,10 @@ Each is a function of its own, so that a script can take the ones it wants; `pal
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,14 @@ from palate.config import ConfigError, ModelSettings, RolloutSettings, TrainingS
 from palate.datasets import parquet
 from palate.media import DatasetError, MediaError, decode
 from palate.models.contracts import Rollout, Scorer, State, TransitionBatch, select
-from palate.models.diffusion import DiffusionPolicy, check_prediction_kind
+from palate.models.diffusion import DiffusionPolicy, check_prediction_kind, resolve_model
 from palate.records import Preference
 from palate.training import adapters, optimisation
+from palate.training.logs import Progress
+from palate.training.offline import Offline
+from palate.training.online import Online
 from palate.training.processes import join
-from palate.training.sources import Offline, Online, PreferenceRow, Source, to_device
+from palate.training.sources import PreferenceRow, Source, to_device
 from palate.training.trainer import Result, Trainer, TrainingError
 
 WORLD = "world:"
@@ -58,14 +62,13 @@ def load_policy(settings: ModelSettings, seed: int = 0) -> DiffusionPolicy:
 
 def load_arm(model: str) -> DiffusionPolicy:
     """A model to look at: a hub id, a folder, `world:<name>`, or a run's folder (its base with its adapter)."""
+    check_arm(model)
     run = Path(model)
     base = base_of(run)
     if base is None:
         return DiffusionPolicy.load(model, device=pick_device())
     if (run / "model").is_dir():
         return DiffusionPolicy.load(run / "model", device=pick_device())
-    if not (run / "adapter").is_dir():
-        raise ConfigError(f"{run} has no adapter/ yet: let its training finish by the command that began it")
     policy = DiffusionPolicy.load(base, device=pick_device())
     if callable(getattr(policy.pipeline, "load_lora_weights", None)):
         policy.pipeline.load_lora_weights(run / "adapter")
@@ -73,6 +76,15 @@ def load_arm(model: str) -> DiffusionPolicy:
         module: Any = policy.module
         module.load_lora_adapter(run / "adapter")
     return policy
+
+
+def check_arm(model: str) -> None:
+    """Raises, without loading anything, for a model that is not there, or a run's folder that holds none yet."""
+    run = Path(model)
+    if base_of(run) is None:
+        resolve_model(model)
+    elif not (run / "model").is_dir() and not (run / "adapter").is_dir():
+        raise ConfigError(f"{run} has no adapter/ yet: let its training finish by the command that began it")
 
 
 def base_of(run: Path) -> str | None:
@@ -104,7 +116,10 @@ def settings_of(model: str, policy: DiffusionPolicy, **wanted: Any) -> dict[str,
 
 
 def read_prompts(prompts: str | Path | Sequence[str], base: Path | None = None) -> list[str]:
-    """Distinct prompts in order: a list, a text file with one a line, or `world:<name>[:train|:eval]`."""
+    """Distinct prompts in order: a list, a text file with one a line, or `world:<name>[:train|:eval]`.
+
+    base: another folder to look for the file in. Raises ConfigError naming the file, and the line that is no text.
+    """
     if not isinstance(prompts, str | Path):
         found, source = list(prompts), "the list of prompts"
     elif str(prompts).startswith(WORLD):
@@ -116,15 +131,25 @@ def read_prompts(prompts: str | Path | Sequence[str], base: Path | None = None) 
             raise ConfigError(
                 f"prompt file {prompts} does not exist: write one prompt a line into it, or mend the path"
             )
-        found, source = path.read_text(encoding="utf-8").splitlines(), str(path)
+        found, source = _text(path).splitlines(), str(path)
     found = list(dict.fromkeys(prompt.strip() for prompt in found if prompt.strip()))
     if not found:
         raise ConfigError(f"{source} holds no prompts: write one a line")
     return found
 
 
+def _text(path: Path) -> str:
+    raw = path.read_bytes()
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path} line {line}: not UTF-8 text; save it as UTF-8") from None
+
+
+@cache
 def find_scorer(name: str) -> Scorer:
-    """A scorer by its file's name, a dotted path, or `world:<name>`."""
+    """A scorer by its file's name, a dotted path, or `world:<name>`; loaded once, since some are large."""
     if name.startswith(WORLD):
         scorer: Scorer = world(name).scorer()
         return scorer
@@ -132,73 +157,94 @@ def find_scorer(name: str) -> Scorer:
     return found.load() if hasattr(found, "load") else found
 
 
-def weighted(scorers: Mapping[str, float]) -> Scorer:
+def weighted(scorers: Mapping[str, float]) -> Weighted:
+    """The scorers of a recipe, by name and weight, as one."""
+    return Weighted(scorers)
+
+
+class Weighted:
     """One scorer of several, each score times its weight.
 
     `{"jpeg_size": -1, "world:shapes/alignment": 1}`: behind a slash stands one dimension of a scorer that gives
     several. Each scorer is asked once.
     """
-    wanted: dict[str, dict[str, float]] = {}
-    for name, weight in scorers.items():
-        whole, _, dimension = name.partition("/")
-        wanted.setdefault(whole, {})[dimension] = weight
-    found = {name: find_scorer(name) for name in wanted}
 
-    def score(prompts: Sequence[str], media: Sequence[Any]) -> dict[str, np.ndarray]:
+    def __init__(self, scorers: Mapping[str, float]) -> None:
+        self._weights: dict[str, dict[str, float]] = {}
+        for name, weight in scorers.items():
+            whole, _, dimension = name.partition("/")
+            self._weights.setdefault(whole, {})[dimension] = weight
+        self._found = {name: find_scorer(name) for name in self._weights}
+
+    def check(self, prompts: Sequence[str]) -> None:
+        """Raises ConfigError for prompts or dimensions that a scorer is known not to judge: before any sampling."""
+        for name, scorer in self._found.items():
+            if given := getattr(scorer, "dimensions", ()):
+                self._check_dimensions(name, given)
+            try:
+                getattr(scorer, "check", lambda _: None)(prompts)
+            except ValueError as error:
+                raise ConfigError(f"{name} cannot judge these prompts: {error}") from None
+
+    def _check_dimensions(self, name: str, given: Collection[str]) -> None:
+        unknown = sorted(set(self._weights[name]) - set(given) - {""})
+        if unknown:
+            raise ConfigError(f"{name} gives no score {unknown[0]!r}; it gives {', '.join(sorted(given))}")
+
+    def __call__(self, prompts: Sequence[str], media: Sequence[Any]) -> dict[str, np.ndarray]:
         out: dict[str, np.ndarray] = {}
-        for name, weights in wanted.items():
-            scores = found[name](prompts, media)
-            unknown = sorted(set(weights) - set(scores) - {""})
-            if unknown:
-                raise ConfigError(f"{name} gives no score {unknown[0]!r}; it gives {', '.join(sorted(scores))}")
+        for name, weights in self._weights.items():
+            scores = self._found[name](prompts, media)
+            self._check_dimensions(name, scores.keys())
             for dimension, values in scores.items():
                 weight = weights.get(dimension, weights.get(""))
                 if weight is not None:
-                    out[dimension if dimension not in out else f"{name}.{dimension}"] = weight * np.asarray(
-                        values, float
-                    )
+                    key = dimension if dimension not in out else f"{name}.{dimension}"
+                    out[key] = weight * np.asarray(values, float)
         return out
-
-    return score
 
 
 # --- preferences to train on ------------------------------------------------------------------------------------------
 
 
 def encode(
-    policy: DiffusionPolicy, rows: Iterable[tuple[Preference, Sequence[Any]]], batch_size: int = 32
+    policy: DiffusionPolicy, rows: Sequence[tuple[Preference, Sequence[Any]]], batch_size: int = 8
 ) -> list[PreferenceRow]:
     """Preferences with their decoded media, as latents and conditions. A medium that is None is masked."""
     encoded = []
-    for row, media in rows:
-        there = [medium for medium in media if medium is not None]
-        latents = torch.cat([policy.encode(there[i : i + batch_size]) for i in range(0, len(there), batch_size)]).cpu()
-        if latents.shape[1:] != policy.latent_shape:
-            sizes = sorted({medium.size for medium in there})
-            raise ConfigError(
-                f"{row.where or row.id}: pictures of {sizes} give latents {tuple(latents.shape[1:])}, but the model "
-                f"draws {tuple(policy.latent_shape)}: bring all pictures to the size the model draws"
-            )
-        x0 = torch.zeros(len(media), *latents.shape[1:])
-        mask = torch.tensor([medium is not None for medium in media])
-        x0[mask] = latents
-        finite = x0.flatten(1).isfinite().all(1)
-        x0[~finite] = 0
-        scores = torch.tensor(row.scores) if row.scores else torch.full((len(media), 0), torch.nan)
-        encoded.append(
-            PreferenceRow(
-                id=row.id,
-                prompt=row.prompt,
-                x0=x0,
-                cond=policy.condition([row.prompt]).to("cpu"),
-                prefer=torch.tensor(row.prefer),
-                votes=torch.tensor(row.votes) if row.votes else torch.ones(len(media), len(media)),
-                scores=scores,
-                mask=mask & finite,
-                weight=row.weight,
-            )
-        )
+    bar = Progress(len(rows), 0, shown=join(policy.device).first, what="encoded")
+    with contextlib.closing(bar):
+        for row, media in rows:
+            encoded.append(_encoded(policy, row, media, batch_size))
+            bar.advance(1)
     return encoded
+
+
+def _encoded(policy: DiffusionPolicy, row: Preference, media: Sequence[Any], batch_size: int) -> PreferenceRow:
+    there = [medium for medium in media if medium is not None]
+    latents = torch.cat([policy.encode(there[i : i + batch_size]) for i in range(0, len(there), batch_size)]).cpu()
+    if latents.shape[1:] != policy.latent_shape:
+        sizes = sorted({medium.size for medium in there})
+        raise ConfigError(
+            f"{row.where or row.id}: pictures of {sizes} give latents {tuple(latents.shape[1:])}, but the model "
+            f"draws {tuple(policy.latent_shape)}: bring all pictures to the size the model draws"
+        )
+    x0 = torch.zeros(len(media), *latents.shape[1:])
+    mask = torch.tensor([medium is not None for medium in media])
+    x0[mask] = latents
+    finite = x0.flatten(1).isfinite().all(1)
+    x0[~finite] = 0
+    return PreferenceRow(
+        id=row.id,
+        prompt=row.prompt,
+        x0=x0,
+        cond=policy.condition([row.prompt]).to("cpu"),
+        prefer=torch.tensor(row.prefer),
+        votes=torch.tensor(row.votes) if row.votes else torch.ones(len(media), len(media)),
+        scores=torch.tensor(row.scores) if row.scores else torch.full((len(media), 0), torch.nan),
+        mask=mask & finite,
+        weight=row.weight,
+    )
 
 
 def read_preferences(folder: str | Path, max_bad_fraction: float) -> list[tuple[Preference, list[Any]]]:
@@ -235,15 +281,25 @@ def check_kind(policy: DiffusionPolicy, rows: Sequence[tuple[Preference, Sequenc
 def offline_source(
     policy: DiffusionPolicy, rows: Sequence[PreferenceRow], options: Any, settings: TrainingSettings, held_out: float
 ) -> Offline:
-    """Rows shuffled by the seed, a share of the prompts kept aside for validation."""
+    """Rows shuffled by the seed, a share of the prompts kept aside for validation.
+
+    Raises ConfigError if prompts are to be emptied at times and the empty prompt's condition is of another length.
+    """
+    null, drop = policy.condition([""]), getattr(options, "prompt_dropout", 0.0)
+    odd = next((row for row in rows if row.cond.key != null.to("cpu").key), None) if drop else None
+    if odd is not None:
+        raise ConfigError(
+            f"this model does not pad prompts, so that the empty one cannot stand in for {odd.prompt!r}: "
+            "set algorithm.prompt_dropout to 0"
+        )
     return Offline(
         rows,
-        policy.condition([""]),
+        null,
         policy.path,
         batch_size=settings.batch_size,
         micro_batch_size=settings.micro_batch_size,
         seed=settings.seed,
-        drop_probability=getattr(options, "prompt_dropout", 0.0),
+        drop_probability=drop,
         held_out_share=held_out,
         device=policy.device,
         processes=join(policy.device),
@@ -308,14 +364,19 @@ class _Prepare:
 def check_ratio(
     policy: DiffusionPolicy, batch: TransitionBatch, options: Any, settings: TrainingSettings, rows: int = 16
 ) -> float:
-    """The largest |log ratio| of some of a fresh rollout's transitions, recomputed as training will compute them.
+    """The largest |log ratio| of some of a fresh rollout's transitions, recomputed as training will compute them, no
+    more of them at once.
 
     Raises TrainingError above 1e-5 in float32, or above a tenth of the algorithm's clip in lower precision: what trains
     is then not what sampled.
     """
-    some = to_device(select(batch, torch.arange(0, len(batch), max(1, len(batch) // rows))), policy.device)
-    with optimisation.autocast(settings, policy.device):
-        largest = float((likelihood.transition(policy, some) - some.logps).abs().max())
+    looked_at = torch.arange(0, len(batch), max(1, len(batch) // rows))
+    ratios = []
+    for index in looked_at.split(settings.micro_batch_size or settings.batch_size):
+        some = to_device(select(batch, index), policy.device)
+        with optimisation.autocast(settings, policy.device):
+            ratios.append((likelihood.transition(policy, some) - some.logps).abs().max())
+    largest = float(torch.stack(ratios).max())
     exact = settings.mixed_precision == "no" and next(policy.module.parameters()).dtype == torch.float32
     clip = getattr(options, "clip_range", None) or getattr(options, "clip", None) or 0.1
     limit = 1e-5 if exact else 0.1 * clip

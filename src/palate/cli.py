@@ -35,7 +35,7 @@ Eta = Annotated[
     typer.Option(min=0, help="Noise put back at each step; 0 is deterministic [default: the model's own]."),
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Candidates sampled at once; speed only.")]
-Prompts = Annotated[Path, typer.Option("--prompts", help="Text file of prompts, one a line.")]
+Prompts = Annotated[Path, typer.Option("--prompts", help="Text file of prompts, one a line, or world:shapes:eval.")]
 
 
 def _version(asked: bool) -> None:
@@ -74,7 +74,7 @@ def demo(
 @app.command()
 def sample(
     model: Annotated[str, typer.Argument(help="A hub id, a local folder, or world:shapes.")],
-    prompts: Annotated[Path, typer.Argument(help="Text file of prompts, one a line.")],
+    prompts: Annotated[Path, typer.Argument(help="Text file of prompts, one a line, or world:shapes:eval.")],
     k: Annotated[int, typer.Option("-k", min=1, help="Candidates of each prompt.")] = 4,
     out: Out = Path("runs/samples"),
     seed: Seed = 0,
@@ -117,7 +117,13 @@ def compare(
     a: Annotated[str, typer.Argument(metavar="A", help="The model to beat: hub id, folder, or world:shapes.")],
     b: Annotated[str, typer.Argument(metavar="B", help="The other: likewise, or a run folder.")],
     prompts: Prompts,
-    scorer: Annotated[list[str], typer.Option(help="Scorer by name or dotted path; may be repeated.")],
+    scorer: Annotated[
+        list[str],
+        typer.Option(
+            help="Scorer by name or dotted path; may be repeated. Each score has a verdict of its own, "
+            "unless NAME=WEIGHT says how to add them up."
+        ),
+    ],
     n: Annotated[int, typer.Option("-n", min=1, help="Seeds of each prompt.")] = 2,
     out: Out = Path("runs/compare"),
     seed: Seed = 0,
@@ -126,7 +132,10 @@ def compare(
     eta: Eta = None,
     batch_size: BatchSize = 8,
 ) -> None:
-    """Win rates of two models on the same prompts and seeds."""
+    """Win rates of two models on the same prompts and seeds.
+
+    The same command again prints what it found.
+    """
     from palate.run import compare as run
 
     run(
@@ -171,7 +180,11 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
-RESUMABLE = {"train": "run the same command again to resume from its last checkpoint"}
+RESUMABLE = {
+    "train": "run the same command again to resume from its last checkpoint",
+    "sample": "run the same command again to draw what is missing",
+    "demo": "run the same command again to go on",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -209,8 +222,8 @@ def _out_of_memory(error: Exception) -> bool:
 def _one_line(error: Exception) -> str:
     if _out_of_memory(error):
         return (
-            "the device ran out of memory; lower training.micro_batch_size or the sampling batch size, "
-            "or set training.gradient_checkpointing=true"
+            "the device ran out of memory; lower training.micro_batch_size, rollout.batch_size or "
+            "evaluation.batch_size (--batch-size of sample and compare), or set training.gradient_checkpointing=true"
         )
     if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
         return f"{error.filename}: {error.strerror}"

@@ -119,7 +119,7 @@ class TrainingSettings(Strict):
     checkpoint_every: int = Field(100, ge=1, description="Steps between checkpoints.")
     keep_checkpoints: int = Field(2, ge=1, description="How many of the latest to keep.")
     evaluate_every: int | None = Field(
-        None, ge=1, description="Steps between evaluations; null is a tenth of an offline run, never in an online one."
+        None, ge=1, description="Steps between evaluations; null is a tenth of the run where any can be made."
     )
     early_stopping: int | None = Field(
         None, ge=0, description="Stop after so many evaluations without a gain; 0 never; null is 3 in an offline run."
@@ -141,6 +141,7 @@ class EvaluationSettings(Strict):
     max_prompts: int | None = Field(None, ge=1, description="Judge on so many of the prompts; null for all.")
     n: int = Field(2, ge=1, description="Pairs of pictures of each prompt.")
     seed: int = Field(0, ge=0, description="The first seed; each pair shares one.")
+    batch_size: int = Field(8, ge=1, description="Pictures sampled at once; speed and memory only.")
     num_inference_steps: int | None = Field(None, ge=1, description="Denoising steps; null for the model's own.")
     guidance_scale: float | None = Field(None, ge=0, description="Classifier-free guidance; null for the model's own.")
     eta: float | None = Field(None, ge=0, description="Noise put back at each step; null for the model's own.")
@@ -164,14 +165,17 @@ class Recipe(Strict):
         return self
 
     @model_validator(mode="after")
-    def _stop_early_offline(self) -> Recipe:
-        """A fixed set of pairs is soon learnt by heart: an offline run watches its held-out loss unless told not to."""
-        if self.data is None or self.data.held_out == 0:
-            if self.training.early_stopping:
-                raise ValueError("training.early_stopping needs preferences kept aside: data.held_out above 0")
-            return self
-        every = self.training.evaluate_every or max(1, self.training.max_steps // 10)
-        patience = 3 if self.training.early_stopping is None else self.training.early_stopping
+    def _look_on_the_way(self) -> Recipe:
+        """What can be judged is judged ten times a run. A fixed set of pairs is soon learnt by heart: an offline run
+        stops where its held-out loss no longer falls, unless told not to."""
+        held_out = self.data is not None and self.data.held_out > 0
+        every, patience = self.training.evaluate_every, self.training.early_stopping
+        if patience and not held_out:
+            raise ValueError("training.early_stopping needs preferences kept aside: data.held_out above 0")
+        if every is None and (held_out or self.evaluation):
+            every = max(1, self.training.max_steps // 10)
+        if patience is None and held_out:
+            patience = 3
         training = self.training.model_copy(update={"evaluate_every": every, "early_stopping": patience})
         object.__setattr__(self, "training", training)
         return self

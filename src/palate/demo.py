@@ -8,11 +8,13 @@ The same functions serve a model and people of your own; what is special here is
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -20,19 +22,27 @@ from typing import Any
 
 import numpy as np
 import yaml
+from pydantic import BaseModel
 
-from palate import assembly, config, plugins, randomness, sampling, views
-from palate import run as runs
-from palate.config import ConfigError, LoraSettings, ModelSettings, RolloutSettings, TrainingSettings
+from palate import assembly, config, judging, plugins, randomness, sampling, views
+from palate.config import (
+    ConfigError,
+    EvaluationSettings,
+    LoraSettings,
+    ModelSettings,
+    RolloutSettings,
+    TrainingSettings,
+)
 from palate.datasets import parquet
-from palate.evaluation import compare as comparing
-from palate.evaluation import grids, report
+from palate.evaluation import report
 from palate.models.contracts import Media
 from palate.models.diffusion import DiffusionPolicy
 from palate.records import Medium, Preference, Sample, Score, Vote, now
-from palate.training import adapters
+from palate.training import adapters, durable
 from palate.training.logs import Progress
-from palate.training.sources import PreferenceRow, Source
+from palate.training.offline import Offline
+from palate.training.online import Online
+from palate.training.sources import PreferenceRow
 from palate.worlds import shapes
 from palate.worlds.shapes import annotators
 
@@ -54,39 +64,43 @@ class Plan:
     """One method's settings for a few minutes on two cores, found by the sweep that docs/demo.md writes down."""
 
     options: Mapping[str, Any] = field(default_factory=dict)
-    prompts: int = 384  # offline: prompts whose pictures people compare
+    prompts: int = 640  # offline: prompts whose pictures people compare
     k: int = 4  # pictures of each prompt
     votes: int = 3  # people asked about each pair
     lora: LoraSettings | None = _LORA
     training: TrainingSettings = field(default_factory=TrainingSettings)
     judged: int = 320  # unseen prompts, one pair of pictures each
+    watched: int = 32  # other unseen prompts, whose reward is the curve in the report
     rollout: Mapping[str, Any] = field(default_factory=dict)  # online: settings of `palate.config.RolloutSettings`
 
 
 _OFFLINE = TrainingSettings(
-    max_steps=200,
+    max_steps=400,
     batch_size=8,
     learning_rate=4e-4,
     warmup_steps=40,
     lr_schedule="linear",
     weight_decay=0.0,
     evaluate_every=40,
-    early_stopping=3,
+    early_stopping=4,
     checkpoint_every=100,
 )
+_GENTLE = _OFFLINE.model_copy(update={"learning_rate": 2e-4})
+_ROUNDS = {"prompts_per_round": 16, "k": 4, "batch_size": 32}  # four optimiser steps each
 _ONLINE = TrainingSettings(
-    max_steps=64, batch_size=40, micro_batch_size=8, learning_rate=5e-4, weight_decay=0.0, checkpoint_every=8
+    max_steps=128, batch_size=32, micro_batch_size=8, learning_rate=1e-3, weight_decay=0.0, checkpoint_every=16
 )
-_ROUNDS = {"prompts_per_round": 16, "k": 4, "batch_size": 32}
+_ATTENTION = LoraSettings(rank=16)
 
 PLANS: dict[str, Plan] = {
-    "diffusion_dpo": Plan({"beta_dpo": 1000.0, "prompt_dropout": 0.1}, training=_OFFLINE),
-    "sft": Plan(training=_OFFLINE),
-    "rwr": Plan({"temperature": 0.3}, training=_OFFLINE),
-    "d3po": Plan({"shared_noise": False}, training=_ONLINE, rollout=_ROUNDS),
+    "diffusion_dpo": Plan({"beta_dpo": 1500.0, "prompt_dropout": 0.1}, training=_OFFLINE),
+    "sft": Plan(training=_GENTLE),
+    "rwr": Plan({"temperature": 0.3}, training=_GENTLE),
+    "d3po": Plan({"shared_noise": False, "clip": 1e-3}, lora=_ATTENTION, training=_ONLINE, rollout=_ROUNDS),
     "ddpo": Plan(
         {"min_count": 4, "clip_range": 1e-3},
-        training=_ONLINE.model_copy(update={"batch_size": 160, "micro_batch_size": 32}),
+        lora=_ATTENTION,
+        training=_ONLINE.model_copy(update={"batch_size": 128, "micro_batch_size": 32, "learning_rate": 3e-3}),
         rollout=_ROUNDS,
     ),
 }
@@ -94,17 +108,28 @@ METHOD = "diffusion_dpo"
 
 
 def run(method: str = METHOD, out: str | Path = "demo", seed: int = 0, plan: Plan | None = None) -> dict[str, Any]:
-    """Runs the loop and returns what result.json holds. A finished folder is left as it is, an unfinished goes on."""
+    """Runs the loop and returns what result.json holds. A finished folder is left as it is, an unfinished goes on.
+
+    Raises ConfigError for a folder that holds another demo, StorageError for one that a live process is using.
+    """
     if method not in PLANS:
         raise ConfigError(f"the demo knows {', '.join(PLANS)}, not {method!r}")
-    began = time.perf_counter()
     plan, out = plan or PLANS[method], Path(out)
-    settings = {"model": {"name": WORLD}, "method": method, "seed": seed, "plan": _plain(plan)}
-    if (found := _finished(out, settings)) is not None:
-        return found
+    every = plan.training.evaluate_every or max(1, plan.training.max_steps // 4)
+    plan = replace(plan, training=plan.training.model_copy(update={"seed": seed, "evaluate_every": every}))
     algorithm = plugins.find("algorithms", method)
     options = config.section(plan.options, algorithm.Config, "algorithm", "the demo")
-    training = plan.training.model_copy(update={"seed": seed})
+    settings = {"model": {"name": WORLD}, "method": method, "seed": seed, "plan": resolved(plan, options)}
+    with durable.locked(out):
+        if (found := _finished(out, settings)) is not None:
+            return found
+        with metered(out) as meter:
+            return _run(out, plan, settings, algorithm, options, meter)
+
+
+def _run(out: Path, plan: Plan, settings: dict[str, Any], algorithm: Any, options: Any, meter: Meter) -> dict[str, Any]:
+    """`run` in a folder that is this demo's alone."""
+    seed = settings["seed"]
     policy = assembly.load_policy(ModelSettings(name=WORLD, device="cpu", lora=plan.lora), seed)
     sampler = assembly.settings_of(WORLD, policy)
 
@@ -112,12 +137,21 @@ def run(method: str = METHOD, out: str | Path = "demo", seed: int = 0, plan: Pla
         folder = out / "preferences"
         if not (folder / "manifest.json").is_file():
             parquet.write(folder, ask(policy, annotators.panel(5, TASTE, seed=seed), plan, seed, sampler))
+        meter.keep()
         return assembly.encode(policy, assembly.read_preferences(folder, 0.0))
 
-    source, reference = source_for(policy, algorithm, options, training, plan, seed, preferences)
-    say(f"aligning with {method}")
-    result = assembly.fit(policy, algorithm, options, source, training, out, reference=reference)
-    return conclude(policy, out, settings, result, sampler, began, algorithm)
+    source, reference = source_for(policy, algorithm, options, plan.training, plan, seed, preferences)
+    look = watch(policy, out, plan, seed, lambda said: source.note(said))
+
+    def evaluate(step: int) -> Mapping[str, float]:
+        meter.keep()
+        return look(step)
+
+    say(f"aligning with {settings['method']}")
+    result = assembly.fit(
+        policy, algorithm, options, source, plan.training, out, reference=reference, evaluate=evaluate, locked=True
+    )
+    return conclude(policy, out, plan, settings, result, meter, algorithm, source.prompts)
 
 
 def source_for(
@@ -128,19 +162,22 @@ def source_for(
     plan: Plan,
     seed: int,
     preferences: Callable[[], Sequence[PreferenceRow]],
-) -> tuple[Source, adapters.Reference | None]:
+) -> tuple[Offline | Online, adapters.Reference | None]:
     """What the method learns from: stored preferences, or rounds of its own samples, voted on or truly scored."""
     reference = assembly.reference_for(policy, algorithm, options)
     if algorithm.NEEDS.source == "offline":
         return assembly.offline_source(policy, list(preferences()), options, training, held_out=0.1), reference
     people = annotators.panel(5, TASTE, seed=seed)
     scorer = _true_reward if told_the_truth(algorithm) else partial(_win_share, people, plan.votes)
-    rollout = RolloutSettings(prompts=f"{WORLD}:train", scorers={WORLD: 1.0}, **plan.rollout)
-    sampler = assembly.settings_of(WORLD, policy)
+    rollout, sampler = _rollout(plan), assembly.settings_of(WORLD, policy)
     source = assembly.online_source(
         policy, algorithm, options, shapes.prompts("train"), scorer, rollout, training, sampler, reference
     )
     return source, reference
+
+
+def _rollout(plan: Plan) -> RolloutSettings:
+    return RolloutSettings(prompts=f"{WORLD}:train", scorers={WORLD: 1.0}, **plan.rollout)
 
 
 def told_the_truth(algorithm: Any) -> bool:
@@ -225,34 +262,54 @@ def _true_reward(prompts: Sequence[str], media: Sequence[Media]) -> dict[str, np
 # --- judging ----------------------------------------------------------------------------------------------------------
 
 
+def eval_prompts(plan: Plan, seed: int) -> tuple[list[str], list[str]]:
+    """Unseen prompts: those watched while training, and others that are judged on in the end."""
+    found = some(shapes.prompts("eval"), plan.judged + plan.watched, seed)
+    return found[plan.judged :], found[: plan.judged]
+
+
+def watch(
+    policy: DiffusionPolicy, out: Path, plan: Plan, seed: int, note: Callable[[str], None]
+) -> Callable[[int], Mapping[str, float]]:
+    """The reward on the way, by the known truth: for the report's curve and grids; nothing is chosen by it."""
+    watched, _ = eval_prompts(plan, seed)
+    wanted = EvaluationSettings(prompts=watched, scorers={WORLD: 1.0}, n=1, seed=seed + 2_000_003, batch_size=32)
+    look = judging.watch(policy, WORLD, wanted, out, note=note, weights=TASTE)
+    every, steps = plan.training.evaluate_every, plan.training.max_steps
+    assert every
+    return lambda step: look(step) if due(step, every, steps) else {}
+
+
+def due(step: int, every: int, steps: int) -> bool:
+    """Whether to look at a step, a multiple of `every` or the last of `steps`: four or five times a run."""
+    stride = -(-(steps // every) // 4) or 1
+    return step == steps or step // every % stride == 0
+
+
 def conclude(
     policy: DiffusionPolicy,
     out: Path,
+    plan: Plan,
     settings: dict[str, Any],
     result: Any,
-    sampler: Mapping[str, Any],
-    began: float,
+    meter: Meter,
     algorithm: Any,
+    trained_on: Sequence[str],
 ) -> dict[str, Any]:
     """Base and tuned on prompts and seeds not trained on; result.json and report.html."""
     seed = settings["seed"]
-    prompts = some(shapes.prompts("eval"), settings["plan"]["judged"], seed)
+    _, prompts = eval_prompts(plan, seed)
     say(f"judging on {len(prompts)} prompts the model was not trained on")
-    run_arm = partial(comparing.run_arm, prompts=prompts, scorer=shapes.scorer(), n=1, seed=seed + 1_000_003)
-    bar = Progress(2 * len(prompts), 0, what="picture")
-    tuned = run_arm(policy, settings=sampler, progress=bar.advance)
-    with runs.base_of(policy, WORLD) as untouched:
-        base = run_arm(untouched, settings=sampler, progress=bar.advance)
-    bar.close()
-    judged = runs.summary(base, tuned, TASTE, judge="the known truth")
-    show = range(min(24, len(base.media)))  # as they come: a page that chose its pictures could show anything
+    wanted = EvaluationSettings(prompts=prompts, scorers={WORLD: 1.0}, n=1, seed=seed + 1_000_003, batch_size=32)
+    judged = judging.judge(policy, WORLD, wanted, out, trained_on, weights=TASTE, by="the known truth", show=24)
     facts = {
         "title": f"{settings['method']} on {WORLD}",
         "method": settings["method"],
         "seed": seed,
         "n_pairs": 0 if told_the_truth(algorithm) else _pairs_asked_about(out, settings["plan"]),
         **judged,
-        "seconds": round(time.perf_counter() - began, 1),
+        "seconds": round(meter.seconds, 1),
+        "peak_memory_gb": round(meter.peak_memory_gb, 2),
         "steps": result.step,
         "weights": f"{result.exported}, step {result.exported_step}",
         "data": {
@@ -260,19 +317,13 @@ def conclude(
             if told_the_truth(algorithm)
             else "votes of five simulated people for alignment, wholeness and safety, with noise"
         },
-        "seeds": {"training": seed, "judging": seed + 1_000_003},
+        "warnings": list(result.warnings),
+        "seeds": {"training": seed, "judging": wanted.seed},
         "versions": report.versions(),
         "start_loss": algorithm.NEEDS.start_loss,
         "settings": settings,
-        "pairs": grids.write_pairs(
-            out / "samples",
-            [base.prompts[i] for i in show],
-            [base.media[i] for i in show],
-            [tuned.media[i] for i in show],
-        ),
     }
-    runs.write_json(out / "result.json", facts)
-    report.write(report.from_run(out), out / "report.html")
+    judging.publish(out, facts)
     low, high = facts["win_rate_ci95"]
     say(
         f"the oracle prefers the tuned model in {facts['win_rate']:.1%} of {facts['pairs_judged']} pairs "
@@ -313,16 +364,63 @@ def _png(picture: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _plain(plan: Plan) -> dict[str, Any]:
+# --- the demo's folder ------------------------------------------------------------------------------------------------
+
+
+class Meter:
+    """Seconds and memory of all invocations on a folder, kept in its meter.json; what a kill cut off is missing."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path, self._began = folder / "meter.json", time.perf_counter()
+        held = json.loads(self._path.read_text(encoding="utf-8")) if self._path.is_file() else {}
+        self._seconds, self._peak = held.get("seconds", 0.0), held.get("peak_memory_gb", 0.0)
+
+    @property
+    def seconds(self) -> float:
+        """So far, in all."""
+        return float(self._seconds + time.perf_counter() - self._began)
+
+    @property
+    def peak_memory_gb(self) -> float:
+        """The most main memory that a process held, in GB of 10^9 bytes."""
+        return float(max(self._peak, peak_memory_gb()))
+
+    def keep(self) -> None:
+        judging.write_json(self._path, {"seconds": self.seconds, "peak_memory_gb": self.peak_memory_gb})
+
+
+@contextlib.contextmanager
+def metered(folder: Path) -> Iterator[Meter]:
+    """A meter that is kept however the block ends."""
+    meter = Meter(folder)
+    try:
+        yield meter
+    finally:
+        meter.keep()
+
+
+def peak_memory_gb() -> float:
+    """The most main memory that this process has held, in GB of 10^9 bytes; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def resolved(plan: Plan, options: BaseModel) -> dict[str, Any]:
+    """Every setting of a plan, defaults and all, as config.yaml holds it."""
     return {
-        "options": dict(plan.options),
+        "options": options.model_dump(mode="json"),
         "prompts": plan.prompts,
         "k": plan.k,
         "votes": plan.votes,
         "judged": plan.judged,
-        "lora": plan.lora.model_dump() if plan.lora else None,
-        "training": plan.training.model_dump(),
-        "rollout": dict(plan.rollout),
+        "watched": plan.watched,
+        "lora": plan.lora.model_dump(mode="json") if plan.lora else None,
+        "training": plan.training.model_dump(mode="json"),
+        "rollout": _rollout(plan).model_dump(mode="json") if plan.rollout else {},
     }
 
 
@@ -330,14 +428,17 @@ def _finished(out: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
     """The finished result of this folder, if there is one. Raises ConfigError if the folder holds another demo."""
     held = out / "config.yaml"
     if held.is_file():
-        if yaml.safe_load(held.read_text(encoding="utf-8")) != settings:
-            raise ConfigError(f"{out} holds a demo with other settings; give another --out, or remove it")
+        changes = config.difference(yaml.safe_load(held.read_text(encoding="utf-8")) or {}, settings)
+        if changes:
+            more = f" (and {len(changes) - 1} more)" if len(changes) > 1 else ""
+            raise ConfigError(
+                f"{out} holds a demo with other settings: {changes[0]}{more}; give another --out, or remove it"
+            )
         result = out / "result.json"
         if result.is_file():
             say(f"{out} is finished; look at {out / 'report.html'}")
             return json.loads(result.read_text(encoding="utf-8"))
         return None
-    out.mkdir(parents=True, exist_ok=True)
     aside = held.with_name("config.yaml.partial")
     aside.write_text(yaml.safe_dump(dict(settings), sort_keys=False), encoding="utf-8")
     aside.replace(held)

@@ -155,44 +155,33 @@ def clipped_surrogate(ratio_log: Tensor, advantage: Tensor, clip_range: float) -
     return loss, ((ratio.detach() - 1).abs() > clip_range).to(ratio.dtype)
 
 
-def group_advantages(rewards: Tensor, groups: Tensor) -> Tensor:
-    """(reward - mean) / std within each group -> [n] (GRPO, Shao et al. 2024, 2402.03300).
+def standardised(rewards: Tensor, among: Tensor) -> Tensor:
+    """(reward - mean) / (std + 1e-8) with the mean and the population's std of `among` -> [n], float64.
 
-    rewards: [n], of any number type. groups: [n] long, which prompt each belongs to. std is that of the population.
-    A group whose rewards are all equal (one member included) teaches nothing: zeros, and no rounding noise blown up.
-    A reward that is not finite (the scorer could not judge) is left out of the statistics and gets 0.
+    rewards: [n], and among: [m], of any number type, the rewards they are measured by: those of their group (GRPO, Shao
+    et al. 2024, 2402.03300), of their round, or of their prompt's past (DDPO, 2305.13301).
+    Where all of `among` are equal they teach nothing: exactly 0, and no rounding noise blown up. A reward that is not
+    finite (the scorer could not judge) gets 0, and is not counted in `among`.
     """
-    values = rewards.detach().to(torch.float32 if rewards.device.type == "mps" else torch.float64)
-    known = values.isfinite()
-    _, index = torch.unique(groups, return_inverse=True)
-    zeros = values.new_zeros(int(index.max()) + 1 if len(index) else 0)
-    values = values.masked_fill(~known, 0.0)
-    count = zeros.index_add(0, index, known.to(values.dtype)).clamp(min=1)
-    centred = (values - (zeros.index_add(0, index, values) / count)[index]).masked_fill(~known, 0.0)
-    std = (zeros.index_add(0, index, centred**2) / count).sqrt()
-    highest = zeros.scatter_reduce(0, index[known], values[known], "amax", include_self=False)
-    lowest = zeros.scatter_reduce(0, index[known], values[known], "amin", include_self=False)
-    alike = (highest == lowest)[index]
-    result = torch.where(known & ~alike, centred / std[index].clamp(min=1e-30), 0.0)
-    return result.to(full(rewards).dtype)
+    values, measure = rewards.detach().double(), among.detach().double()
+    measure = measure[measure.isfinite()]
+    if not len(measure) or bool(measure.min() == measure.max()):
+        return torch.zeros_like(values)
+    advantage = (values - measure.mean()) / (measure.std(correction=0) + 1e-8)
+    return advantage.masked_fill(~values.isfinite(), 0.0)
 
 
-def reward_weights(rewards: Tensor, temperature: float, clip: float | None = None) -> Tensor:
-    """Weights of reward-weighted regression, with mean 1 over the rewards that are known -> [n].
+def reward_weights(rewards: Tensor, temperature: float) -> Tensor:
+    """Weights of reward-weighted regression, with mean 1 over the known rewards of the last axis -> [..., n].
 
-    exp((r - mean) / temperature), cut at `clip`, then divided by their mean (RWR, 2302.12192; Flow-RWR, 2501.13918,
-    whose plain exp(r) is temperature 1 without the normalisation). After it a weight may exceed `clip`.
-    rewards: [n]; one that is not finite gets weight 0. Raises ValueError for a temperature or clip <= 0.
+    exp((r - mean) / temperature), divided by their mean (RWR, 2302.12192; Flow-RWR, 2501.13918, whose plain exp(r) is
+    temperature 1 without the normalisation).
+    rewards: [..., n]; one that is not finite gets weight 0. Raises ValueError for a temperature <= 0.
     """
-    if temperature <= 0 or (clip is not None and clip <= 0):
-        raise ValueError(f"temperature and clip must be positive, got {temperature} and {clip}")
+    if temperature <= 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
     values = full(rewards.detach())
     known = values.isfinite()
-    count = known.sum()
-    values = values.masked_fill(~known, 0.0)
-    log_weight = (values - values.sum() / count.clamp(min=1)) / temperature
-    if clip is not None:
-        log_weight = log_weight.clamp(max=math.log(clip))
     # A softmax is the same quotient without the overflow; the finite floor keeps "none known" from dividing 0 by 0.
-    share = torch.softmax(log_weight.masked_fill(~known, torch.finfo(values.dtype).min), 0)
-    return torch.where(known, share * count, 0.0)
+    share = torch.softmax((values / temperature).masked_fill(~known, torch.finfo(values.dtype).min), -1)
+    return torch.where(known, share * known.sum(-1, keepdim=True), 0.0)

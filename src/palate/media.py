@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from palate.records import Medium, Preference
+from palate.records import Medium
 
 PICTURE_FORMATS = ["PNG", "JPEG", "WEBP"]  # the only decoders that untrusted data reaches
 MAX_PIXELS = 64 * 2**20
@@ -75,17 +75,3 @@ def decode(medium: Medium, root: str | Path | None = None, *, max_pixels: int = 
         raise
     except Exception as error:  # decoders of damaged data raise nearly anything
         raise MediaError(f"not a readable PNG, JPEG or WebP picture ({type(error).__name__}: {error})") from None
-
-
-def decode_row(row: Preference, root: str | Path) -> list[Image.Image | None]:
-    """All pictures of a row, None where the mask is false. Raises MediaError naming shard, row and candidate."""
-    pictures: list[Image.Image | None] = []
-    for k, (medium, exists) in enumerate(zip(row.media, row.mask, strict=True)):
-        try:
-            pictures.append(decode(medium, root) if medium is not None and exists else None)
-        except MediaError as error:
-            raise MediaError(
-                f"{row.where or row.id}, candidate {k}: {error}. Replace that picture, or set its mask to false "
-                f"and its preferences to NaN, and write the data again"
-            ) from None
-    return pictures

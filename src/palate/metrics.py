@@ -2,13 +2,15 @@
 
 The keys are the same for every algorithm. `reward/*` is the implicit reward beta * (logps - ref_logps); with a
 denoising likelihood `displacement/*` is how much the policy's error exceeds the reference's: if both rise, the pairs
-are being told apart by damage, whatever the accuracy says.
+are being told apart by damage, whatever the accuracy says. `kl` is the divergence from what the loss compares with.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from palate import losses
 
 Sums = dict[str, tuple[Tensor, Tensor]]
 
@@ -29,13 +31,12 @@ def preference(rewards: Tensor, prefer: Tensor, mask: Tensor | None = None) -> S
     rewards = rewards.detach()
     wins = decided(prefer, mask)
     count = wins.sum()
-    margin = rewards[:, :, None] - rewards[:, None, :]
-    right = (margin > 0).float() + 0.5 * (margin == 0).float()
+    margin = losses.pair_margins(rewards)
     return {
         "reward/chosen": ((wins.sum(2) * rewards).sum(), count),
         "reward/rejected": ((wins.sum(1) * rewards).sum(), count),
         "reward/margin": ((wins * margin).sum(), count),
-        "reward/accuracy": ((wins * right).sum(), count),
+        "reward/accuracy": losses.reward_accuracy(margin, torch.where(wins > 0, 1.0, torch.nan)),
     }
 
 
@@ -47,6 +48,15 @@ def displacement(logps: Tensor, ref_logps: Tensor, prefer: Tensor, mask: Tensor 
         "displacement/chosen": ((wins.sum(2) * rise).sum(), wins.sum()),
         "displacement/rejected": ((wins.sum(1) * rise).sum(), wins.sum()),
     }
+
+
+def kl(log_ratio: Tensor) -> tuple[Tensor, Tensor]:
+    """(sum, count) of (log ratio)^2 / 2: how far the policy is from what the ratio is to, a latent dimension, in nats.
+
+    That is the policy that sampled, or a fixed reference where the algorithm asks for one. log_ratio: of MEAN
+    log-densities. An estimate, near the divergence while that is small, and never negative.
+    """
+    return mean(0.5 * log_ratio.pow(2))
 
 
 def mean(values: Tensor) -> tuple[Tensor, Tensor]:

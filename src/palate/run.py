@@ -6,23 +6,23 @@ import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
 
-from palate import assembly, config, plugins, sampling
-from palate.config import ConfigError, Recipe
+from palate import assembly, config, judging, plugins, sampling, views
+from palate.config import AlgorithmSettings, ConfigError, Recipe
 from palate.evaluation import compare as comparing
-from palate.evaluation import grids, report
+from palate.evaluation import report
 from palate.models.diffusion import DiffusionPolicy
-from palate.training import adapters, durable
+from palate.training import durable
 from palate.training.logs import Progress
-from palate.training.processes import join
-from palate.training.sources import Source
+from palate.training.offline import Offline
+from palate.training.online import Online
+from palate.training.processes import Processes, join
 from palate.training.trainer import Result
 
 
@@ -30,36 +30,74 @@ def train(path: str | Path, overrides: Sequence[str] = ()) -> Path:
     """Trains by a recipe, compares with the base if it says how, and writes the report. Returns the run's folder.
 
     The same command again resumes an unfinished run; a finished one says so. Raises ConfigError for a folder whose
-    recipe differs.
+    recipe differs, StorageError for one that another run is using.
     """
     recipe = config.load(path, overrides, Recipe)
     algorithm = plugins.find("algorithms", recipe.algorithm.name)
     options = config.section(recipe.algorithm.options, algorithm.Config, "algorithm", path)
     _check_source(recipe, algorithm, path)
-    folder, beside = Path(recipe.output), Path(path).parent
-    if _finished(folder, recipe):
-        print(f"{folder} is finished; its report is {folder / 'report.html'}")
-        return folder
-
-    policy = assembly.load_policy(recipe.model, recipe.training.seed)
-    reference = assembly.reference_for(policy, algorithm, options)
-    source = _source(policy, recipe, algorithm, options, reference, beside)
-    evaluate = _evaluation(policy, recipe, beside, folder) if recipe.evaluation else None
-    result = assembly.fit(
-        policy, algorithm, options, source, recipe.training, folder, reference=reference, evaluate=evaluate
-    )
-    if join(policy.device).first:
-        _conclude(policy, recipe, beside, folder, result)
+    # Every option as it is now, so that another default tomorrow is seen as a change, and 1e3 and 1000 as none.
+    resolved = {"name": recipe.algorithm.name, **options.model_dump(mode="json")}
+    recipe = recipe.model_copy(update={"algorithm": AlgorithmSettings.model_validate(resolved)})
+    folder = Path(recipe.output)
+    processes = join(torch.device(assembly.pick_device(recipe.model.device)))
+    with durable.locked(folder) if processes.first else contextlib.nullcontext():
+        if not _finished(folder, recipe, processes):
+            _train(recipe, algorithm, options, folder, Path(path), processes.first)
+        elif processes.first:
+            print(f"{folder} is finished; its report is {folder / 'report.html'}")
     return folder
 
 
+def _train(recipe: Recipe, algorithm: Any, options: Any, folder: Path, path: Path, first: bool) -> None:
+    """`train` in a folder that is this run's alone. What can be mended is found before a model is loaded."""
+    beside = path.parent
+    _check_inputs(recipe, path)
+    if first:
+        config.dump(recipe, folder / "config.yaml")
+    policy = assembly.load_policy(recipe.model, recipe.training.seed)
+    reference = assembly.reference_for(policy, algorithm, options)
+    source = _source(policy, recipe, algorithm, options, reference, path)
+    known = views.overlap(judging.judged_on(recipe.evaluation, beside), source.prompts) if recipe.evaluation else []
+    if known and first:
+        print(f"warning: {report.caution(len(known))}")  # before the training: the recipe can still be mended
+    evaluate = None
+    if recipe.evaluation:
+        evaluate = judging.watch(
+            policy, recipe.model.name, recipe.evaluation, folder, beside, lambda said: source.note(said)
+        )
+    result = assembly.fit(
+        policy, algorithm, options, source, recipe.training, folder, reference=reference, evaluate=evaluate, locked=True
+    )
+    if first:
+        _conclude(policy, recipe, beside, folder, result, source.prompts)
+
+
+def _check_inputs(recipe: Recipe, path: Path) -> None:
+    """Raises ConfigError for data or prompts that are not there, and for prompts that a scorer cannot judge."""
+    if recipe.data:
+        _data_folder(recipe.data.path, path)
+    if recipe.rollout:
+        assembly.weighted(recipe.rollout.scorers).check(assembly.read_prompts(recipe.rollout.prompts, path.parent))
+    if recipe.evaluation:
+        assembly.weighted(recipe.evaluation.scorers).check(judging.judged_on(recipe.evaluation, path.parent))
+
+
+def _data_folder(data: str, path: Path) -> Path:
+    """The folder of preferences that the recipe at `path` names, from here or from the recipe's own folder."""
+    for folder in (Path(data), path.parent / data):
+        if folder.is_dir():
+            return folder
+    mend = "`make demo` writes it" if Path(data).parts[-2:] == ("demo", "preferences") else "mend it"
+    raise ConfigError(f"{path}: data.path is {data}, and there is no such folder; {mend}")
+
+
 def _source(
-    policy: DiffusionPolicy, recipe: Recipe, algorithm: Any, options: Any, reference: Any, beside: Path
-) -> Source:
+    policy: DiffusionPolicy, recipe: Recipe, algorithm: Any, options: Any, reference: Any, path: Path
+) -> Offline | Online:
     """Stored preferences, or rounds of the policy's own samples."""
     if recipe.data:
-        folder = beside / recipe.data.path if not Path(recipe.data.path).exists() else Path(recipe.data.path)
-        read = assembly.read_preferences(folder, recipe.data.max_bad_fraction)
+        read = assembly.read_preferences(_data_folder(recipe.data.path, path), recipe.data.max_bad_fraction)
         if recipe.model.check_kind:
             assembly.check_kind(policy, read)
         rows = assembly.encode(policy, read)
@@ -69,23 +107,12 @@ def _source(
         policy,
         algorithm,
         options,
-        assembly.read_prompts(recipe.rollout.prompts, beside),
+        assembly.read_prompts(recipe.rollout.prompts, path.parent),
         assembly.weighted(recipe.rollout.scorers),
         recipe.rollout,
         recipe.training,
-        _sampler(policy, recipe.model.name, recipe.rollout),
+        judging.sampler_of(policy, recipe.model.name, recipe.rollout),
         reference,
-    )
-
-
-def _sampler(policy: DiffusionPolicy, model: str, wanted: Any) -> dict[str, Any]:
-    """The sampling settings of a recipe's section, filled up with the model's own."""
-    return assembly.settings_of(
-        model,
-        policy,
-        num_inference_steps=wanted.num_inference_steps,
-        guidance_scale=wanted.guidance_scale,
-        eta=wanted.eta,
     )
 
 
@@ -101,114 +128,38 @@ def _check_source(recipe: Recipe, algorithm: Any, path: str | Path) -> None:
         )
 
 
-def _finished(folder: Path, recipe: Recipe) -> bool:
-    """Whether the folder holds this recipe's finished run. Writes the resolved recipe into a new folder."""
-    held = folder / "config.yaml"
-    begun = any((folder / "checkpoints").glob("step-*")) or (folder / "result.json").is_file()
-    if held.is_file() and begun:  # a run that failed before its first checkpoint may be mended in place
+def _finished(folder: Path, recipe: Recipe, processes: Processes) -> bool:
+    """Whether the folder holds this recipe's finished run; the first process looks, and tells the others."""
+    finished = False
+    held, result = folder / "config.yaml", folder / "result.json"
+    begun = any((folder / "checkpoints").glob("step-*")) or result.is_file()
+    if processes.first and held.is_file() and begun:  # one that failed before its first checkpoint may be mended
         changes = config.difference(config.load(held, (), Recipe), recipe)
         if changes:
             raise ConfigError(f"{folder} was begun with another recipe: {'; '.join(changes)}; choose another output")
-        return (folder / "result.json").is_file()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        config.dump(recipe, held)
-    except PermissionError as error:
-        raise durable.StorageError(f"{folder}: no permission to write; choose another output") from error
-    return False
+        finished = result.is_file()
+    return processes.tell("finished" if finished else None) is not None
 
 
-def _evaluation(
-    policy: DiffusionPolicy, recipe: Recipe, beside: Path, folder: Path
-) -> Callable[[int], Mapping[str, float]]:
-    """Fixed prompts from fixed noise, scored, and their grid in samples/; a few, since it is done often."""
-    assert recipe.evaluation
-    prompts, seed = assembly.read_prompts(recipe.evaluation.prompts, beside)[:32], recipe.evaluation.seed
-    scorer = assembly.weighted(recipe.evaluation.scorers)
-    settings = _sampler(policy, recipe.model.name, recipe.evaluation)
-
-    def evaluate(step: int) -> Mapping[str, float]:
-        arm = comparing.run_arm(policy, prompts, scorer, n=1, seed=seed, settings=settings)
-        (folder / "samples").mkdir(exist_ok=True)
-        grids.grid(arm.media, columns=8, scale=2).save(folder / "samples" / f"step_{step:06d}.png")
-        return {f"evaluation/{name}": float(np.nanmean(values)) for name, values in arm.scores.items()}
-
-    return evaluate
-
-
-def _conclude(policy: DiffusionPolicy, recipe: Recipe, beside: Path, folder: Path, result: Result) -> None:
-    """result.json with the comparison, and the report."""
+def _conclude(
+    policy: DiffusionPolicy, recipe: Recipe, beside: Path, folder: Path, result: Result, trained_on: Sequence[str]
+) -> None:
+    """result.json, with the comparison if the recipe asks for one, and the report."""
     facts: dict[str, Any] = {
         "method": recipe.algorithm.name,
         "seed": recipe.training.seed,
         "step": result.step,
         "ended": result.reason,
         "weights": f"{result.exported}, step {result.exported_step}",
+        "warnings": list(result.warnings),
         "versions": report.versions(),
     }
     if recipe.evaluation:
-        prompts = assembly.read_prompts(recipe.evaluation.prompts, beside)[: recipe.evaluation.max_prompts]
-        run_arm = partial(
-            comparing.run_arm,
-            prompts=prompts,
-            scorer=assembly.weighted(recipe.evaluation.scorers),
-            n=recipe.evaluation.n,
-            seed=recipe.evaluation.seed,
-            settings=_sampler(policy, recipe.model.name, recipe.evaluation),
-        )
-        tuned = run_arm(policy)
-        with base_of(policy, recipe.model.name) as untouched:
-            before = run_arm(untouched)
-        facts |= summary(before, tuned, dict.fromkeys(before.scores, 1.0))
-        facts["pairs"] = grids.write_pairs(folder / "samples", before.prompts[:16], before.media[:16], tuned.media[:16])
-    write_json(folder / "result.json", facts)
-    report.write(report.from_run(folder), folder / "report.html")
+        facts |= judging.judge(policy, recipe.model.name, recipe.evaluation, folder, trained_on, beside)
+    judging.publish(folder, facts)
     print(f"done: {folder / 'report.html'}")
-
-
-@contextlib.contextmanager
-def base_of(policy: DiffusionPolicy, model: str) -> Iterator[DiffusionPolicy]:
-    """The model as it was before training: the adapter off, or, fully fine-tuned, loaded once more."""
-    if adapters.has_adapter(policy):
-        with adapters.without_adapter(policy.module):
-            yield policy
-    else:
-        yield DiffusionPolicy.load(model, device=policy.device, dtype=policy.pipeline.dtype)
-
-
-def summary(
-    base: comparing.Arm, tuned: comparing.Arm, weights: Mapping[str, float], judge: str = "reward", tie: float = 0.0
-) -> dict[str, Any]:
-    """The verdict as `result.json` holds it: win rate of tuned over base with its interval, and every dimension."""
-    judged = comparing.judge(base, tuned, weights, tie=tie)
-    verdict = judged.verdict
-    return {
-        "win_rate": verdict.rate,
-        "win_rate_ci95": list(verdict.ci95),
-        "ties": verdict.ties,
-        "pairs_judged": verdict.n,
-        "prompts_judged": verdict.n_prompts,
-        "base": {name: found.b.mean for name, found in judged.dimensions.items()},
-        "tuned": {name: found.a.mean for name, found in judged.dimensions.items()},
-        "wins": {judge: asdict(verdict)},
-        "dimensions": {name: asdict(found) for name, found in judged.dimensions.items()},
-    }
-
-
-def write_json(path: Path, facts: Mapping[str, Any]) -> None:
-    """Whole or not at all."""
-    aside = path.with_name(path.name + ".partial")
-    aside.write_text(json.dumps(_finite(facts), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    aside.replace(path)
-
-
-def _finite(value: Any) -> Any:
-    """The same with null for numbers that JSON has no word for: an interval of a single prompt is endless."""
-    if isinstance(value, Mapping):
-        return {name: _finite(entry) for name, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    for warning in result.warnings:  # once more, where nothing scrolls it away
+        print(f"warning: {warning}")
 
 
 # --- sample and compare -----------------------------------------------------------------------------------------------
@@ -229,45 +180,62 @@ def sample(
     """k pictures of each prompt under out/, and samples.jsonl saying which is which. Again: only what is missing."""
     texts = assembly.read_prompts(prompts)
     asked = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, "eta": eta}
-    digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
-    _same_folder(out / "sampling.json", {"model": model, "seed": seed, "prompts_sha256": digest, **asked})
-    wanted = [(i, j) for i in range(len(texts)) for j in range(k) if not _picture(out, i, j).is_file()]
-    if wanted:
-        policy = assembly.load_arm(model)
-        settings = assembly.settings_of(model, policy, **asked)
-        bar = Progress(len(wanted), 0, what="picture")
+    made_of = {"model": model, "seed": seed, "prompts_sha256": _digest(texts), **asked}
+    with durable.locked(out):
+        _same_folder(out / "sampling.json", made_of, "samples")
+        wanted = [(i, j) for i in range(len(texts)) for j in range(k) if not _picture(out, i, j).is_file()]
+        if wanted:
+            policy = assembly.load_arm(model)
+            draw = partial(sampling.sample, policy, seed=seed, **assembly.settings_of(model, policy, **asked))
+            _draw(out, draw, texts, wanted, batch_size)
+        rows = [
+            {"prompt": text, "file": _picture(out, i, j).name, "candidate": j, "seed": seed, "model": model}
+            for i, text in enumerate(texts)
+            for j in range(k)
+        ]
+        (out / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    print(f"{len(rows)} pictures in {out} ({len(wanted)} new)")
+    return out
+
+
+def _draw(
+    out: Path,
+    draw: Callable[..., list[Any]],
+    texts: Sequence[str],
+    wanted: Sequence[tuple[int, int]],
+    batch_size: int,
+) -> None:
+    """Pictures (prompt, candidate) by draw(prompts, ids), each written whole or not at all."""
+    with contextlib.closing(Progress(len(wanted), 0, what="picture")) as bar:
         for start in range(0, len(wanted), batch_size):
             part = wanted[start : start + batch_size]
-            rows, ids = [texts[i] for i, _ in part], [f"{texts[i]}/{j}" for i, j in part]
-            media = sampling.sample(policy, rows, ids, seed=seed, batch_size=batch_size, **settings)
+            media = draw([texts[i] for i, _ in part], [f"{texts[i]}/{j}" for i, j in part], batch_size=batch_size)
             for (i, j), picture in zip(part, media, strict=True):
                 aside = _picture(out, i, j).with_suffix(".partial")
                 picture.save(aside, "PNG")
                 aside.replace(_picture(out, i, j))
-            bar.update(start + len(part), {})
-        bar.close()
-    rows_out = [
-        {"prompt": text, "file": _picture(out, i, j).name, "candidate": j, "seed": seed, "model": model}
-        for i, text in enumerate(texts)
-        for j in range(k)
-    ]
-    (out / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows_out), encoding="utf-8")
-    print(f"{len(rows_out)} pictures in {out} ({len(wanted)} new)")
-    return out
+            bar.advance(len(part))
 
 
-def _same_folder(path: Path, settings: Mapping[str, Any]) -> None:
+def _digest(prompts: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(prompts).encode()).hexdigest()
+
+
+def _same_folder(path: Path, settings: Mapping[str, Any], what: str) -> None:
     """Writes what the folder is made of, or raises ConfigError with the difference from what it was made of before."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_file():
         changes = config.difference(json.loads(path.read_text(encoding="utf-8")), settings)
         if changes:
-            raise ConfigError(f"{path.parent} holds other samples: {'; '.join(changes)}; choose another --out")
-    write_json(path, settings)
+            raise ConfigError(f"{path.parent} holds other {what}: {'; '.join(changes)}; choose another --out")
+    judging.write_json(path, settings)
 
 
 def _picture(out: Path, prompt: int, candidate: int) -> Path:
     return out / f"{prompt:05d}-{candidate}.png"
+
+
+COMPARISON = "comparison.json"  # what a comparison's folder was made of
 
 
 def compare(
@@ -284,32 +252,89 @@ def compare(
     eta: float | None = None,
     batch_size: int = 8,
 ) -> Path:
-    """b against a on the same prompts from the same noise: result.json and report.html in out."""
-    texts = assembly.read_prompts(prompts)
-    scorer = assembly.weighted(dict.fromkeys(scorers, 1.0))
-    arms, settings = [], None
-    for model in (a, b):
-        policy = assembly.load_arm(model)
-        if settings is None:  # one sampler for both, the base's: what is compared is the models
-            settings = assembly.settings_of(
-                model, policy, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, eta=eta
-            )
-        bar = Progress(len(texts) * n, 0, what="picture")
-        sampler = {**settings, "batch_size": batch_size}
-        arms.append(comparing.run_arm(policy, texts, scorer, n=n, seed=seed, settings=sampler, progress=bar.advance))
-        bar.close()
-    out.mkdir(parents=True, exist_ok=True)
-    facts = {
-        "a": a,
-        "b": b,
-        "seed": seed,
-        "sampling": settings,
-        **summary(arms[0], arms[1], dict.fromkeys(arms[0].scores, 1.0)),
-    }
-    facts["pairs"] = grids.write_pairs(out / "samples", arms[0].prompts[:16], arms[0].media[:16], arms[1].media[:16])
-    write_json(out / "result.json", facts)
-    report.write(report.from_run(out), out / "report.html")
-    low, high = facts["win_rate_ci95"]
-    print(f"{b} wins {facts['win_rate']:.1%} of {facts['pairs_judged']} pairs (95% interval {low:.1%} to {high:.1%})")
-    print(f"{out / 'report.html'}")
+    """b against a on the same prompts from the same noise: result.json and report.html in out. Again: only printed.
+
+    scorers: names, whose scores are judged one by one, or `name=weight`, whose weighted sum is. Raises ConfigError for
+    a folder that holds another comparison, or any other result.
+    """
+    texts, (weights, added_up) = assembly.read_prompts(prompts), _weights(scorers)
+    asked = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, "eta": eta}
+    made_of = {"a": a, "b": b, "seed": seed, "n": n, "prompts_sha256": _digest(texts), "scorers": list(scorers)}
+    with durable.locked(out):
+        if _compared(out, made_of | asked):
+            print(f"{out} is finished")
+        else:
+            scorer = assembly.weighted(weights)
+            scorer.check(texts)
+            assembly.check_arm(b)  # before a is sampled
+            run_arm = partial(comparing.run_arm, prompts=texts, scorer=scorer, n=n, seed=seed)
+            arms, settings = _arms((a, b), run_arm, len(texts) * n, asked, batch_size)
+            judges = " + ".join(f"{weight:g} x {name}" for name, weight in weights.items()) if added_up else ""
+            facts = {
+                "title": f"{b} against {a}",
+                "a": a,
+                "b": b,
+                "seed": seed,
+                "sampling": settings,
+                "data": {"base": a, "tuned": b, "judged by": judges or ", ".join(scorers)},
+            }
+            judging.write_json(out / COMPARISON, made_of | asked)
+            judging.publish(out, facts | judging.summary(arms[0], arms[1], out, apart=not added_up))
+        _tell(out)
     return out
+
+
+def _weights(scorers: Sequence[str]) -> tuple[dict[str, float], bool]:
+    """Weights by scorer, 1 each where none is given, and whether they were given. Raises ConfigError."""
+    weights: dict[str, float] = {}
+    for text in scorers:
+        name, equals, number = text.partition("=")
+        try:
+            weight = float(number) if equals else 1.0
+        except ValueError:
+            weight = math.nan
+        if not math.isfinite(weight):
+            raise ConfigError(f"--scorer {text}: {number!r} is not a number")
+        if name in weights:
+            raise ConfigError(f"--scorer {name} is given twice")
+        weights[name] = weight
+    given = {"=" in text for text in scorers}
+    if len(given) > 1:
+        raise ConfigError(f"--scorer {' '.join(scorers)}: give each scorer a weight or none")
+    return weights, given == {True}
+
+
+def _compared(out: Path, made_of: Mapping[str, Any]) -> bool:
+    """Whether the folder holds this comparison's result. Raises ConfigError if it holds another, or a run's."""
+    held = out / COMPARISON
+    if not (out / "result.json").is_file():
+        return False
+    if not held.is_file():
+        raise ConfigError(f"{out} holds another result; choose another --out")
+    _same_folder(held, made_of, "comparisons")
+    return True
+
+
+def _arms(
+    models: Sequence[str], run_arm: Callable[..., comparing.Arm], pictures: int, asked: Mapping[str, Any], batch: int
+) -> tuple[list[comparing.Arm], dict[str, Any]]:
+    """What each model makes, by one sampler for all, the first's: what is compared is the models."""
+    arms: list[comparing.Arm] = []
+    settings: dict[str, Any] = {}
+    for model in models:
+        policy = assembly.load_arm(model)
+        settings = settings or assembly.settings_of(model, policy, **asked)
+        with contextlib.closing(Progress(pictures, 0, what="picture")) as bar:
+            arms.append(run_arm(policy, settings=settings | {"batch_size": batch}, progress=bar.advance))
+    return arms, settings
+
+
+def _tell(out: Path) -> None:
+    """The verdicts of a comparison, one a line, and where its page is."""
+    facts = json.loads((out / "result.json").read_text(encoding="utf-8"))
+    for judge, won in facts["wins"].items():
+        low, high = won["ci95"]
+        between = "no interval from one prompt" if low is None else f"95% interval {low:.1%} to {high:.1%}"
+        name = f"{judge} ({facts['data']['judged by']})" if judge == "reward" else judge
+        print(f"{name}: {facts['b']} wins {won['rate']:.1%} of {won['n']} pairs ({between}, {won['ties']:.0%} ties)")
+    print(out / "report.html")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from palate import randomness
+from palate import randomness, transitions
 from palate.models.contracts import Condition, Media, Rollout, TransitionBatch
 
 Progress = Callable[[int], None]  # called with the number of samples just finished
@@ -70,7 +70,7 @@ def rollout(
     """Samples with their stored denoising trajectories and the log-densities of every step under the policy.
 
     shared_noise: candidates of one prompt start from the same x_T (and part by the noise of the steps).
-    Raises ValueError for eta = 0, which has no log-densities.
+    Raises ValueError for eta = 0, which has no log-densities, and for prompts whose conditions do not stack.
     """
     if eta <= 0:
         raise ValueError("eta = 0 is a deterministic sampler and has no log-probabilities: set eta > 0 to roll out")
@@ -88,6 +88,7 @@ def rollout(
                 eta=eta,
             )
         )
+        _check_stacks(parts[0][1].cond, parts[-1][1].cond)  # now, not when the whole round is sampled
         if progress:
             progress(len(prompts[rows]))
     first = parts[0][1]
@@ -105,6 +106,14 @@ def rollout(
     )
 
 
+def _check_stacks(first: Condition | None, other: Condition | None) -> None:
+    if first is None or other is None or first.key != other.key:
+        raise ValueError(
+            "prompts of different lengths, which this model does not pad, cannot be trained on in one round: "
+            "use prompts of one length (in the model's own tokens)"
+        )
+
+
 def usable(made: Rollout, feedback: Mapping[str, Any]) -> tuple[Rollout, dict[str, Tensor], int]:
     """The rollout and its feedback with samples that went wrong made harmless, and how many there were.
 
@@ -112,7 +121,7 @@ def usable(made: Rollout, feedback: Mapping[str, Any]) -> tuple[Rollout, dict[st
     every score, so that no algorithm trains on it and no sum is spoilt by it.
     """
     scores = {name: torch.as_tensor(values, dtype=torch.double) for name, values in feedback.items()}
-    moving = made.std > 0
+    moving = transitions.has_likelihood(made.std)
     good = made.x.flatten(1).isfinite().all(1) & made.logps[:, moving].isfinite().all(1)
     for values in scores.values():
         good = good & values.isfinite()
@@ -126,7 +135,7 @@ def usable(made: Rollout, feedback: Mapping[str, Any]) -> tuple[Rollout, dict[st
 
 def transitions_of(made: Rollout, groups: Tensor) -> tuple[Tensor, Tensor]:
     """Every (group, step) with a density: two tensors [N]. Steps without noise, often the last, are left out."""
-    steps = (made.std > 0).nonzero().flatten()
+    steps = transitions.has_likelihood(made.std).nonzero().flatten()
     group, step = torch.meshgrid(groups, steps, indexing="ij")
     return group.flatten(), step.flatten()
 

@@ -114,7 +114,7 @@ def _override(tree: dict[str, Any], override: str, schema: type[BaseModel]) -> s
     """Sets `a.b=c` in the tree and returns `a.b`; the value is read as YAML."""
     dotted, equals, text = override.partition("=")
     dotted = dotted.strip().removeprefix("--")
-    if not equals or not re.fullmatch(r"[\w-]+(\.[\w:-]+)*", dotted):
+    if not equals or not re.fullmatch(r"[\w-]+(\.[\w:/-]+)*", dotted):
         raise ConfigError(f"override '{override}': write it as section.key=value")
     try:
         value = yaml.safe_load(text)

@@ -99,7 +99,7 @@ def gaussian_log_prob(x: Tensor, mean: Tensor, std: Tensor, *, check: bool = Tru
     sampled as mean + std noise must be detached, or its gradient cancels the mean's.
     Raises ValueError where std is 0 or NaN; `check=False` skips that, as it waits for the accelerator.
     """
-    if check and not bool((std > 0).all()):
+    if check and not bool(has_likelihood(std).all()):
         raise ValueError(
             "a step with std = 0 (eta = 0 or noise level 0, or a last step that ends at the clean latent) has no "
             "likelihood: use eta > 0, and leave such steps out with `has_likelihood`"

@@ -1,4 +1,4 @@
-"""Views of facts: votes and scores become preferences, best and worst, splits. Facts are stored, pairs are derived.
+"""Views of facts: votes and scores become preferences and splits. Facts are stored, pairs are derived.
 
 Letters: K candidates of one prompt, D dimensions of a score. A preference [K, K] holds P(i over j): .5 a tie, NaN
 unknown or incomparable, NaN on the diagonal, and 1 - prefer[i, j] at [j, i]. Nothing here is random.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,7 +16,6 @@ from numpy.typing import ArrayLike, NDArray
 from palate.records import Preference, Sample, Score, Vote
 
 Array = NDArray[np.float64]
-Row = TypeVar("Row")
 
 
 def prefer_from_votes(samples: Sequence[str], votes: Iterable[Vote], dimension: str = "overall") -> tuple[Array, Array]:
@@ -39,12 +38,6 @@ def prefer_from_votes(samples: Sequence[str], votes: Iterable[Vote], dimension: 
             wins[j, i] += 1 - share
     count = wins + wins.T
     return np.divide(wins, count, out=np.full_like(wins, np.nan), where=count > 0), count
-
-
-def both_bad(samples: Sequence[str], votes: Iterable[Vote], dimension: str = "overall") -> NDArray[np.int64]:
-    """How often each sample [K] was one of two that were both judged bad: an absolute label, not a comparison."""
-    voted = {vote.id: vote for vote in votes if vote.choice == "both_bad" and vote.dimension == dimension}
-    return np.array([sum(sample in (vote.a, vote.b) for vote in voted.values()) for sample in samples], np.int64)
 
 
 def prefer_from_scores(scores: ArrayLike) -> Array:
@@ -70,46 +63,40 @@ def pareto(scores: ArrayLike) -> Array:
     return prefer
 
 
-def best_and_worst(scores: ArrayLike) -> tuple[int, int] | None:
-    """Places of the best and the worst of scores [K], the first of equals; NaN is left out.
+def held_out(prompts: Sequence[str], share: float, seed: int = 0) -> tuple[list[int], list[int]]:
+    """Places of rows to train on and of rows held out, by their prompts: no prompt, however spelt, is in both.
 
-    None where fewer than two are known or all are equal: such a pair would be labelled by chance.
-    """
-    values = np.asarray(scores, np.float64)
-    known = np.flatnonzero(~np.isnan(values))
-    if len(known) < 2 or values[known].min() == values[known].max():
-        return None
-    return int(known[values[known].argmax()]), int(known[values[known].argmin()])
-
-
-def only(prefer: ArrayLike, i: int, j: int) -> Array:
-    """The preference [K, K] with everything but the pair of i and j made unknown."""
-    prefer = np.asarray(prefer, np.float64)
-    kept = np.full_like(prefer, np.nan)
-    kept[i, j], kept[j, i] = prefer[i, j], prefer[j, i]
-    return kept
-
-
-def held_out(prompt: str, share: float, seed: int = 0) -> bool:
-    """Whether a prompt belongs to the held-out share, by its hash alone.
-
-    The answer does not depend on which other prompts there are, so rows that are added later do not move any. Prompts
-    that differ in case or spaces only go together.
+    A share above 0 holds out one prompt at least, and one is always left to train on. Which ones is in their hashes:
+    in another order they are the same. Raises ValueError for a share that is none.
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share must lie from 0 to 1, got {share}")
-    text = " ".join(prompt.casefold().split())
-    digest = hashlib.sha256(f"{seed}\n{text}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") < share * 2**64
-
-
-def split(rows: Iterable[Row], share: float, seed: int = 0) -> tuple[list[Row], list[Row]]:
-    """Rows (anything with a `prompt`) to train on and rows held out; no prompt is in both."""
-    parts: tuple[list[Row], list[Row]] = ([], [])
-    for row in rows:
-        prompt: Any = getattr(row, "prompt")  # noqa: B009 -- a Protocol for one attribute would say no more
-        parts[held_out(prompt, share, seed)].append(row)
+    spelt: dict[str, str] = {}  # of several spellings the least speaks for all
+    for prompt in prompts:
+        spelt[folded(prompt)] = min(prompt, spelt.get(folded(prompt), prompt))
+    order = sorted(spelt, key=lambda name: (_hash(seed, "held out", spelt[name]), spelt[name]))
+    count = min(max(round(share * len(order)), 1), len(order) - 1) if share > 0 else 0
+    aside = set(order[:count])
+    parts: tuple[list[int], list[int]] = ([], [])
+    for row, prompt in enumerate(prompts):
+        parts[folded(prompt) in aside].append(row)
     return parts
+
+
+def overlap(prompts: Iterable[str], others: Iterable[str]) -> list[str]:
+    """Those of the prompts that are also among the others, however spelt."""
+    known = {folded(prompt) for prompt in others}
+    return [prompt for prompt in prompts if folded(prompt) in known]
+
+
+def folded(prompt: str) -> str:
+    """A prompt without what makes no other of it: case and extra spaces."""
+    return " ".join(prompt.casefold().split())
+
+
+def _hash(*parts: object) -> int:
+    """As `randomness.key`, which stands a floor above: the same prompts were always held out."""
+    return int.from_bytes(hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest(), "little")
 
 
 def score_table(samples: Sequence[str], scores: Iterable[Score], dimensions: Sequence[str]) -> Array:

@@ -124,6 +124,24 @@ def test_ddpo_ignores_rewards_that_are_not_numbers_and_prompts_that_are_all_equa
     assert out.tolist() == [0, 0, 0] and history == {"a": [1.0, 1.0]}
 
 
+@pytest.mark.parametrize(("value", "number"), [(0.1, 3), (2.05, 64), (-7.3, 10)])
+@pytest.mark.parametrize("min_count", [1, 1000])
+def test_ddpo_learns_nothing_from_equal_rewards(value, number, min_count):
+    """Of the prompt's own past or of the whole round: rounding noise of their mean is no advantage, however small."""
+    config = ddpo.Config(min_count=min_count, buffer_size=64)
+    same = torch.full((number,), value, dtype=torch.double)
+    assert ddpo.advantages(same, ["a"] * number, {}, config).count_nonzero() == 0
+    rollout = roll_out(ToyDenoiser(), ["a"] * number)
+    assert len(ddpo.prepare(rollout, {"good": same}, ddpo.init(None, config), config)) == 0
+
+
+def test_ddpo_learns_from_the_prompts_that_differ():
+    config = ddpo.Config(min_count=2)
+    rewards = torch.tensor([0.1, 0.1, 0.1, 1.0, 2.0, 3.0], dtype=torch.double)
+    out = ddpo.advantages(rewards, ["a"] * 3 + ["b"] * 3, {}, config)
+    assert out[:3].tolist() == [0, 0, 0] and out[3:].tolist() == pytest.approx([-(1.5**0.5), 0, 1.5**0.5])
+
+
 def test_ddpo_loss_is_the_clipped_surrogate():
     policy, config = ToyDenoiser(), ddpo.Config(clip_range=1e-3)
     rollout = roll_out(policy, PROMPTS)
@@ -135,6 +153,22 @@ def test_ddpo_loss_is_the_clipped_surrogate():
     ratio = (likelihood.transition(trained, batch) - batch.logps).exp().double()
     expected = -torch.minimum(ratio * batch.signal, ratio.clamp(1 - 1e-3, 1 + 1e-3) * batch.signal)
     assert out.loss_sum.item() == pytest.approx(expected.sum().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("algorithm", [d3po, ddpo])
+def test_the_divergence_is_from_what_the_ratio_is_to(algorithm):
+    policy, config = ToyDenoiser(), algorithm.Config()
+    state = algorithm.init(policy, config)
+    batch = algorithm.prepare(roll_out(policy, PROMPTS), SCORES, state, config)
+    start, _ = algorithm.step(policy, None, batch, None, state, config).metrics["kl"]
+    assert start.item() == pytest.approx(0, abs=1e-6)
+    trained = nudged(policy, 0.02)
+    total, count = algorithm.step(trained, None, batch, None, state, config).metrics["kl"]
+    log_ratio = likelihood.transition(trained, batch) - batch.logps
+    assert (total / count).item() == pytest.approx(0.5 * log_ratio.square().mean().item(), rel=1e-5)
+    if algorithm is d3po:
+        held, _ = d3po.step(trained, trained, batch, None, state, config).metrics["kl"]
+        assert held == 0
 
 
 def test_transitions_can_be_split_freely():

@@ -144,6 +144,61 @@ def test_rwr_leaves_unknown_rewards_out():
     assert out.weight == 7 and out.loss_sum.isfinite()
 
 
+def lacking(name: str, batch: PreferenceBatch, **options) -> str:
+    module = plugins.find("algorithms", name)
+    return module.lacking(batch, module.Config(**options))
+
+
+def test_rwr_does_not_take_data_without_scores_for_equal_rewards():
+    policy = ToyDenoiser()
+    batch, draw = preferences(policy, 4), draw_for(policy, 4)
+    bare = replace(batch, scores=torch.zeros(4, 2, 0))
+    assert run("rwr", policy, None, bare, draw).weight == 0
+    assert "no candidate has a score; store scores" in lacking("rwr", bare)
+    assert "no candidate has a score" in lacking("rwr", replace(batch, scores=batch.scores * torch.nan))
+    other = "2 columns of scores, and algorithm.dimensions names [0, 2]"
+    assert other in lacking("rwr", batch, dimensions={2: 1.0, 0: 1.0})
+    assert run("rwr", policy, None, batch, draw, dimensions={2: 1.0}).weight == 0
+    assert lacking("rwr", batch) == lacking("rwr", batch, dimensions={1: -1.0}) == ""
+
+
+@pytest.mark.parametrize("name", OFFLINE)
+def test_good_rows_lack_nothing(name):
+    assert lacking(name, preferences(ToyDenoiser(), 4, k=3)) == ""
+
+
+@pytest.mark.parametrize("name", ["diffusion_dpo", "sft"])
+def test_pairs_that_nobody_decided_teach_nothing(name):
+    policy = ToyDenoiser()
+    batch = preferences(policy, 4, k=3)
+    for prefer in (0.5, torch.nan):
+        nothing = replace(batch, prefer=torch.full_like(batch.prefer, prefer))
+        assert (
+            lacking(name, nothing).startswith("no pair is decided")
+            and run(name, moved(policy), policy, nothing, draw_for(policy, 4)).weight == 0
+        )
+        one = nothing.prefer.clone()
+        one[2, 0, 1], one[2, 1, 0] = 0.8, 0.2
+        assert lacking(name, replace(batch, prefer=one)) == ""
+    gone = batch.mask.clone()
+    gone[:, 1:] = False
+    assert lacking(name, replace(batch, mask=gone)).startswith("no pair")
+    assert lacking(name, batch) == ""
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "hinge", "ipo"])
+def test_ties_that_are_kept_hold_the_reference_still(loss):
+    """So that all ties are refused whether or not they are dropped."""
+    policy = ToyDenoiser()
+    batch = preferences(policy)
+    tied = replace(batch, prefer=torch.full_like(batch.prefer, 0.5))
+    run(
+        "diffusion_dpo", policy, copy.deepcopy(policy), tied, draw_for(policy, 4), ties="soft", loss=loss
+    ).loss_sum.backward()
+    assert policy.module.weight.grad.abs().max() < 1e-4
+    assert lacking("diffusion_dpo", tied, ties="soft")
+
+
 @pytest.mark.parametrize("name", OFFLINE)
 def test_sums_add_up_over_any_split(name):
     """Micro-batches of one prompt each and one batch of all agree."""

@@ -59,8 +59,8 @@ def test_round_trip(tmp_path: Path) -> None:
     read = list(parquet.read(tmp_path / "pairs"))
     assert [repr(r).split("where")[0] for r in read] == [repr(r).split("where")[0] for r in rows]  # NaN != NaN
     assert [r.media for r in read] == [r.media for r in rows] and read[2].where == "part-00000.parquet row 2"
-    pictures = media.decode_row(read[1], tmp_path / "pairs")
-    assert pictures[1] is None and pictures[0] is not None and pictures[0].getpixel((0, 0)) == (255, 0, 0)
+    shown = read[1].media
+    assert shown[1] is None and shown[0] is not None and media.decode(shown[0]).getpixel((0, 0)) == (255, 0, 0)
     report = parquet.validate(tmp_path / "pairs")
     assert report.ok and (report.rows, report.prompts, report.media, report.pairs, report.ties) == (3, 3, 5, 2, 0)
     assert "3 rows" in str(report)
@@ -195,8 +195,8 @@ def test_corrupt_pictures_are_found_and_named(tmp_path: Path, name: str) -> None
     parquet.write(tmp_path, rows)
     read = list(parquet.read(tmp_path))  # one bad picture does not end the stream
     assert len(read) == 40
-    with pytest.raises(MediaError, match=r"part-00000\.parquet row 17, candidate 1: .*Replace that picture"):
-        media.decode_row(read[17], tmp_path)
+    with pytest.raises(MediaError):
+        media.decode(read[17].media[1], tmp_path)
     report = parquet.validate(tmp_path)
     assert [where for where, _ in report.bad_media] == ["part-00000.parquet row 17, candidate 1"]
     assert not report.ok and not parquet.validate(tmp_path, max_bad_fraction=0.01).ok

@@ -159,7 +159,7 @@ def test_write_replaces_the_page_whole(report, tmp_path):
 @pytest.fixture
 def run(tmp_path, comparison):
     rows = [{"step": i, "loss": 0.7 - i / 100, "reward/chosen": i, "reward/rejected": -i} for i in range(1, 4)]
-    rows[1] |= {"validation/loss": 0.69, "reward/accuracy": 0.6, "samples/failed": 0, "reward/sharp": None}
+    rows[1] |= {"validation/loss": 0.69, "reward/accuracy": 0.6, "round/failed": 0, "samples/sharp": None}
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 4, "lo')
     (tmp_path / "config.yaml").write_text(
         "model: {name: world:shapes}\nalgorithm: {name: d3po}\nrollout: {prompts: [a, b], scorers: {x: 1, y: -0.5}}\n"
@@ -194,6 +194,15 @@ def test_a_run_folder_is_read(run, comparison):
     assert found.data["rewards"] == "1 x x, -0.5 x y"
     assert "palate" in found.versions
     assert "It is better" in Page(render(found)).text
+
+
+def test_prompts_trained_on_are_held_against_the_verdict(run):
+    assert from_run(run).caution == "" and "Trained on" not in Page(render(from_run(run))).text
+    facts = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps({**facts, "prompts_trained_on": 3}))
+    assert "Trained on 3 of the prompts that it is judged on" in Page(render(from_run(run))).text
+    (run / "result.json").write_text(json.dumps({**facts, "prompts_trained_on": 3, "warnings": ["it did not help"]}))
+    assert "evaluation.prompts. It did not help." in Page(render(from_run(run))).text
 
 
 def test_the_charts_of_a_run(run):

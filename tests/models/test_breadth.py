@@ -15,7 +15,8 @@ import pytest
 import torch
 import transformers
 
-from palate.models.diffusion import DiffusionPolicy
+from palate import sampling
+from palate.models.diffusion import DiffusionPolicy, prediction_kind_errors
 from palate.transitions import gaussian_log_prob
 from tests import zoo
 
@@ -243,6 +244,21 @@ def test_another_family_replays_samples_and_decodes(name: str) -> None:
     assert torch.equal(gaussian_log_prob(record.x[:, 2], mean, std), record.logps[:, 1])
     again = held.decode(record.x[:, -1])
     assert all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(media, again, strict=True))
+
+
+@torch.no_grad()
+def test_prompts_that_are_not_padded_are_sampled_together() -> None:
+    """Z-Image takes prompts of any lengths in one call, but their conditions do not stack: pictures, no rollout."""
+    pipeline, call = zimage()
+    held = DiffusionPolicy(zoo._finish(pipeline), call=call)
+    prompts, ids = ["a big bird", "a very big red bird"], ["0", "1"]
+    how = {"seed": 0, "num_inference_steps": 2, "guidance_scale": None}
+    assert len(sampling.sample(held, prompts, ids, **how)) == 2
+    for batch_size in (1, 2):
+        with pytest.raises(ValueError, match=r"prompts of different lengths.* use prompts of one length"):
+            sampling.rollout(held, prompts, ids, **how, eta=0.5, batch_size=batch_size)
+    kinds = prediction_kind_errors(held, held.decode(torch.zeros(2, *held.latent_shape)), prompts)
+    assert all(np.isfinite(error) for error in kinds.values())
 
 
 @pytest.mark.parametrize("name", ["pixart", "sana"])

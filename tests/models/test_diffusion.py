@@ -14,6 +14,7 @@ from peft import LoraConfig
 from PIL import Image
 
 from palate.models import diffusion
+from palate.models.contracts import Condition
 from palate.models.diffusion import DiffusionPolicy, check_prediction_kind, resolve_model
 from palate.models.embeds import Memo
 from tests import zoo
@@ -57,6 +58,20 @@ def test_what_cannot_be_read_is_named_with_the_mend(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=str(tmp_path)) as caught:
         DiffusionPolicy.load(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_mistyped_folder_is_not_looked_up_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert resolve_model("runs/x") == "runs/x"
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"runs/x: no such folder in runs"):
+        resolve_model("runs/x")
+
+
+def test_off_the_cpu_replays_are_held_to_what_their_precision_allows() -> None:
+    assert diffusion.tolerance_of("cpu", torch.float32) == diffusion.tolerance_of("cpu", torch.bfloat16) == 0
+    assert diffusion.tolerance_of("cuda", torch.float32) == 1e-3
+    assert diffusion.tolerance_of("cuda", torch.float16) == diffusion.tolerance_of("mps", torch.bfloat16) == 2e-2
 
 
 def test_names_of_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,10 +253,10 @@ class Knowing:
     def encode(self, media: Any) -> torch.Tensor:
         return self.x0
 
-    def condition(self, prompts: Any) -> None:
-        return None
+    def condition(self, prompts: Any) -> Condition:
+        return Condition({})
 
-    def predict(self, x_t: torch.Tensor, t: torch.Tensor, cond: None) -> torch.Tensor:
+    def predict(self, x_t: torch.Tensor, t: torch.Tensor, cond: Condition) -> torch.Tensor:
         alpha, sigma = (c.view(-1, 1, 1, 1) for c in self.path.alpha_sigma(t))
         noise = (x_t - alpha * self.x0) / sigma
         return {"epsilon": noise, "v": alpha * noise - sigma * self.x0, "sample": self.x0}[self.does]

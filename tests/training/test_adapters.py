@@ -83,6 +83,57 @@ def test_no_target_no_trainable_weight_and_a_second_adapter_are_refused():
         adapters.add_lora(tiny.policy_with_adapter(), LoraSettings())
 
 
+def test_what_is_trained_is_exactly_the_adapter(policy, monkeypatch):
+    add = type(policy.module).add_adapter
+
+    def careless(self, *args, **kwargs):
+        add(self, *args, **kwargs)
+        self.conv_in.requires_grad_(True)
+        self.conv_out.requires_grad_(True)
+
+    monkeypatch.setattr(type(policy.module), "add_adapter", careless)
+    named = r"not the adapter's: conv_in\.weight, conv_in\.bias, conv_out\.weight \(and 1 more\); freeze them"
+    with pytest.raises(adapters.AdapterError, match=named):
+        adapters.add_lora(policy, LoraSettings(rank=4))
+
+
+def test_the_rest_of_the_pipeline_is_not_trained(policy):
+    adapters.add_lora(policy, LoraSettings(rank=4))
+    adapters.check_trainable(policy)
+    next(policy.pipeline.text_encoder.parameters()).requires_grad_(True)
+    with pytest.raises(adapters.AdapterError, match=r"trainable and not the adapter's: text_encoder\."):
+        adapters.check_trainable(policy)
+
+
+def test_an_adapter_that_is_half_frozen_is_refused():
+    policy = tiny.policy_with_adapter()
+    policy.module.to_q.lora_B.requires_grad_(False)
+    with pytest.raises(adapters.AdapterError, match=r"the adapter's weights .* frozen: to_q\.lora_B\.default\.weight$"):
+        adapters.check_trainable(policy)
+
+
+def test_full_fine_tuning_trains_exactly_the_denoiser(policy):
+    assert set(adapters.train_all(policy)) == {name for name, _ in policy.module.named_parameters()}
+    policy.module.conv_in.bias.requires_grad_(False)
+    with pytest.raises(adapters.AdapterError, match=r"the denoiser's weights .* frozen: conv_in\.bias$"):
+        adapters.check_trainable(policy)
+    policy.module.conv_in.bias.requires_grad_(True)
+    policy.pipeline.vae.requires_grad_(True)
+    with pytest.raises(adapters.AdapterError, match=r"not the denoiser's: vae\..*more"):
+        adapters.check_trainable(policy)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_full_fine_tuning_of_half_precision_is_refused_with_the_mend(dtype):
+    """Made float32, the denoiser would still be given half-precision inputs and fail in its first layer."""
+    policy = tiny.TinyPolicy()
+    policy.module.to(dtype)
+    name = str(dtype).removeprefix("torch.")
+    with pytest.raises(adapters.AdapterError, match=f"they are {name}: set model.dtype=float32"):
+        adapters.train_all(policy)
+    assert {weight.dtype for weight in policy.module.parameters()} == {dtype}
+
+
 def test_a_base_in_half_precision_trains_in_full():
     policy = tiny.TinyPolicy()
     policy.module.to(torch.bfloat16)

@@ -92,7 +92,7 @@ def test_files_are_synced_before_the_rename_and_the_parent_after(tmp_path, monke
     monkeypatch.setattr(durable, "fsync", lambda path: (events.append(f"sync {path.name}"), fsync(path)))
     monkeypatch.setattr(Path, "rename", lambda a, b: (events.append(f"rename {b.name}"), rename(a, b))[1])
     saved(tmp_path / "checkpoints", 5)
-    aside = f"tmp-step-00000005-{os.getpid()}"
+    aside = f"palate-tmp-step-00000005-{os.getpid()}"
     files = ["manifest.json", "state.json", "weights.safetensors"]
     assert events == [*(f"sync {name}" for name in files), f"sync {aside}", "rename step-00000005", "sync checkpoints"]
 
@@ -143,6 +143,33 @@ def _valid(folder: Path) -> bool:
         return checkpoint.verify(folder) > 0
     except checkpoint.CheckpointError:
         return False
+
+
+def test_only_what_a_crash_left_behind_is_swept(tmp_path):
+    """A run's folder may be the user's own, by `output=.`."""
+    mine = ["tmp-notes", "tmp-step-00000005-123", "tmp-removed-photos", "palate-tmpl", "checkpoints/tmp-mine"]
+    for name in mine:
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "precious.txt").write_text("mine")
+    left = ["palate-tmp-adapter-99", "checkpoints/palate-tmp-removed-step-00000001"]
+    for name in left:
+        (tmp_path / name).mkdir(parents=True)
+    tiny.offline(tmp_path).run()
+    assert all((tmp_path / name / "precious.txt").is_file() for name in mine)
+    assert not any((tmp_path / name).exists() for name in left)
+
+
+def test_every_folder_that_is_not_whole_has_a_name_that_is_swept(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "rmtree", lambda path, **how: None)  # as if killed before each removal
+    (one, two) = saved(tmp_path, 1, 2)
+    durable.remove_folder(one)
+    saved(tmp_path, 2)
+    with pytest.raises(KeyError), durable.written_aside(two):
+        raise KeyError
+    monkeypatch.undo()
+    assert len(list(tmp_path.iterdir())) == 4
+    durable.sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == [two]
 
 
 # --- damage -----------------------------------------------------------------------------------------------------------
@@ -209,10 +236,10 @@ def test_no_valid_checkpoint_left_is_an_error_and_none_at_all_is_a_start(tmp_pat
 
 
 def test_a_later_format_is_refused_by_number(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "FORMAT", 2)
+    monkeypatch.setattr(checkpoint, "FORMAT", checkpoint.FORMAT + 1)
     (folder,) = saved(tmp_path, 1)
     monkeypatch.undo()
-    with pytest.raises(checkpoint.CheckpointError, match="format 2, this version reads 1"):
+    with pytest.raises(checkpoint.CheckpointError, match=f"format {checkpoint.FORMAT + 1}, this version reads"):
         checkpoint.load(folder)
 
 

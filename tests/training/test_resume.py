@@ -218,7 +218,6 @@ def test_live_equals_resumed_and_differs_from_resumed_with_weights_alone(tmp_pat
     whole = tiny.offline(tmp_path / "whole", max_steps=4, lr_schedule="constant")
     whole.run()
     half = tiny.offline(tmp_path / "half", max_steps=4)
-    half._advance_until = 2
 
     def stopped(trainer_, at):
         real = trainer_._advance

@@ -9,9 +9,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from palate.models.contracts import State, TransitionBatch
+from palate.models.contracts import State, TransitionBatch, select
 from palate.paths import FlowPath
 from palate.training import sources
+from palate.training.offline import Offline
+from palate.training.online import Online
 from palate.training.processes import Processes
 from tests import toys
 from tests.training import tiny
@@ -19,13 +21,13 @@ from tests.training import tiny
 POLICY = tiny.TinyPolicy()
 
 
-def offline(n: int = 10, rows=None, rank: int = 0, world: int = 1, **options) -> sources.Offline:
+def offline(n: int = 10, rows=None, rank: int = 0, world: int = 1, **options) -> Offline:
     rows = rows or tiny.preference_rows(POLICY, n)
     options = {"batch_size": 4, "processes": Processes(rank, world), **options}
-    return sources.Offline(rows, POLICY.condition([""]), POLICY.path, **options)
+    return Offline(rows, POLICY.condition([""]), POLICY.path, **options)
 
 
-def taken(source: sources.Offline, steps: int) -> list[list[tuple[str, int]]]:
+def taken(source: Offline, steps: int) -> list[list[tuple[str, int]]]:
     """(id, visit) of each step's rows."""
     out = []
     for _ in range(steps):
@@ -121,7 +123,6 @@ def test_held_out_prompts_are_never_trained_on_and_their_draws_are_fixed():
     assert Counter(ids) == Counter({rows[i].id: 2 for i in source.validation_rows})
     train = sources.draws([rows[0].id], [0], 0, POLICY.path, (1, 2, 2))
     assert not any((noise == train.noise).any() for noise in first)
-    assert sources.held_out(["a"], 0.5, 0) == ([0], [])
 
 
 def test_rows_that_cannot_be_stacked_go_into_different_micro_batches():
@@ -143,17 +144,17 @@ def test_fewer_candidates_are_filled_up_and_masked():
 
 def test_no_rows_is_an_error():
     with pytest.raises(sources.SourceError, match="no preferences"):
-        sources.Offline([], POLICY.condition([""]), POLICY.path, batch_size=2)
+        Offline([], POLICY.condition([""]), POLICY.path, batch_size=2)
 
 
 # --- online -----------------------------------------------------------------------------------------------------------
 
 
-def online(scorer=tiny.brightness, prepare=None, **options) -> sources.Online:
+def online(scorer=tiny.brightness, prepare=None, **options) -> Online:
     from palate.algorithms import d3po
 
     options = {"k": 2, "prompts_per_round": 3, "batch_size": 4, "inner_epochs": 2, **options}
-    return sources.Online(
+    return Online(
         tiny.PROMPTS,
         lambda prompts, ids, seed: tiny.roll_out(POLICY, prompts, ids, seed=seed),
         scorer,
@@ -163,7 +164,7 @@ def online(scorer=tiny.brightness, prepare=None, **options) -> sources.Online:
     )
 
 
-def steps_of(source: sources.Online, count: int) -> list[tuple[torch.Tensor, ...]]:
+def steps_of(source: Online, count: int) -> list[tuple[torch.Tensor, ...]]:
     out = []
     for _ in range(count):
         feed = source.next(State())
@@ -231,7 +232,7 @@ def test_failed_scores_are_counted_and_never_trained_on():
         return toys_batch(rollout)
 
     feed = online(lambda prompts, media: {"beauty": next(scores)}, prepare).next(State())
-    assert feed.metrics["samples/failed"] == (1.0, 1.0) and feed.metrics["reward/beauty"] == (18.0, 5.0)
+    assert feed.metrics["round/failed"] == (1.0, 1.0) and feed.metrics["samples/beauty"] == (18.0, 5.0)
     assert seen["beauty"].isnan().tolist() == [False, False, True, False, False, False]
     feed = online(lambda prompts, media: {"beauty": [1.0, 2.0, float("nan"), 4.0, 6.0, 5.0]}).next(State())
     (batch, _), *rest = feed.micros()
@@ -262,36 +263,124 @@ def test_on_round_comes_before_sampling():
 def test_only_what_rows_point_to_moves_to_a_device():
     source = online()
     batch = next(source.next(State()).micros())[0]
-    one = sources.to_device(sources.select(batch, torch.tensor([1])), torch.device("cpu"))
+    one = sources.to_device(select(batch, torch.tensor([1])), torch.device("cpu"))
     assert len(one.x) == 6  # nothing is copied on the CPU
     fake = SimpleNamespace(type="cuda")
     real = torch.Tensor.to
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.Tensor, "to", lambda self, *a, **k: self if a and a[0] is fake else real(self, *a, **k))
-        small = sources.to_device(sources.select(batch, torch.tensor([1])), fake)
+        small = sources.to_device(select(batch, torch.tensor([1])), fake)
     assert len(small.x) == 2 == len(small.cond) and small.candidate.tolist() == [[0, 1]]
     assert torch.equal(small.x_t, one.x_t) and torch.equal(small.logps, one.logps)
 
 
+# --- what it is made of -----------------------------------------------------------------------------------------------
+
+
+def changed(rows, index: int = 3, **fields):
+    return [*rows[:index], replace(rows[index], **fields), *rows[index + 1 :]]
+
+
 def test_a_run_does_not_go_on_with_other_data():
-    from palate.training.sources import Offline, SourceError
-    from tests.toys import ToyDenoiser, preferences
+    rows = tiny.preference_rows(POLICY, 6, k=3)
+    begun = offline(rows=rows).state()
+    offline(rows=tiny.preference_rows(POLICY, 6, k=3)).restore(begun)
+    with pytest.raises(
+        sources.SourceError, match=r"not those the run began with \(6 rows then, 5 now\): put them back"
+    ):
+        offline(rows=rows[:5]).restore(begun)
+    with pytest.raises(sources.SourceError, match="2 of 6 rows differ, first that of 'prompt 2'"):
+        offline(rows=[rows[0], rows[2], rows[1], *rows[3:]]).restore(begun)
 
-    policy = ToyDenoiser()
-    batch = preferences(policy, 4)
 
-    def source(n):
-        from palate.training.sources import PreferenceRow
+def test_a_run_does_not_go_on_with_other_facts_about_the_same_prompts():
+    rows = tiny.preference_rows(POLICY, 6, k=3)
+    begun = offline(rows=rows).state()
+    row = rows[3]
+    for other in (
+        {"prefer": 1 - row.prefer},
+        {"votes": row.votes + 1},
+        {"scores": row.scores + 1e-3},
+        {"mask": torch.tensor([True, True, False])},
+        {"weight": 2.0},
+        {"id": "another"},
+    ):
+        with pytest.raises(sources.SourceError, match="1 of 6 rows differ, first that of 'prompt 3'"):
+            offline(rows=changed(rows, **other)).restore(begun)
 
-        rows = [
-            PreferenceRow(
-                id=batch.ids[i], prompt=batch.ids[i], x0=batch.x0[i], cond=batch.cond[i], prefer=batch.prefer[i],
-                votes=batch.votes[i], scores=batch.scores[i], mask=batch.mask[i],
-            )
-            for i in range(n)
-        ]  # fmt: skip
-        return Offline(rows, batch.null, policy.path, batch_size=2)
 
-    source(4).restore(source(4).state())
-    with pytest.raises(SourceError, match="preferences are not those the run began with"):
-        source(3).restore(source(4).state())
+def test_a_run_goes_on_with_pictures_encoded_elsewhere_and_not_with_others():
+    """bfloat16 on another device differs in the third digit; one of three pictures changed is another picture."""
+    rows = tiny.preference_rows(POLICY, 40, k=3)
+    rows = [replace(row, x0=row.x0.repeat(1, 4, 8, 8)) for row in rows]
+    begun = offline(rows=rows).state()
+    offline(rows=[replace(row, x0=row.x0.bfloat16().float()) for row in rows]).restore(begun)
+    for index, row in enumerate(rows):
+        for other in (row.x0.flip(-1), row.x0.roll(1, 0), row.x0 * 1.2, torch.cat([row.x0[:2], -row.x0[2:]])):
+            with pytest.raises(sources.SourceError, match="1 of 40 rows differ"):
+                offline(rows=changed(rows, index, x0=other)).restore(begun)
+    spoilt = changed(rows, x0=torch.full_like(rows[3].x0, torch.nan))
+    offline(rows=spoilt).restore(offline(rows=spoilt).state())
+
+
+def test_a_round_does_not_go_on_with_other_prompts():
+    source = online()
+    other = Online(
+        [*tiny.PROMPTS, "another"], source._rollout, tiny.brightness, source._prepare, source._kernel,
+        k=2, prompts_per_round=3, batch_size=4,
+    )  # fmt: skip
+    with pytest.raises(sources.SourceError, match="the prompts are not those the run began with: put them back"):
+        other.restore(source.state())
+
+
+# --- what it teaches --------------------------------------------------------------------------------------------------
+
+
+def only(*ids: str):
+    """An algorithm's `lacking` that learns from some rows."""
+    return lambda batch: "" if set(batch.ids) & set(ids) else "no pair is decided"
+
+
+def test_rows_of_which_none_teaches_anything_are_refused():
+    source = offline(5)
+    with pytest.raises(sources.SourceError, match="nothing to learn from these 5 rows: no pair is decided"):
+        source.check(only())
+    assert source.check(only("prompt 4")) == [] and online().check(only()) == []
+    rows = [replace(row, weight=0.0) for row in tiny.preference_rows(POLICY, 5)]
+    with pytest.raises(sources.SourceError, match="nothing to learn from these 5 rows: they all weigh 0"):
+        offline(rows=rows).check(lambda batch: "")
+
+
+def test_held_out_rows_that_say_nothing_or_little_are_warned_of():
+    rows = [replace(row, prompt=f"prompt {i // 2}") for i, row in enumerate(tiny.preference_rows(POLICY, 60))]
+    source = offline(rows=rows, held_out_share=0.4)
+    held = [rows[i].id for i in source.validation_rows]
+    train = rows[source.train_rows[0]].id
+    assert len(held) == 24  # two each of twelve prompts
+    assert source.check(only(train, *held)) == [] == source.check(only(train, *held[:20]))
+    (few,) = source.check(only(train, *held[:18]))
+    assert "only 9 prompts, fewer than 10" in few and "data.held_out" in few
+    (none,) = source.check(only(train))
+    assert "none of the 24 held-out rows" in none and "no pair is decided" in none
+
+
+def test_rows_are_read_no_further_than_to_the_first_that_teaches():
+    class Rows(list):
+        read = 0
+
+        def __getitem__(self, index):
+            self.read += 1
+            return super().__getitem__(index)
+
+    rows = Rows(tiny.preference_rows(POLICY, 10))
+    source = offline(rows=rows, prompts=[f"prompt {i}" for i in range(10)])
+    source.check(only("prompt 2", "prompt 7"))
+    assert rows.read == 3
+
+
+def test_a_round_says_what_takes_long():
+    source, said = online(rounds=2), []
+    source.note = said.append
+    steps_of(source, 9)
+    rounds = [f"sampling round {i} of 2: 6 samples" for i in (1, 2)]
+    assert said == [rounds[0], "scoring round 1 of 2", rounds[1], "scoring round 2 of 2"]

@@ -16,7 +16,7 @@ from torch import nn
 
 from palate import config
 from palate.models.contracts import LossOutput, Needs, State
-from palate.training import adapters, checkpoint, optimisation, trainer
+from palate.training import adapters, checkpoint, logs, optimisation, sources, trainer
 from palate.training.processes import Processes, join
 from palate.training.signals import StopRequest
 from tests.training import forks, tiny
@@ -230,11 +230,40 @@ def test_a_step_whose_gradient_is_not_finite_is_skipped(tmp_path):
 def test_a_step_without_judged_rows_changes_nothing_and_is_not_bad(tmp_path):
     from dataclasses import replace
 
-    tied = [replace(row, prefer=torch.full_like(row.prefer, 0.5)) for row in tiny.preference_rows(tiny.TinyPolicy(), 4)]
-    run = tiny.offline(tmp_path, rows=tied, max_steps=7)
-    before = weights_of(run).clone()
-    run.run()
-    assert torch.equal(weights_of(run), before) and "loss" not in rows_of(tmp_path)[0]
+    rows = tiny.preference_rows(tiny.TinyPolicy(), 8)
+    rows[:7] = [replace(row, prefer=torch.full_like(row.prefer, 0.5)) for row in rows[:7]]
+    run = tiny.offline(tmp_path, rows=rows, max_steps=8, batch_size=1)
+    courses, apply = [], run._apply
+    run._apply = lambda *given: (courses.append(run.step), apply(*given))[1]
+    result = run.run()
+    (step,) = courses
+    assert [row["step"] for row in rows_of(tmp_path) if "loss" in row] == [step + 1]
+    assert result.step == 8 and result.warnings == ()
+
+
+@pytest.mark.parametrize("value", [0.5, math.nan])
+def test_rows_that_nobody_decided_are_refused_before_anything_is_done(value, tmp_path):
+    """A thousand steps that do nothing would end in "done"."""
+    from dataclasses import replace
+
+    rows = tiny.preference_rows(tiny.TinyPolicy(), 4)
+    tied = [replace(row, prefer=torch.full_like(row.prefer, value)) for row in rows]
+    with pytest.raises(sources.SourceError, match=r"nothing to learn from these 4 rows: no pair is decided.*collect"):
+        tiny.offline(tmp_path, rows=tied).run()
+    assert not (tmp_path / "metrics.jsonl").exists() and not (tmp_path / "checkpoints").exists()
+    assert tiny.offline(tmp_path, rows=[*tied, rows[0]]).run().step == 6
+
+
+def test_scores_that_are_not_there_are_refused(tmp_path):
+    from dataclasses import replace
+
+    from palate.algorithms import rwr
+
+    rows = [replace(row, scores=torch.zeros(2, 0)) for row in tiny.preference_rows(tiny.TinyPolicy(), 4)]
+    made = tiny.offline(tmp_path, rows=rows)
+    run = trainer.Trainer(made.policy, rwr, rwr.Config(), made.source, made.settings, tmp_path, progress=False)
+    with pytest.raises(sources.SourceError, match="no candidate has a score"):
+        run.run()
 
 
 def test_the_loss_scale_falls_on_overflow_and_rises_again():
@@ -313,9 +342,7 @@ def with_head() -> SimpleNamespace:
         state.modules["head"].seen += 0.1
         return LossOutput((value - state.modules["head"].seen).square().sum(), torch.tensor(float(len(batch))))
 
-    return SimpleNamespace(
-        NEEDS=Needs("offline", "denoising"), init=lambda p, c: State(modules={"head": Head()}), step=step
-    )
+    return SimpleNamespace(NEEDS=Needs("offline"), init=lambda p, c: State(modules={"head": Head()}), step=step)
 
 
 def test_an_algorithms_own_modules_are_trained_saved_and_restored(tmp_path):
@@ -388,6 +415,82 @@ def test_early_stopping_keeps_the_best_held_out_weights(tmp_path):
     assert again.run() == result and torch.equal(weights_of(again), kept[2])
 
 
+def judged(folder: Path, losses: list[float | None], **changes):
+    """A run whose held-out losses, from the start on, are these."""
+    left = iter(losses)
+    run = tiny.offline(folder, evaluate_every=1, ema_decay=None, **{"max_steps": len(losses) - 1, **changes})
+    run._validate = lambda: {} if (loss := next(left)) is None else {"validation/loss": loss}
+    run.source.validation_rows = []  # whose number is another matter
+    return run
+
+
+NAN = math.nan
+
+
+@pytest.mark.parametrize(
+    ("losses", "step", "best"),
+    [
+        ([0.7, NAN, 0.65, 0.66], 3, 2),
+        ([NAN, 0.7, 0.65, 0.66, math.inf], 4, 2),
+        ([0.7, NAN, None, NAN, 0.1], 3, None),
+        ([0.7, 0.6, NAN, NAN, 0.1], 3, 1),
+    ],
+)
+def test_a_held_out_loss_that_is_not_finite_is_never_the_best(losses, step, best, tmp_path):
+    result = judged(tmp_path, losses, early_stopping=2).run()
+    assert (result.step, result.exported) == (step, "last" if best is None else "best")
+    assert result.exported_step == best or best is None
+    assert result.warnings == (
+        ("no held-out loss was finite, so nothing tells good weights from bad",) if best is None else ()
+    )
+
+
+@pytest.mark.parametrize("patience", [5, 0])
+@pytest.mark.parametrize("lowest", [0.7, 0.71])
+def test_weights_no_better_than_the_start_are_exported_with_a_warning(lowest, patience, tmp_path, capfd):
+    def made():
+        run = judged(tmp_path, [0.7, 0.9, lowest, 0.8], early_stopping=patience)
+        run._progress = True
+        return run
+
+    result = made().run()
+    (warning,) = result.warnings
+    assert f"their lowest loss, {lowest:.4f} at step 2, is not below the 0.7000 of the start" in warning
+    assert capfd.readouterr().err.splitlines()[-1] == f"warning: {warning}"
+    assert made().run() == result  # a finished run says the same again
+
+
+def test_weights_better_than_the_start_are_exported_without_one(tmp_path):
+    assert judged(tmp_path, [0.7, 0.9, 0.69, 0.8], early_stopping=5).run().warnings == ()
+
+
+def test_few_held_out_prompts_are_warned_of_where_they_judge(tmp_path, capfd):
+    run = tiny.offline(tmp_path / "judged", evaluate_every=3)
+    run._progress = True
+    few, *verdict = run.run().warnings
+    assert "the held-out loss is of only 2 prompts" in few and not verdict
+    assert capfd.readouterr().err.startswith(f"warning: {few}\n")
+    assert tiny.offline(tmp_path / "unheard").run().warnings == ()
+
+
+def test_a_bad_row_is_left_out_of_the_held_out_loss_and_counted(tmp_path):
+    def validated(folder, spoil):
+        rows = tiny.preference_rows(tiny.TinyPolicy(), 20)
+        run = tiny.offline(folder, rows=rows, evaluate_every=1, max_steps=1, micro_batch_size=2)
+        index = run.source.validation_rows[0]
+        if spoil:
+            spoilt(rows, index)
+        else:
+            run.source.validation_rows.remove(index)
+        run.run()
+        return rows_of(folder)
+
+    good, bad = validated(tmp_path / "good", False), validated(tmp_path / "bad", True)
+    assert [row.pop("validation/rows/not_finite") for row in bad] == [4, 4]  # four draws of it
+    for a, b in zip(good, bad, strict=True):
+        assert a == pytest.approx(b, rel=1e-4)
+
+
 def test_what_is_exported_is_said(tmp_path):
     last = tiny.offline(tmp_path / "last", ema_decay=None).run()
     average = tiny.offline(tmp_path / "ema").run()
@@ -402,6 +505,14 @@ def test_the_census_holds_over_a_whole_run(tmp_path):
     adapters.check_census(before, adapters.census(run.policy))
     owned = {id(weight) for group in run._optimiser.param_groups for weight in group["params"]}
     assert owned == {id(weight) for weight in adapters.trainable(run.policy).values()}
+
+
+@pytest.mark.parametrize("make", [tiny.offline, tiny.online])
+def test_a_run_that_would_train_more_than_the_adapter_is_refused(make, tmp_path):
+    run = make(tmp_path)
+    run.policy.module.to_k.base_layer.weight.requires_grad_(True)
+    with pytest.raises(adapters.AdapterError, match=r"not the adapter's: to_k\.base_layer\.weight; freeze"):
+        run.run()
 
 
 # --- what is written and said -----------------------------------------------------------------------------------------
@@ -424,6 +535,21 @@ def test_progress_is_plain_lines_when_there_is_no_terminal(tmp_path, capfd):
     assert re.fullmatch(r"step 6/6  loss 0\.\d+  reward/accuracy .*left", lines[-1])
 
 
+def test_progress_of_an_online_run_shows_the_mean_score_and_the_sampling(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(logs, "_QUIET_S", 0.0)
+    run = tiny.online(tmp_path)
+    run._progress = True
+    run.run()
+    lines = capfd.readouterr().err.splitlines()
+    assert lines[0] == "step 0/9  sampling round 1: 8 samples"
+    scores = [re.search(r"samples/brightness (\S+)", line) for line in lines if " loss " in line]
+    rows = [row.get("samples/brightness") for row in rows_of(tmp_path)]
+    assert None in rows  # a round has several steps, and its samples are in the row of the first
+    for place in range(1, len(rows)):
+        rows[place] = rows[place - 1] if rows[place] is None else rows[place]
+    assert [float(found[1]) for found in scores] == pytest.approx(rows, rel=1e-3)
+
+
 def test_progress_is_a_bar_on_a_terminal(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     run = tiny.offline(tmp_path)
@@ -432,12 +558,13 @@ def test_progress_is_a_bar_on_a_terminal(tmp_path, monkeypatch, capfd):
     assert "6/6" in capfd.readouterr().err
 
 
-def test_a_second_signal_ends_the_process(monkeypatch):
+def test_a_second_signal_ends_the_process(monkeypatch, capfd):
     ended = []
     monkeypatch.setattr(os, "_exit", ended.append)
     request = StopRequest()
     request(15, None)
     assert request.asked and not ended
+    assert capfd.readouterr().err == "\nstopping after this step and saving; again to exit at once, unsaved\n"
     request(15, None)
     assert ended == [143]
 
@@ -477,7 +604,9 @@ def pipeline_run(folder: Path, kind: str, device: str = "cpu", **changes) -> tra
     """Three steps of a method on a tiny Stable Diffusion, wired as a recipe is."""
     from palate import sampling
     from palate.algorithms import d3po, diffusion_dpo
-    from palate.training.sources import Offline, Online, PreferenceRow
+    from palate.training.offline import Offline
+    from palate.training.online import Online
+    from palate.training.sources import PreferenceRow
 
     policy, chosen = pipeline_policy(), tiny.settings(max_steps=3, learning_rate=1e-3, **changes)
     policy.pipeline.to(device)

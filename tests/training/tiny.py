@@ -13,8 +13,10 @@ from palate.algorithms import d3po, diffusion_dpo
 from palate.config import LoraSettings, TrainingSettings
 from palate.models.contracts import Rollout
 from palate.training import adapters
+from palate.training.offline import Offline
+from palate.training.online import Online
 from palate.training.processes import Processes
-from palate.training.sources import Offline, Online, PreferenceRow
+from palate.training.sources import PreferenceRow
 from palate.training.trainer import Trainer
 from tests import toys
 

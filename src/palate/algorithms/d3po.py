@@ -11,10 +11,15 @@ and beta only scales it. Guidance is part of the policy.
 
 Departures from the authors' code:
 1. One pass over the k candidates of a prompt at a step serves all of their pairs; there four passes serve a pair.
-2. `reference: sampling` (a rolling reference, the paper's section 5.2) needs no reference pass at all: the sampling
-   policy's log-densities were stored. `reference: base` is the fixed one of the authors' reward-model script.
+2. The default `reference: sampling` (a rolling reference, the paper's section 5.2) needs no reference pass at all: the
+   sampling policy's log-densities were stored. The authors' reward-model script keeps the base fixed instead:
+   `reference: base`.
 3. `reduce: sum` and a PPO-like one-sided clamp are not offered; `clip: null` turns the clamp off.
 4. The last step of a schedule that ends without noise has no density and is left out.
+5. The steps of all pairs of a round are shuffled together into optimiser steps of `batch_size` transitions; there an
+   update takes all T steps of its pairs.
+6. Ties and incomparable candidates are left out of the mean; there they count in its denominator, with a loss of ln 2
+   that has no gradient, so that an update is the smaller the more of them there are.
 """
 
 from __future__ import annotations
@@ -45,9 +50,7 @@ class Config(Strict):
     compare: Literal["pareto", "sum"] = Field("pareto", description="Several dimensions by dominance, or added up.")
 
 
-NEEDS = Needs(
-    source="online", likelihood="transition", reference="sampling", k=None, unit="transition", start_loss=math.log(2)
-)
+NEEDS = Needs(source="online", reference="sampling", k=None, start_loss=math.log(2))
 
 
 def init(policy: Denoiser, config: Config) -> State:
@@ -125,5 +128,5 @@ def step(
         loss_sum=(loss * pair_weight).sum(),
         weight=pair_weight.sum(),
         metrics=metrics.preference(config.beta * log_ratio, prefer)
-        | {"clip_fraction": metrics.mean(clipped), "approx_kl": metrics.mean(0.5 * log_ratio.pow(2))},
+        | {"clip_fraction": metrics.mean(clipped), "kl": metrics.kl(log_ratio)},
     )

@@ -4,7 +4,8 @@
 
 The transition log-densities are MEANS over latent dimensions, which is why eps is as small as 1e-4. Advantages are
 rewards standardised per prompt over the last `buffer_size` samples of that prompt once there are `min_count`, else
-over the whole round; clipped to `advantage_clip`. Guidance is part of the policy: rows are guided as they were sampled.
+over the whole round; where all of these are equal it is exactly 0; clipped to `advantage_clip`. Guidance is part of
+the policy: rows are guided as they were sampled.
 
 It needs the true reward, a number; D3PO gets by with comparisons. That makes it the yardstick of D3PO's claim.
 """
@@ -32,7 +33,7 @@ class Config(Strict):
     rewards: Mapping[str, float] = Field(default_factory=dict, description="Weight by dimension; empty adds all up.")
 
 
-NEEDS = Needs(source="online", likelihood="transition", reference="sampling", k=1, unit="transition")
+NEEDS = Needs(source="online", reference="sampling", k=1)
 
 
 def init(policy: Denoiser, config: Config) -> State:
@@ -47,22 +48,16 @@ def total(feedback: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tenso
 
 
 def advantages(rewards: Tensor, prompts: list[str], history: dict[str, list[float]], config: Config) -> Tensor:
-    """[n], updating `history`; a reward that is not finite gets 0 and is not remembered."""
-    finite = torch.isfinite(rewards)
-    known = rewards[finite]
+    """[n] float64, updating `history`; a reward that is not finite gets 0 and is not remembered."""
     for prompt, reward in zip(prompts, rewards.tolist(), strict=True):
         if reward - reward == 0:  # finite
             history[prompt] = [*history.get(prompt, []), reward][-config.buffer_size :]
-    if not len(known):
-        return torch.zeros_like(rewards)
-
-    def statistics(prompt: str) -> tuple[float, float]:
+    advantage = losses.standardised(rewards, rewards)
+    for prompt in set(prompts):
         seen = torch.tensor(history.get(prompt, []), dtype=torch.double)
-        sample = seen if len(seen) >= config.min_count else known
-        return sample.mean().item(), sample.std(correction=0).item()
-
-    mean, std = torch.tensor([statistics(prompt) for prompt in prompts], dtype=torch.double).T
-    advantage = torch.where(finite, (rewards - mean) / (std + 1e-8), torch.zeros_like(rewards))
+        if len(seen) >= config.min_count:
+            rows = [row for row, name in enumerate(prompts) if name == prompt]
+            advantage[rows] = losses.standardised(rewards[rows], seen)
     return advantage.clamp(-config.advantage_clip, config.advantage_clip)
 
 
@@ -85,7 +80,7 @@ def step(
         weight=batch.weight.sum(),
         metrics={
             "clip_fraction": metrics.mean(clipped),
-            "approx_kl": metrics.mean(0.5 * log_ratio.pow(2)),
+            "kl": metrics.kl(log_ratio),
             "ratio": metrics.mean(log_ratio.exp()),
         },
     )

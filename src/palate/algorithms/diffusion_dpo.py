@@ -5,7 +5,7 @@
 with err = MEAN over latent dimensions of the squared denoising error, at a time t and a noise e shared by the pair.
 
 `beta_dpo` follows the official code: the logit is beta_dpo/2 times the difference of MEAN errors, so the paper's
-beta = 5000 for SDXL is `beta_dpo: 5000`. The research script of diffusers leaves out the half: halve its value here
+beta = 5000 for SDXL is `beta_dpo: 5000`. The research script of diffusers leaves out the half: double its value here
 (2500 there is 5000 here). A small model's latents are few and its errors large: `world:shapes` wants far less.
 
 Departures from the official code:
@@ -40,12 +40,20 @@ class Config(Strict):
     reference: Literal["base", "start"] = Field("base", description="The weights the policy is held to.")
 
 
-NEEDS = Needs(source="offline", likelihood="denoising", reference="frozen", k=None, start_loss=math.log(2))
+NEEDS = Needs(source="offline", reference="frozen", k=None, start_loss=math.log(2))
 
 
 def init(policy: Denoiser, config: Config) -> State:
     """Nothing to remember between steps."""
     return State()
+
+
+def lacking(batch: PreferenceBatch, config: Config) -> str:
+    """Why the rows teach nothing, and the mend; empty if one of them does. A tie, kept or not, moves nothing."""
+    prefer = losses.known_pairs(batch.prefer, batch.mask)
+    if bool((prefer.nan_to_num(0.5) != 0.5).any()):
+        return ""
+    return "no pair is decided, all are ties or unknown; collect more votes, or derive preferences from scores"
 
 
 def step(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from palate import likelihood, metrics
 from palate.config import Strict
@@ -20,7 +21,7 @@ class Config(Strict):
     prompt_dropout: float = Field(0.1, ge=0, le=1, description="Share of the prompts emptied.")
 
 
-NEEDS = Needs(source="offline", likelihood="denoising", reference="none", k=None)
+NEEDS = Needs(source="offline", reference="none", k=None)
 
 
 def init(policy: Denoiser, config: Config) -> State:
@@ -28,14 +29,28 @@ def init(policy: Denoiser, config: Config) -> State:
     return State()
 
 
+def winners(batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
+    """Which candidate wins most and loses least [B], and whether it wins at all [B]."""
+    wins = metrics.decided(batch.prefer, batch.mask)
+    balance = wins.sum(2) - wins.sum(1)
+    best = balance.argmax(1)
+    return best, balance.gather(1, best[:, None]).squeeze(1) > 0
+
+
+def lacking(batch: PreferenceBatch, config: Config) -> str:
+    """Why the rows teach nothing, and the mend; empty if one of them does."""
+    _, won = winners(batch)
+    if bool(won.any()):
+        return ""
+    return "no pair is decided, all are ties or unknown; collect more votes, or derive preferences from scores"
+
+
 def step(
     policy: Denoiser, reference: None, batch: PreferenceBatch, draw: Draw, state: State, config: Config
 ) -> LossOutput:
     """The denoising error of each prompt's winner; prompts where nothing won weigh nothing. One pass a prompt."""
-    wins = metrics.decided(batch.prefer, batch.mask)
-    balance = wins.sum(2) - wins.sum(1)
-    best, row = balance.argmax(1), torch.arange(len(batch), device=batch.x0.device)
-    weight = batch.weight * (balance[row, best] > 0)
+    (best, won), row = winners(batch), torch.arange(len(batch), device=batch.x0.device)
+    weight = batch.weight * won
 
     cond = batch.cond.where(draw.drop, batch.null)
     error = -likelihood.denoising(policy, batch.x0[row, best, None], cond, draw).squeeze(1)

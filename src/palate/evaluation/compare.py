@@ -52,14 +52,22 @@ def run_arm(
 
 @dataclass(frozen=True)
 class Judgement:
-    """Tuned against base: the verdict by the weighted reward, and each score (and the reward) compared alone."""
+    """Tuned against base: the verdict by the weighted reward, and each score (and the reward) compared alone.
 
-    verdict: win_rate.WinRate
+    Without weights there is no reward and no such verdict.
+    """
+
+    verdict: win_rate.WinRate | None
     dimensions: dict[str, win_rate.Comparison]
 
 
-def judge(base: Arm, tuned: Arm, weights: Mapping[str, float], *, tie: float = 0.0, seed: int = 0) -> Judgement:
-    """How often the tuned model's sample has the higher reward. Rewards no further apart than `tie` are a tie."""
+def judge(base: Arm, tuned: Arm, weights: Mapping[str, float] | None, *, tie: float = 0.0, seed: int = 0) -> Judgement:
+    """How often the tuned model's sample has the higher reward. Rewards no further apart than `tie` are a tie.
+
+    weights: of the scores in the reward; None adds nothing up, since scores of different kinds have no common unit.
+    """
+    if weights is None:
+        return Judgement(None, win_rate.compare(tuned.scores, base.scores, base.prompts, seed=seed))
     before, after = base.reward(weights), tuned.reward(weights)
     won = np.where(np.abs(after - before) <= tie, 0.5, after > before)
     won[np.isnan(after - before)] = np.nan

@@ -47,7 +47,8 @@ class ReportData:
     """All that the page shows; an empty part is left out of it.
 
     wins: for each judge, how often the tuned model beats the base. dimensions: tuned (a) against base (b).
-    grids: named pictures through training. data, seeds, versions, config: what to know to do it again.
+    grids: named pictures through training. caution: what speaks against the verdict. data, seeds, versions, config:
+    what to know to do it again.
     """
 
     title: str
@@ -57,6 +58,7 @@ class ReportData:
     charts: list[Chart] = field(default_factory=list)
     grids: list[tuple[str, Image.Image]] = field(default_factory=list)
     summary: str = ""
+    caution: str = ""
     data: dict[str, str] = field(default_factory=dict)
     seeds: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
@@ -113,6 +115,21 @@ def verdict(judge: str, won: WinRate) -> tuple[str, str]:
         "open": "This does not show a difference from the base model.",
     }
     return f"{sentence} {means[tone]}", tone
+
+
+def caution(trained_on: int) -> str:
+    """What it means that so many prompts judged on were trained on, and what to do; nothing where none was."""
+    if not trained_on:
+        return ""
+    return (
+        f"Trained on {trained_on} of the prompts that it is judged on, so the win rate may flatter the tuned model: "
+        "take them out of evaluation.prompts"
+    )
+
+
+def _cautions(facts: Mapping[str, Any]) -> list[str]:
+    found = [caution(facts.get("prompts_trained_on", 0)), *facts.get("warnings", ())]
+    return [text[:1].upper() + text[1:] for text in found if text]
 
 
 def percent(share: float) -> str:
@@ -184,6 +201,7 @@ def from_run(run_dir: str | Path) -> ReportData:
         charts=charts(rows, facts.get("start_loss")),
         grids=_grids(run / "samples", {Path(entry[side]).name for entry in facts.get("pairs", []) for side in _SIDES}),
         summary=_summary(rows, facts),
+        caution=". ".join(_cautions(facts)),
         config=text,
         data=known.get("data", {}) | _texts(facts.get("data")),
         seeds=known.get("seeds", {}) | _texts(facts.get("seeds")),
@@ -313,20 +331,20 @@ def versions() -> dict[str, str]:
 
 ABOUT = {  # in the order of the page; `x/` is for all metrics below x
     "loss": "What is made small.",
+    "evaluation/reward": "Mean reward over the evaluation prompts, from the same noise each time.",
     "evaluation/": "Mean over the evaluation prompts, from the same noise each time.",
     "reward/accuracy": "Share of pairs in which the policy leans towards the chosen one.",
     "reward/margin": "How much more the policy favours the chosen over the rejected than the reference does.",
     "reward": "Of chosen and rejected: beta times how much likelier they are than under the reference.",
-    "reward/": "Mean over the policy's own samples of the round.",
-    "kl": "Distance from the reference.",
-    "approx_kl": "Distance from the policy that sampled.",
+    "samples/": "Mean score of the policy's own samples of the round.",
+    "kl": "Distance from the policy that sampled, or from the fixed reference if there is one.",
     "displacement": "How much the denoising error rose above the reference's; if both rise, damage tells them apart.",
     "clip_fraction": "Share of the steps that the clip held back.",
     "grad_norm": "Size of the gradient before clipping.",
 }
 LEVELS = {"reward/accuracy": (0.5, "chance"), "ratio": (1.0, "unchanged")}
 PARTS = ("chosen", "rejected")  # of one quantity, in one chart
-UNEVENTFUL = ("learning_rate", "samples/", "rows/", "step/")  # not worth a chart while they stay the same
+UNEVENTFUL = ("learning_rate", "round/", "rows/", "step/")  # not worth a chart while they stay the same
 
 
 def charts(rows: Sequence[Mapping[str, Any]], start_loss: float | None = None) -> list[Chart]:

@@ -22,6 +22,7 @@ from palate.models.replay import Recipe
 from palate.models.schedules import Schedule
 
 ROUNDING = {torch.float32: 2e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}  # of a prediction, in another batch
+OTHER_KERNELS = 1e-2  # likewise, off the CPU: a float32 convolution of another batch may be computed in TF32
 GUIDANCE, OTHER_GUIDANCE = 3.7, 2.3  # while probing and proving: not values at which two formulas agree
 # Of one length in any tokenizer, so that conditions stack even where they are not padded.
 PROMPTS = ("a red fish", "a red bird", "a red boat")
@@ -169,7 +170,7 @@ class Capture:
         except ValueError as error:
             raise Unlearned(f"the conditions of prompts of one length do not stack ({error})") from None
         self._hold(run, cond, scale, tolerance)
-        rounding = ROUNDING.get(run.steps[0].model_output.dtype, 0.1)
+        rounding = max(ROUNDING.get(run.steps[0].model_output.dtype, 0.1), OTHER_KERNELS if tolerance else 0.0)
         for order in ([2, 0, 1], [1]):
             self._hold(run.rows(order), cond[order], scale, max(tolerance, rounding))
         if scale is not None and len(self.recipe(True).slots) == 2:

@@ -168,7 +168,11 @@ class TokenModel(Protocol):
 
 
 class Scorer(Protocol):
-    """Scores media pointwise: `{dimension: [n]}`, higher is better, NaN where it could not judge."""
+    """Scores media pointwise: `{dimension: [n]}`, higher is better, NaN where it could not judge.
+
+    It may offer, for errors before anything is sampled: `dimensions`, the names it gives, and `check(prompts)`, which
+    raises ValueError for prompts it cannot judge.
+    """
 
     def __call__(self, prompts: Sequence[str], media: Sequence[Media]) -> Mapping[str, Any]: ...
 
@@ -313,20 +317,16 @@ def select(batch: Rows, index: Tensor) -> Rows:
 
 @dataclass(frozen=True)
 class Needs:
-    """What an algorithm asks of the loop; the trainer reads this and never an algorithm's name.
+    """What an algorithm asks of the loop, which reads this and never an algorithm's name.
 
     source: "offline" (preference data) or "online" (rollouts scored as it goes).
     k: candidates of a prompt, None for any number (at least 2 unless it says 1).
     reference: "none", "frozen" (`Config.reference` may say which), or "sampling" where stored log-probabilities serve.
-    likelihood: "denoising", "transition", "token" or "score".
-    unit: "group" (the K candidates must stay together) or "transition" (rows may be split freely).
     """
 
     source: Literal["offline", "online"]
-    likelihood: Literal["denoising", "transition", "token", "score"]
     reference: Literal["none", "frozen", "sampling"] = "frozen"
     k: int | None = 2
-    unit: Literal["group", "transition"] = "group"
     start_loss: float | None = None  # known value of the loss while policy = reference (ln 2 for the sigmoid)
 
 
@@ -356,7 +356,9 @@ class Algorithm(Protocol):
 
     Config: a strict pydantic model whose defaults are the paper's or the vetted setting. NEEDS: see `Needs`.
     `init(policy, config) -> State`; `step(policy, reference, batch, draw, state, config) -> LossOutput`;
-    online only, `prepare(rollout, feedback, state, config) -> TransitionBatch` with feedback `{dimension: [n]}`.
+    online only, `prepare(rollout, feedback, state, config) -> TransitionBatch` with feedback `{dimension: [n]}`;
+    offline, if not every row of preferences teaches something, `lacking(batch, config) -> str`: why none of these rows
+    does, and the mend; empty if one does.
     """
 
     Config: type

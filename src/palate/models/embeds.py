@@ -42,10 +42,6 @@ class Memo:
         while self.held > self.budget and len(self._kept) > 1:
             self.held -= self._kept.popitem(last=False)[1][1]
 
-    def clear(self) -> None:
-        self._kept.clear()
-        self.held = 0
-
 
 def size_of(tree: Any) -> int:
     """Bytes of all tensors in a tree."""

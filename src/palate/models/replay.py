@@ -39,6 +39,10 @@ CLOCKS: dict[str, Callable[[Tensor, int], Tensor]] = {
 }
 
 
+class RaggedError(ValueError):
+    """Rows of different lengths, which a model takes as a list, cannot be stacked."""
+
+
 @dataclass(frozen=True)
 class Clock:
     """The denoiser's clock: a form of `CLOCKS`, its dtype, and whether it is cast before or after the formula."""
@@ -109,7 +113,7 @@ class Slot:
         return self.branches[0] if len(self.branches) == 1 else "cond"
 
     def split(self, tensor: Tensor | Ragged) -> list[Tensor]:
-        """A pass's tensor [parts * N, ...] as one [N, ...] per branch. Raises ValueError if a branch is ragged."""
+        """A pass's tensor [parts * N, ...] as one [N, ...] per branch. Raises RaggedError if a branch is ragged."""
         return split(tensor, len(self.branches), self.interleaved)
 
     def join(self, parts: list[Tensor]) -> Tensor:
@@ -167,12 +171,12 @@ class Slot:
 
 
 def split(tensor: Tensor | Ragged, parts: int, interleaved: bool) -> list[Tensor]:
-    """[parts * N, ...] as `parts` tensors [N, ...]. Raises ValueError if one of them is ragged."""
+    """[parts * N, ...] as `parts` tensors [N, ...]. Raises RaggedError if one of them is ragged."""
     if isinstance(tensor, Ragged):
         rows, n = tensor.items, len(tensor.items) // parts
         groups = [rows[i::parts] if interleaved else rows[i * n : (i + 1) * n] for i in range(parts)]
         if any(row.shape != group[0].shape for group in groups for row in group):
-            raise ValueError("prompts of different lengths in one call are not padded, and cannot be stacked")
+            raise RaggedError("prompts of different lengths in one call are not padded, and cannot be stacked")
         return [torch.stack(group) for group in groups]
     if parts == 1:
         return [tensor]

@@ -24,13 +24,14 @@ from palate.transitions import gaussian_log_prob
 @dataclass(frozen=True)
 class Record:
     """What happened in a call. x: [n, T+1, ...] fp32. t: [T+1]. logps: [n, T], MEAN over latent dimensions, 0 where
-    std is 0 and there is no likelihood. std: [T]. cond: n rows. kernel: the transitions'."""
+    std is 0 and there is no likelihood. std: [T]. cond: n rows, None where prompts of different lengths were sampled
+    together and cannot be stacked. kernel: the transitions'."""
 
     x: Tensor
     t: Tensor
     logps: Tensor
     std: Tensor
-    cond: Condition
+    cond: Condition | None
     kernel: Kernel
     guidance_scale: float | None
 

@@ -64,13 +64,26 @@ def add_lora(policy: Any, settings: LoraSettings, *, seed: int = 0, init: bool |
             policy.module.add_adapter(config, adapter_name=ADAPTER)
         else:
             peft.inject_adapter_in_model(config, policy.module, ADAPTER)
+    check_trainable(policy)
     return _float32(policy)
 
 
 def train_all(policy: Any) -> Parameters:
-    """Makes every weight of `policy.module` trainable, in float32, and returns them."""
+    """Makes every weight of `policy.module` trainable and returns them.
+
+    Raises AdapterError if they are not float32: updates would be lost in rounding, and made float32 here the weights
+    would no longer fit what the rest of the pipeline gives them.
+    """
+    narrow = {str(weight.dtype).removeprefix("torch.") for weight in policy.module.parameters()} - {"float32"}
+    if narrow:
+        raise AdapterError(
+            f"all weights are to be trained, and they are {', '.join(sorted(narrow))}: set model.dtype=float32, with "
+            "training.mixed_precision=bf16 for passes in half precision, or train an adapter (model.lora)"
+        )
     policy.module.requires_grad_(True)
-    return _float32(policy)
+    check_trainable(policy)
+    policy.module.eval()
+    return trainable(policy)
 
 
 def trainable(policy: Any) -> Parameters:
@@ -79,6 +92,24 @@ def trainable(policy: Any) -> Parameters:
     if not found:
         raise AdapterError("nothing is trainable: add an adapter (model.lora) or train all weights (model.lora: null)")
     return found
+
+
+def check_trainable(policy: Any) -> None:
+    """Raises AdapterError, naming some, unless exactly the adapter is trainable, or, without one, the denoiser."""
+    own = dict(policy.module.named_parameters())
+    wanted = _adapter_names(policy.module) or set(own)
+    whose = "the adapter's" if has_adapter(policy) else "the denoiser's"
+    strays = [name for name, weight in own.items() if weight.requires_grad and name not in wanted]
+    frozen = [name for name, weight in own.items() if not weight.requires_grad and name in wanted]
+    known = {id(weight) for weight in own.values()}
+    for part, component in getattr(getattr(policy, "pipeline", None), "components", {}).items():
+        if isinstance(component, nn.Module):
+            rest = [(name, weight) for name, weight in component.named_parameters() if id(weight) not in known]
+            strays += [f"{part}.{name}" for name, weight in rest if weight.requires_grad]
+    if strays:
+        raise AdapterError(f"trainable and not {whose}: {_some(strays)}; freeze them with requires_grad_(False)")
+    if frozen:
+        raise AdapterError(f"{whose} weights are to be trained, and these are frozen: {_some(frozen)}")
 
 
 def has_adapter(policy: Any) -> bool:
@@ -109,6 +140,20 @@ def _float32(policy: Any) -> Parameters:
         parameter.data = parameter.data.float()
     policy.module.eval()
     return trainable(policy)
+
+
+def _adapter_names(module: nn.Module) -> set[str]:
+    """Of the weights that adapters brought; empty without one."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, BaseTunerLayer)}
+    kinds = tuple(f"{name}.{kind}." for name, layer in layers.items() for kind in layer.adapter_layer_names)
+    return {name for name, _ in module.named_parameters() if name.startswith(kinds)} if kinds else set()
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first three, and how many more there are."""
+    return ", ".join(names[:3]) + (f" (and {len(names) - 3} more)" if len(names) > 3 else "")
 
 
 def _ends_with(name: str, targets: Sequence[str]) -> bool:
@@ -280,5 +325,4 @@ def check_census(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     if saved["base"] != now["base"]:
         changes.append("the frozen weights are not the same")
     if changes:
-        more = f" (and {len(changes) - 3} more)" if len(changes) > 3 else ""
-        raise AdapterError(f"the checkpoint belongs to another model or adapter: {'; '.join(changes[:3])}{more}")
+        raise AdapterError(f"the checkpoint belongs to another model or adapter: {_some(changes)}")

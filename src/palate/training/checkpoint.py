@@ -25,7 +25,7 @@ from torch import Tensor
 
 from palate.training import durable
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST, STATE = "manifest.json", "state.json"
 _NAME = re.compile(r"step-(\d{8,})")
 

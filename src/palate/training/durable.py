@@ -1,7 +1,8 @@
 """Folders and files that exist whole or not at all, and one process at a time in a run's folder.
 
-A folder is written aside as `tmp-*`, every file and the folder itself are fsynced, then it is renamed to its final
-name and the parent is fsynced. What a crash leaves behind is a `tmp-*` folder, which the next run removes.
+A folder is written aside as `palate-tmp-*`, every file and the folder itself are fsynced, then it is renamed to its
+final name and the parent is fsynced. What a crash leaves behind is such a folder, which the next run removes; a run's
+folder may be the user's own, and nothing else in it is touched.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ except ImportError:  # Windows has no POSIX locks: the folder is then not guarde
     fcntl = None  # type: ignore[assignment]
 
 LOCK = "run.lock"
+ASIDE = "palate-tmp-"  # begins the name of every folder that is not whole yet, or about to go
 
 
 class StorageError(OSError):
@@ -45,7 +47,7 @@ def written_aside(final: Path, *, needs: int = 0) -> Iterator[Path]:
     A folder of that name that is there already stays until the new one is durable on disk. needs: bytes about to be
     written, refused beforehand if they do not fit. Raises StorageError, one line, for a full or forbidden disk.
     """
-    aside = final.parent / f"tmp-{final.name}-{os.getpid()}"
+    aside = final.parent / f"{ASIDE}{final.name}-{os.getpid()}"
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         require_space(final.parent, needs)
@@ -64,7 +66,7 @@ def written_aside(final: Path, *, needs: int = 0) -> Iterator[Path]:
 
 def replace_folder(new: Path, final: Path) -> None:
     """Renames `new` to `final`, durably; a folder that had the name is moved out of the way and then removed."""
-    old = final.parent / f"tmp-replaced-{final.name}"
+    old = final.parent / f"{ASIDE}replaced-{final.name}"
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
         final.rename(old)
@@ -75,7 +77,7 @@ def replace_folder(new: Path, final: Path) -> None:
 
 def remove_folder(path: Path) -> None:
     """Removes a folder so that no half of it is ever seen under its name."""
-    doomed = path.parent / f"tmp-removed-{path.name}"
+    doomed = path.parent / f"{ASIDE}removed-{path.name}"
     shutil.rmtree(doomed, ignore_errors=True)
     path.rename(doomed)
     shutil.rmtree(doomed, ignore_errors=True)
@@ -83,7 +85,7 @@ def remove_folder(path: Path) -> None:
 
 def sweep(parent: Path) -> None:
     """Removes what a crash left behind. Only for the process that holds the run's lock."""
-    for path in parent.glob("tmp-*"):
+    for path in parent.glob(f"{ASIDE}*"):
         shutil.rmtree(path, ignore_errors=True)
 
 

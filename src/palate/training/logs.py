@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-_KEY_NUMBERS = ("loss", "reward/accuracy", "reward/margin", "approx_kl", "validation/loss")
+_KEY_NUMBERS = ("loss", "reward/accuracy", "reward/margin", "kl", "validation/loss")
+_SAMPLES = "samples/"  # mean scores of a round's samples: they stand until the next round's
 _QUIET_S = 10.0  # seconds between progress lines when the output is no terminal
 
 
@@ -64,6 +65,7 @@ class Progress:
         """what: is counted, and named in front of the count."""
         self._total, self._first, self._start, self._said = total, step, time.monotonic(), 0.0
         self._what, self._done = what, step
+        self._samples: dict[str, float] = {}
         self._bar: Any = None
         self._shown = shown
         if shown and sys.stderr.isatty():
@@ -80,7 +82,9 @@ class Progress:
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
         """After a step."""
         self._done = step
-        numbers = "  ".join(f"{name} {metrics[name]:.4g}" for name in _KEY_NUMBERS if name in metrics)
+        self._samples |= {name: value for name, value in metrics.items() if name.startswith(_SAMPLES)}
+        shown = {name: metrics[name] for name in _KEY_NUMBERS if name in metrics} | self._samples
+        numbers = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=numbers)
             return
@@ -93,6 +97,14 @@ class Progress:
     def advance(self, more: int) -> None:
         """So many more are done."""
         self.update(self._done + more, {})
+
+    def note(self, message: str) -> None:
+        """What is being done that will take a while, in the place of the key numbers until the next step."""
+        if self._bar is not None:
+            self._bar.update(self._task, description=message)
+        elif self._shown and time.monotonic() - self._said >= _QUIET_S:
+            self._said = time.monotonic()
+            print(f"{self._what} {self._done}/{self._total}  {message}", file=sys.stderr, flush=True)
 
     def say(self, message: str) -> None:
         """A line for the user, above the bar."""

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 
 EXIT_INTERRUPTED = 75  # "try again": the same command continues
+_HEARD = b"\nstopping after this step and saving; again to exit at once, unsaved\n"
 
 
 class StopRequest:
@@ -21,6 +22,8 @@ class StopRequest:
         if self.asked:
             os._exit(128 + number)
         self.asked = True
+        with contextlib.suppress(OSError):
+            os.write(2, _HEARD)  # print might be in the middle of a line, and cannot be entered twice
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -22,9 +23,24 @@ class Totals:
     def zeros(cls, device: torch.device) -> Totals:
         return cls(torch.zeros(4, device=device))
 
+    @classmethod
+    def of(cls, outs: Iterable[LossOutput], device: torch.device) -> Totals:
+        """Of all losses that are finite; the others are counted."""
+        totals = cls.zeros(device)
+        for out in outs:
+            if bool(out.loss_sum.isfinite()):
+                totals.add(out)
+            else:
+                totals.numbers[2] += 1
+        return totals
+
     @property
     def loss_sum(self) -> Tensor:
         return self.numbers[0]
+
+    @property
+    def left_out(self) -> float:
+        return float(self.numbers[2])
 
     def add(self, out: LossOutput) -> None:
         """One micro-batch's."""

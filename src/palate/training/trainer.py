@@ -24,6 +24,7 @@ from palate.config import TrainingSettings, difference
 from palate.models.contracts import Draw, LossOutput, State, select
 from palate.training import adapters, checkpoint, durable, optimisation, randoms
 from palate.training.export import export
+from palate.training.held_out import HeldOut
 from palate.training.logs import Logs, Progress
 from palate.training.processes import Processes, join
 from palate.training.signals import EXIT_INTERRUPTED, StopRequest, listening
@@ -41,7 +42,7 @@ class TrainingError(RuntimeError):
 @dataclass(frozen=True)
 class Result:
     """step: optimiser steps taken. reason: why it ended. exported: `best`, `ema` or `last`, the weights of which step,
-    and where they lie. metrics: the last row written.
+    and where they lie. metrics: the last row written. warnings: what speaks against relying on them.
     """
 
     step: int
@@ -50,6 +51,7 @@ class Result:
     exported_step: int
     folder: Path
     metrics: dict[str, float]
+    warnings: tuple[str, ...] = ()
 
 
 class Trainer:
@@ -72,15 +74,16 @@ class Trainer:
         processes: Processes | None = None,
         tensorboard: bool = True,
         progress: bool = True,
+        locked: bool = False,
     ) -> None:
         """algorithm: a module (or object) with NEEDS, init and step. evaluate(step): named numbers, and whatever it
         draws. starts_at_reference: False for a warm start, whose first loss is not known. resume: a checkpoint to
-        continue from, instead of the newest.
+        continue from, instead of the newest. locked: whoever calls holds the folder's lock already.
         """
         self.policy, self.reference, self.source, self.settings = policy, reference, source, settings
         self._algorithm, self._config, self._evaluate = algorithm, config, evaluate
         self.folder, self._resume = Path(folder), Path(resume) if resume else None
-        self._tensorboard, self._progress = tensorboard, progress
+        self._tensorboard, self._progress, self._locked = tensorboard, progress, locked
         self.device = next(policy.module.parameters()).device
         self.processes = processes or join(self.device)
         if settings.gradient_checkpointing:
@@ -96,8 +99,9 @@ class Trainer:
         self.ema = adapters.Ema(self.parameters, settings.ema_decay) if settings.ema_decay else None
         self._start_loss = algorithm.NEEDS.start_loss if starts_at_reference else None
         self.step, self._updates, self._bad_in_a_row = 0, 0, 0
-        self._best: dict[str, Any] | None = None
-        self._without_gain, self._reason, self._saved_at = 0, "", -1
+        self._held_out = HeldOut(settings.early_stopping)
+        self._warnings: list[str] = []
+        self._reason, self._saved_at = "", -1
         self._last: dict[str, float] = {}
 
     # --- the loop -----------------------------------------------------------------------------------------------------
@@ -109,7 +113,7 @@ class Trainer:
         AdapterError with one line each.
         """
         with contextlib.ExitStack() as stack:
-            if self.processes.first:
+            if self.processes.first and not self._locked:
                 stack.enter_context(durable.locked(self.folder))
             stop = stack.enter_context(listening())
             self._begin()
@@ -204,19 +208,22 @@ class Trainer:
         """As `_backward` without the rows whose loss or gradient is not finite; they are counted."""
         totals = Totals.zeros(self.device)
         weights = list(self.parameters.values())
+        for out in self._losses_by_row(feed):
+            gradients = torch.autograd.grad(out.loss_sum, weights, allow_unused=True)
+            if not finite([g for g in gradients if g is not None], out.loss_sum):
+                totals.numbers[2] += 1
+                continue
+            totals.add(out)
+            for weight, gradient in zip(weights, gradients, strict=True):
+                if gradient is not None:
+                    weight.grad = gradient if weight.grad is None else weight.grad + gradient
+        return totals
+
+    def _losses_by_row(self, feed: Feed) -> Iterator[LossOutput]:
         for batch, draw in feed.micros():
             for row in torch.arange(len(batch), device=self.device).split(1):
                 one = Draw(draw.t[row], draw.noise[row], draw.drop[row]) if draw is not None else None
-                out = self._losses(select(batch, row), one)  # type: ignore[type-var]
-                gradients = torch.autograd.grad(out.loss_sum, weights, allow_unused=True)
-                if not finite([g for g in gradients if g is not None], out.loss_sum):
-                    totals.numbers[2] += 1
-                    continue
-                totals.add(out)
-                for weight, gradient in zip(weights, gradients, strict=True):
-                    if gradient is not None:
-                        weight.grad = gradient if weight.grad is None else weight.grad + gradient
-        return totals
+                yield self._losses(select(batch, row), one)  # type: ignore[type-var]
 
     def _check_start(self, loss: float) -> None:
         """While the policy is its reference the loss is known; if it is off, nothing that follows means anything."""
@@ -242,34 +249,23 @@ class Trainer:
             metrics = self._validate()
             if self._evaluate and self.processes.first:
                 metrics |= self._evaluate(step)
-        self._judge(metrics.get("validation/loss"))
+        weights = self.ema.weights if self.ema else self.parameters
+        if self._held_out.see(step, metrics.get("validation/loss"), weights):
+            self._reason = "early stopping"
         return metrics
 
     def _validate(self) -> dict[str, float]:
+        """The held-out losses; rows whose loss is not finite are left out and counted."""
         feed = self.source.validation()
         if feed is None:
             return {}
-        totals = Totals.zeros(self.device)
-        for batch, draw in feed.micros():
-            totals.add(self._losses(batch, draw))
+        totals = Totals.of((self._losses(*micro) for micro in feed.micros()), self.device)
+        if totals.left_out:
+            totals = Totals.of(self._losses_by_row(feed), self.device)
         self.processes.add_up([totals.numbers])
-        loss_sum, weight, *_ = totals.numbers.tolist()
-        sums = self.processes.sums(totals.sums())
-        return means(sums | {"loss": (loss_sum, weight)}, "validation/")
-
-    def _judge(self, loss: float | None) -> None:
-        """Keeps the weights with the lowest held-out loss, and stops after `early_stopping` evaluations without one."""
-        patience = self.settings.early_stopping
-        if not patience or loss is None or self.step == 0:
-            return
-        if self._best is None or loss < self._best["loss"]:
-            weights = self.ema.weights if self.ema else self.parameters
-            copies = {name: weight.detach().clone() for name, weight in weights.items()}
-            self._best, self._without_gain = {"loss": loss, "step": self.step, "weights": copies}, 0
-            return
-        self._without_gain += 1
-        if self._without_gain >= patience:
-            self._reason = "early stopping"
+        loss_sum, weight, left_out, _ = totals.numbers.tolist()
+        sums = self.processes.sums(totals.sums()) | {"loss": (loss_sum, weight)}
+        return means(sums | ({"rows/not_finite": (left_out, 1.0)} if left_out else {}), "validation/")
 
     def _record(self, metrics: dict[str, float], seconds: float) -> None:
         if self.step > 0 or metrics:
@@ -287,8 +283,10 @@ class Trainer:
     def _begin(self) -> None:
         """Restores the newest checkpoint, or the one asked for, and opens the logs where it left them."""
         self._census = adapters.census(self.policy)
+        adapters.check_trainable(self.policy)
+        self._warnings = self._look_at_source()
         self._logs: Logs | None = None
-        notes: list[str] = []
+        notes = [f"warning: {warning}" for warning in self._warnings]
         offset, found = 0, None
         if self.processes.first:
             durable.sweep(self.folder)
@@ -302,6 +300,7 @@ class Trainer:
             randoms.seed(self.settings.seed)
         first = self.processes.first
         self._progress_bar = Progress(self.settings.max_steps, self.step, shown=self._progress and first)
+        self.source.note = self._progress_bar.note
         for note in notes:
             self._progress_bar.say(note)
         if first:
@@ -312,6 +311,12 @@ class Trainer:
             durable.require_space(self.folder, 2 * once)
             self._logs = Logs(self.folder, step=self.step, offset=offset, tensorboard=self._tensorboard)
 
+    def _look_at_source(self) -> list[str]:
+        """Refuses rows of which none teaches anything; warns of held-out ones if they are to judge."""
+        lacking = getattr(self._algorithm, "lacking", None)
+        warnings = self.source.check(lambda batch: lacking(batch, self._config) if lacking else "")
+        return warnings if self.settings.evaluate_every else []
+
     def save(self) -> None:
         """Writes a checkpoint of everything, unless this step has one already."""
         if self._saved_at == self.step or not self.processes.first:
@@ -321,7 +326,7 @@ class Trainer:
             "weights": dict(self.parameters),
             "optimiser": optimisation.optimiser_state(self._optimiser, self.parameters),
             "ema": self.ema.state() if self.ema else None,
-            "best": self._best,
+            "held_out": self._held_out.state(),
             "algorithm": {
                 "tensors": self.state.tensors,
                 "values": self.state.values,
@@ -336,7 +341,6 @@ class Trainer:
                 "metrics_offset": self._logs.sync(),
                 "updates": self._updates,
                 "bad_in_a_row": self._bad_in_a_row,
-                "without_gain": self._without_gain,
                 "reason": self._reason,
                 "scale": self._scale.state(),
                 "last": self._last,
@@ -368,16 +372,17 @@ class Trainer:
         self.source.restore(parts["source"])
         randoms.restore(parts["random"])
         self._scale.restore(own["scale"])
-        self.step, self._saved_at, self._best = saved.step, saved.step, parts["best"]
+        self._held_out.restore(parts["held_out"])
+        self.step, self._saved_at = saved.step, saved.step
         self._updates, self._bad_in_a_row = own["updates"], own["bad_in_a_row"]
-        self._without_gain, self._reason, self._last = own["without_gain"], own["reason"], own["last"]
+        self._reason, self._last = own["reason"], own["last"]
         return int(own["metrics_offset"])
 
     def _finish(self) -> Result:
         """Puts the weights to be exported into the model: the best judged, else the average, else the last."""
         kind, step, weights = "last", self.step, None
-        if self._best is not None:
-            kind, step, weights = "best", self._best["step"], self._best["weights"]
+        if (best := self._held_out.best) is not None:
+            kind, step, weights = "best", best["step"], best["weights"]
         elif self.ema is not None:
             kind, weights = "ema", self.ema.weights
         if weights is not None:
@@ -385,4 +390,6 @@ class Trainer:
                 for name, parameter in self.parameters.items():
                     parameter.copy_(weights[name])
         out = export(self.policy, self.folder) if self.processes.first else self.folder
-        return Result(self.step, self._reason, kind, step, out, self._last)
+        for warning in (verdict := self._held_out.warnings()):
+            self._progress_bar.say(f"warning: {warning}")
+        return Result(self.step, self._reason, kind, step, out, self._last, (*self._warnings, *verdict))

@@ -1,0 +1,164 @@
+"""How a tuned model is judged: looked at on the way, compared with its base in the end, and what of it is written.
+
+Judging is of one kind everywhere: fixed prompts, fixed noise, the recipe's scorers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from palate import assembly, views
+from palate.config import EvaluationSettings
+from palate.evaluation import compare as comparing
+from palate.evaluation import grids, report
+from palate.evaluation.win_rate import WinRate
+from palate.models.diffusion import DiffusionPolicy
+from palate.training import adapters
+from palate.training.logs import Progress
+
+
+def sampler_of(policy: DiffusionPolicy, model: str, wanted: Any) -> dict[str, Any]:
+    """The sampling settings of a recipe's section, filled up with the model's own."""
+    return assembly.settings_of(
+        model,
+        policy,
+        num_inference_steps=wanted.num_inference_steps,
+        guidance_scale=wanted.guidance_scale,
+        eta=wanted.eta,
+    )
+
+
+def watch(
+    policy: DiffusionPolicy,
+    model: str,
+    wanted: EvaluationSettings,
+    folder: Path,
+    beside: Path | None = None,
+    note: Callable[[str], None] = lambda message: None,
+    weights: Mapping[str, float] | None = None,
+) -> Callable[[int], Mapping[str, float]]:
+    """Fixed prompts from fixed noise, scored, and their grid in samples/; a few, since it is done often.
+
+    note: is told what takes long. weights: of the scores in the reward, None for 1 each.
+    """
+    prompts, scorer = judged_on(wanted, beside)[:32], assembly.weighted(wanted.scorers)
+    settings = sampler_of(policy, model, wanted) | {"batch_size": wanted.batch_size}
+
+    def evaluate(step: int) -> Mapping[str, float]:
+        note(f"evaluating: {len(prompts)} pictures")
+        arm = comparing.run_arm(policy, prompts, scorer, n=1, seed=wanted.seed, settings=settings)
+        (folder / "samples").mkdir(exist_ok=True)
+        grids.grid(arm.media, columns=8, scale=2).save(folder / "samples" / f"step_{step:06d}.png")
+        scores = {"reward": arm.reward(weights or dict.fromkeys(arm.scores, 1.0)), **arm.scores}
+        known = {name: values[np.isfinite(values)] for name, values in scores.items()}
+        return {f"evaluation/{name}": float(values.mean()) for name, values in known.items() if len(values)}
+
+    return evaluate
+
+
+def judge(
+    policy: DiffusionPolicy,
+    model: str,
+    wanted: EvaluationSettings,
+    folder: Path,
+    trained_on: Sequence[str],
+    beside: Path | None = None,
+    **how: Any,
+) -> dict[str, Any]:
+    """The tuned policy against the model it began from, each pair from one noise, as `result.json` holds it.
+
+    trained_on: the training's prompts; how many of those judged on are among them is told with the verdict.
+    beside: the folder of the recipe, where a file of prompts may lie. how: as in `summary`.
+    """
+    prompts = judged_on(wanted, beside)
+    scorer = assembly.weighted(wanted.scorers)
+    settings = sampler_of(policy, model, wanted) | {"batch_size": wanted.batch_size}
+    with contextlib.closing(Progress(2 * len(prompts) * wanted.n, 0, what="picture")) as bar:
+        run_arm = partial(comparing.run_arm, n=wanted.n, seed=wanted.seed, settings=settings, progress=bar.advance)
+        tuned = run_arm(policy, prompts, scorer)
+        with base_of(policy, model) as untouched:
+            base = run_arm(untouched, prompts, scorer)
+    return summary(base, tuned, folder, **how) | {"prompts_trained_on": len(views.overlap(prompts, trained_on))}
+
+
+def judged_on(wanted: EvaluationSettings, beside: Path | None) -> list[str]:
+    return assembly.read_prompts(wanted.prompts, beside)[: wanted.max_prompts]
+
+
+@contextlib.contextmanager
+def base_of(policy: DiffusionPolicy, model: str) -> Iterator[DiffusionPolicy]:
+    """The model as it was before training: the adapter off, or, fully fine-tuned, loaded once more."""
+    if adapters.has_adapter(policy):
+        with adapters.without_adapter(policy.module):
+            yield policy
+    else:
+        yield DiffusionPolicy.load(model, device=policy.device, dtype=policy.pipeline.dtype)
+
+
+def summary(
+    base: comparing.Arm,
+    tuned: comparing.Arm,
+    folder: Path,
+    *,
+    weights: Mapping[str, float] | None = None,
+    by: str = "reward",
+    show: int = 16,
+    apart: bool = False,
+) -> dict[str, Any]:
+    """The verdict as `result.json` holds it: win rate of tuned over base with its interval, and every dimension.
+
+    weights: of the scores in the reward, None for 1 each. by: who judges so, in the report. show: pairs of samples that
+    are written to the folder's samples/, as they come: a page that chose its pictures could show anything.
+    apart: nothing is added up, each score has its own verdict; of several none is the one win rate.
+    """
+    judged = comparing.judge(base, tuned, None if apart else weights or dict.fromkeys(base.scores, 1.0))
+    wins = {by: judged.verdict} if judged.verdict else {name: found.wins for name, found in judged.dimensions.items()}
+    return {
+        **(_headline(next(iter(wins.values()))) if len(wins) == 1 else {}),
+        "base": {name: found.b.mean for name, found in judged.dimensions.items()},
+        "tuned": {name: found.a.mean for name, found in judged.dimensions.items()},
+        "wins": {judge: asdict(verdict) for judge, verdict in wins.items()},
+        "dimensions": {name: asdict(found) for name, found in judged.dimensions.items()},
+        "pairs": grids.write_pairs(folder / "samples", base.prompts[:show], base.media[:show], tuned.media[:show]),
+    }
+
+
+def _headline(verdict: WinRate) -> dict[str, Any]:
+    return {
+        "win_rate": verdict.rate,
+        "win_rate_ci95": list(verdict.ci95),
+        "ties": verdict.ties,
+        "pairs_judged": verdict.n,
+        "prompts_judged": verdict.n_prompts,
+    }
+
+
+def publish(folder: Path, facts: Mapping[str, Any]) -> None:
+    """result.json, and the report of all that the folder holds."""
+    write_json(folder / "result.json", facts)
+    report.write(report.from_run(folder), folder / "report.html")
+
+
+def write_json(path: Path, facts: Mapping[str, Any]) -> None:
+    """Whole or not at all."""
+    aside = path.with_name(path.name + ".partial")
+    aside.write_text(json.dumps(_finite(facts), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    aside.replace(path)
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for numbers that JSON has no word for: an interval of a single prompt is endless."""
+    if isinstance(value, Mapping):
+        return {name: _finite(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

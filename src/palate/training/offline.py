@@ -1,0 +1,184 @@
+"""Stored preferences as a source of batches, with a share of the prompts kept aside for validation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property, lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from palate import randomness, views
+from palate.models.contracts import Condition, Path, State
+from palate.training.processes import Processes
+from palate.training.sources import (
+    Feed,
+    Lacking,
+    Micro,
+    PreferenceRow,
+    SourceError,
+    changed,
+    collate,
+    draws,
+    to_device,
+)
+
+FEW = 10  # held-out prompts below which their mean loss is mostly chance
+_SKETCH = 8  # numbers that stand for a row's latents
+_ROUNDING = 0.1  # of a row's size: another device or thread count encodes a medium a little differently
+
+
+class Offline:
+    """Stored preferences, shuffled anew each epoch by (seed, epoch); every row comes once an epoch over all processes.
+
+    The last batch of an epoch may be smaller. A row's visit is the epoch.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[PreferenceRow],
+        null: Condition,
+        path: Path,
+        *,
+        batch_size: int,
+        micro_batch_size: int | None = None,
+        seed: int = 0,
+        drop_probability: float = 0.0,
+        held_out_share: float = 0.0,
+        validation_visits: int = 4,
+        epochs: int | None = None,
+        prompts: Sequence[str] | None = None,
+        device: torch.device | str = "cpu",
+        processes: Processes | None = None,
+    ) -> None:
+        """rows: read one by one as they are needed. prompts: of all rows, so that the split need not read them.
+
+        validation_visits: draws behind each validation row; more of them make its loss less noisy.
+        """
+        self._rows, self._null, self._path = rows, null, path
+        self._batch_size, self._micro = batch_size, micro_batch_size or batch_size
+        self._seed, self._drop, self._epochs = seed, drop_probability, epochs
+        self._device, self._processes = torch.device(device), processes or Processes()
+        self.prompts = list(prompts) if prompts is not None else [row.prompt for row in rows]
+        self.train_rows, self.validation_rows = views.held_out(self.prompts, held_out_share, seed)
+        self._validation_visits = validation_visits
+        self.epoch, self.cursor = 0, 0
+        self.note: Callable[[str], None] = lambda message: None  # nothing here takes long
+        self._shuffled: tuple[int, Tensor] | None = None
+        if not self.train_rows:
+            raise SourceError("there are no preferences to train on: the data is empty")
+
+    def check(self, lacking: Lacking) -> list[str]:
+        """As in `Source`; reads rows no further than to the first that teaches something, and all that are held out."""
+
+        def lacks(index: int) -> str:
+            row = self._rows[index]
+            return lacking(collate([row], [0], self._null)) if row.weight > 0 else "they all weigh 0"
+
+        if all(reason := lacks(index) for index in self.train_rows):
+            raise SourceError(f"there is nothing to learn from these {len(self.train_rows)} rows: {reason}")
+        if not self.validation_rows:
+            return []
+        reasons = {index: lacks(index) for index in self.validation_rows}
+        judging = {views.folded(self.prompts[index]) for index, reason in reasons.items() if not reason}
+        mend = "hold out more (data.held_out)"
+        if not judging:
+            return [
+                f"none of the {len(reasons)} held-out rows has anything to say, so there is no held-out loss: "
+                f"{next(iter(reasons.values()))}; or {mend}"
+            ]
+        few = f"the held-out loss is of only {len(judging)} prompts, fewer than {FEW}, and mostly chance; {mend}"
+        return [few] if len(judging) < FEW else []
+
+    def next(self, state: State) -> Feed | None:
+        if self._epochs is not None and self.epoch >= self._epochs:
+            return None
+        index = self._processes.mine(self._order()[self.cursor : self.cursor + self._batch_size])
+        chosen = [(self.train_rows[i], self.epoch) for i in index.tolist()]
+        self.cursor += self._batch_size
+        if self.cursor >= len(self.train_rows):
+            self.epoch, self.cursor = self.epoch + 1, 0
+        return Feed(lambda: self._micros(chosen, self._drop, ""))
+
+    def _order(self) -> Tensor:
+        """The epoch's permutation of the rows, made once."""
+        if self._shuffled is None or self._shuffled[0] != self.epoch:
+            generator = randomness.generator(self._seed, "order", self.epoch)
+            self._shuffled = (self.epoch, torch.randperm(len(self.train_rows), generator=generator))
+        return self._shuffled[1]
+
+    def validation(self) -> Feed | None:
+        if not self.validation_rows:
+            return None
+        pairs = [(row, visit) for row in self.validation_rows for visit in range(self._validation_visits)]
+        mine = pairs[self._processes.rank :: self._processes.world]
+        return Feed(lambda: self._micros(mine, 0.0, "validation/"))
+
+    def _micros(self, chosen: Sequence[tuple[int, int]], drop: float, salt: str) -> Iterator[Micro]:
+        """Micro-batches of (row, visit), in order; rows that cannot be stacked go into different ones."""
+        waiting: dict[Any, list[tuple[PreferenceRow, int]]] = {}
+        for index, visit in chosen:
+            row = self._rows[index]
+            group = waiting.setdefault(row.key, [])
+            group.append((row, visit))
+            if len(group) == self._micro:
+                yield self._micro_batch(waiting.pop(row.key), drop, salt)
+        for group in waiting.values():
+            yield self._micro_batch(group, drop, salt)
+
+    def _micro_batch(self, group: Sequence[tuple[PreferenceRow, int]], drop: float, salt: str) -> Micro:
+        batch = collate([row for row, _ in group], [visit for _, visit in group], self._null)
+        names = [f"{salt}{name}" for name in batch.ids]
+        draw = draws(names, batch.visits, self._seed, self._path, batch.x0.shape[2:], drop)
+        return to_device(batch, self._device), to_device(draw, self._device)
+
+    @cached_property
+    def _made_of(self) -> dict[str, Tensor]:
+        """By which a run that goes on knows its rows again: facts [n] exactly, latents [n, 9] to rounding."""
+        held = [(facts(row), sketch(row.x0)) for row in (self._rows[index] for index in range(len(self.prompts)))]
+        return {"facts": torch.tensor([one for one, _ in held]), "latents": torch.stack([one for _, one in held])}
+
+    def _check_same(self, before: Mapping[str, Tensor]) -> None:
+        now = self._made_of
+        was, number = len(before["facts"]), len(self.prompts)
+        if was != number:
+            raise changed("preferences", f"{was} rows then, {number} now")
+        other = (before["facts"] != now["facts"]) | ((before["latents"] - now["latents"]).abs() > _ROUNDING).any(1)
+        if bool(other.any()):
+            first = self.prompts[int(other.nonzero()[0])]
+            raise changed("preferences", f"{int(other.sum())} of {number} rows differ, first that of {first!r}")
+
+    def state(self) -> dict[str, Any]:
+        return {"made_of": self._made_of, "epoch": self.epoch, "cursor": self.cursor}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._check_same(state["made_of"])
+        self.epoch, self.cursor = state["epoch"], state["cursor"]
+
+
+# --- what a row holds -------------------------------------------------------------------------------------------------
+
+
+def facts(row: PreferenceRow) -> int:
+    """A number made of all that is known of a row but its media."""
+    known = (row.prefer, row.votes, row.scores, row.mask)
+    return randomness.key(row.id, row.prompt, row.weight, *(tensor.tolist() for tensor in known))
+
+
+def sketch(x0: Tensor) -> Tensor:
+    """[9] of latents [K, ...]: their size, as a logarithm, and sums under random signs, in units of it.
+
+    Other media move some of them by far more than what the same media differ by on another device.
+    """
+    flat = x0.flatten().double()
+    flat = torch.where(flat.isfinite(), flat, 0.0)
+    size = flat.square().mean().sqrt().clamp(min=1e-30)
+    sums = (flat / size).float() @ _signs(len(flat)) / len(flat) ** 0.5
+    return torch.cat([size.log()[None].float(), sums])
+
+
+@lru_cache(8)
+def _signs(number: int) -> Tensor:
+    """[number, 8] of +1 and -1, always the same."""
+    return 2.0 * torch.randint(2, (number, _SKETCH), generator=randomness.generator("sketch", number)) - 1

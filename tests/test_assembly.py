@@ -1,0 +1,153 @@
+"""The parts a run is put together from: prompts as files hold them, scorers asked before anything is drawn."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from palate import assembly, sampling
+from palate.algorithms import d3po
+from palate.config import ConfigError, TrainingSettings
+from palate.models.contracts import Condition
+from palate.records import Medium, Preference
+from palate.training.sources import PreferenceRow
+from palate.training.trainer import TrainingError
+from tests.toys import SHAPE, ToyDenoiser, roll_out
+
+# --- prompts ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_byte_order_mark_is_no_part_of_a_prompt(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_bytes("\ufeffa cat\r\n\r\na dog\n".encode())
+    assert assembly.read_prompts(path) == ["a cat", "a dog"]
+
+
+def test_a_file_in_another_encoding_is_named_with_its_line(tmp_path):
+    path = tmp_path / "latin.txt"
+    path.write_bytes("a cat\na café\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"latin.txt line 2: not UTF-8 text; save it as UTF-8"):
+        assembly.read_prompts(path)
+
+
+# --- scorers ----------------------------------------------------------------------------------------------------------
+
+
+def test_prompts_a_scorer_cannot_judge_are_refused_before_any_picture():
+    scorer = assembly.weighted({"world:shapes/alignment": 1.0, "jpeg_size": 1.0})
+    scorer.check(["a large red circle on white"])
+    with pytest.raises(ConfigError, match=r"world:shapes cannot judge .*'a cat'"):
+        scorer.check(["a large red circle on white", "a cat"])
+
+
+def test_a_dimension_that_a_scorer_does_not_give_is_refused_before_any_picture():
+    scorer = assembly.weighted({"world:shapes/alignmnt": 1.0})
+    with pytest.raises(ConfigError, match=r"world:shapes gives no score 'alignmnt'; it gives alignment, .*wholeness"):
+        scorer.check([])
+
+
+# --- the first rollout ------------------------------------------------------------------------------------------------
+
+
+class Toy(ToyDenoiser):
+    """As far as a policy of a pipeline is asked here."""
+
+    device, latent_shape = torch.device("cpu"), SHAPE
+
+
+class Counting(Toy):
+    """A toy that notes how many rows went through it at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows, self.off = [], set()
+
+    def predict(self, x_t, t, cond, guidance_scale=None):
+        self.rows.append(len(x_t))
+        out = super().predict(x_t, t, cond, guidance_scale)
+        return out + 1.0 if len(self.rows) in self.off else out
+
+
+@pytest.fixture
+def fresh():
+    policy = Counting()
+    made = roll_out(policy, ["a", "a", "b", "b"])
+    config = d3po.Config()
+    scores = {"r": torch.tensor([0.0, 1.0, 0.0, 1.0])}
+    policy.rows.clear()
+    return policy, d3po.prepare(made, scores, d3po.init(policy, config), config), config
+
+
+@pytest.mark.parametrize(("micro", "most"), [(2, 2), (None, 4)])
+def test_the_look_at_a_rollout_takes_no_more_rows_at_once_than_training(fresh, micro, most):
+    policy, batch, config = fresh
+    assert len(batch) > 4 and batch.candidate.shape[1] == 2
+    settings = TrainingSettings(batch_size=4, micro_batch_size=micro)
+    assert assembly.check_ratio(policy, batch, config, settings) <= 1e-5
+    assert max(policy.rows) == 2 * most and len(policy.rows) > 1
+
+
+def test_the_worst_part_of_a_rollout_decides(fresh):
+    policy, batch, config = fresh
+    policy.off = {2}
+    with pytest.raises(TrainingError, match="log ratio"):
+        assembly.check_ratio(policy, batch, config, TrainingSettings(batch_size=2))
+
+
+# --- prompts of different lengths -------------------------------------------------------------------------------------
+
+
+class Lengths(Toy):
+    """A toy whose conditions are as long as their prompts."""
+
+    def condition(self, prompts, *, guided=False):
+        return Condition({"cond/tokens": torch.zeros(len(prompts), len(prompts[0]), 3)})
+
+
+def row(policy, prompt):
+    nan = torch.nan
+    return PreferenceRow(
+        prompt, prompt, torch.zeros(2, *SHAPE), policy.condition([prompt]), torch.tensor([[nan, 1.0], [0.0, nan]]),
+        torch.ones(2, 2), torch.zeros(2, 0), torch.ones(2, dtype=torch.bool),
+    )  # fmt: skip
+
+
+def test_prompts_that_cannot_be_emptied_are_refused_at_once():
+    policy, dropping, keeping = Lengths(), d3po.Config(), d3po.Config()
+    object.__setattr__(dropping, "prompt_dropout", 0.1)
+    settings = TrainingSettings(batch_size=2)
+    rows = [row(policy, "abc"), row(policy, "ab")]
+    assembly.offline_source(policy, rows, keeping, settings, 0.0)
+    with pytest.raises(ConfigError, match=r"set algorithm.prompt_dropout to 0"):
+        assembly.offline_source(policy, rows, dropping, settings, 0.0)
+
+
+def test_a_rollout_of_different_lengths_stops_at_the_first_that_differs():
+    policy, drawn = Lengths(), []
+
+    def generate(prompts, generators, **_):
+        drawn.extend(prompts)
+        made = roll_out(Toy(), list(prompts))
+        return made.media, replace(made, cond=policy.condition(prompts))
+
+    policy.generate = generate
+    with pytest.raises(ValueError, match=r"prompts of different lengths.* use prompts of one length"):
+        sampling.rollout(
+            policy, ["ab", "abc", "ab"], ["0", "1", "2"], seed=0, num_inference_steps=3, guidance_scale=None,
+            batch_size=1,
+        )  # fmt: skip
+    assert drawn == ["ab", "abc"]
+
+
+# --- progress ---------------------------------------------------------------------------------------------------------
+
+
+def test_encoding_says_how_far_it_is(capsys):
+    policy = Toy()
+    nan = float("nan")
+    held = Preference("a cat", (Medium("image/png", b"0"), Medium("image/png", b"1")), ((nan, 1.0), (0.0, nan)))
+    encoded = assembly.encode(policy, [(held, [torch.zeros(SHAPE), torch.ones(SHAPE)])] * 3)
+    assert len(encoded) == 3
+    assert "encoded 3/3" in capsys.readouterr().err
