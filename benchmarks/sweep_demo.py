@@ -20,45 +20,31 @@ import numpy as np
 
 from benchmarks.claims import common
 from palate import assembly, config, demo, plugins
-from palate.config import LoraSettings
 from palate.media import decode
 from palate.worlds import shapes
 from palate.worlds.shapes import annotators
 
 NAME = common.Claim("demo_sweep", {})
 SEEDS = (11, 12)
-TIER = replace(common.CPU, seeds=SEEDS, samples=256)
+TIER = replace(common.CPU, seeds=SEEDS, samples=320)
 
-ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
-EVERYTHING = [*ATTENTION, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2", "conv_shortcut"]
-
+# Diffusion-DPO's leash, rate, prompts and steps; all else as in palate.demo.PLANS.
 DPO = {
-    f"dpo-beta{beta:g}-lr{rate:g}-{where}": {
-        "options": {"beta_dpo": beta, "prompt_dropout": 0.1},
+    f"dpo-beta{beta:g}-lr{rate:g}-{prompts}prompts-{steps}steps": {
+        "options": {"beta_dpo": beta},
         "learning_rate": rate,
-        "targets": targets,
+        "prompts": prompts,
+        "max_steps": steps,
     }
-    for where, targets, grid in (
-        ("attention", ATTENTION, ((1000.0, 5e-4), (300.0, 5e-4), (3000.0, 1e-3))),
-        ("everything", EVERYTHING, ((1000.0, 3e-4), (1000.0, 1e-3))),
+    for beta, rate, prompts, steps in (
+        (300.0, 6e-4, 384, 280),
+        (1000.0, 4e-4, 384, 200),
+        (1000.0, 4e-4, 512, 320),
+        (1500.0, 4e-4, 640, 400),
+        (3000.0, 5e-4, 384, 240),
     )
-    for beta, rate in grid
 }
-for _beta, _prompts, _steps in ((300.0, 192, 300), (1000.0, 384, 240), (1000.0, 288, 200)):
-    DPO[f"dpo-beta{_beta:g}-lr0.001-everything-{_prompts}prompts-{_steps}steps"] = {
-        "options": {"beta_dpo": _beta, "prompt_dropout": 0.1},
-        "learning_rate": 1e-3,
-        "targets": EVERYTHING,
-        "prompts": _prompts,
-        "max_steps": _steps,
-        "evaluate_every": 60,
-    }
-D3PO = {
-    f"d3po-lr{rate:g}-everything": {
-        "options": {"shared_noise": False}, "learning_rate": rate, "targets": EVERYTHING, "micro_batch_size": 8,
-    }
-    for rate in (3e-4, 1e-3)
-}  # fmt: skip
+D3PO = {f"d3po-lr{rate:g}": {"learning_rate": rate} for rate in (5e-4, 1e-3)}
 
 
 @cache
@@ -80,14 +66,9 @@ def base(seed: int) -> dict[str, Any]:
 def trained(method: str, seed: int, arm: dict[str, Any]) -> dict[str, Any]:
     """One setting of one method, trained and judged as the demo does it."""
     plan = demo.PLANS[method]
-    change = {"seed": seed, **{k: v for k, v in arm.items() if k not in ("options", "rank", "prompts", "targets")}}
+    change = {"seed": seed, **{k: v for k, v in arm.items() if k not in ("options", "prompts")}}
     training = plan.training.model_copy(update=change)
-    policy = assembly.load_policy(
-        config.ModelSettings(
-            name=demo.WORLD, device="cpu", lora=LoraSettings(rank=arm.get("rank", 16), targets=arm["targets"])
-        ),
-        seed,
-    )
+    policy = assembly.load_policy(config.ModelSettings(name=demo.WORLD, device="cpu", lora=plan.lora), seed)
     algorithm = plugins.find("algorithms", method)
     options = config.section({**plan.options, **arm.get("options", {})}, algorithm.Config, "algorithm")
     with tempfile.TemporaryDirectory() as folder:

@@ -179,15 +179,16 @@ def show(tier: Tier) -> None:
             if not found or not reference:
                 continue
             won = common.wins(found, reference, demo.TASTE)
+            rate = f"{won.rate:.3f} [{won.ci95[0]:.3f}, {won.ci95[1]:.3f}]"
             means = {d: f"{np.mean(found['scores'][d]):.3f}" for d in demo.TASTE}
             rows.append(
                 {
                     "arm": name,
                     "seed": seed,
-                    "wins over base": f"{won.rate:.3f} [{won.ci95[0]:.3f}, {won.ci95[1]:.3f}]",
-                    "ties": f"{won.ties:.2f}",
+                    "wins over base": "" if name == "base" else rate,
+                    "ties": "" if name == "base" else f"{won.ties:.2f}",
                     **means,
-                    "held-out accuracy": f"{np.mean(found['accuracy']):.3f}" if "accuracy" in found else "",
+                    "held-out accuracy": f"{np.mean(found['accuracy']):.3f}" if found.get("accuracy") else "",
                     "drift": f"{found['drift']:.3f}" if "drift" in found else "",
                 }
             )
@@ -220,7 +221,7 @@ def verdicts(tier: Tier) -> list[str]:
     lines += sweep(tier)
     for labels in ("noisy", "clean"):
         found = [common.load_arm(CLAIM, tier, f"dpo-{labels}", seed) for seed in tier.seeds]
-        shares = [np.asarray(arm["accuracy"]) for arm in found if arm]
+        shares = [np.asarray(arm["accuracy"]) for arm in found if arm and arm["accuracy"]]
         if shares:
             mean, low, high = common.interval_of_mean(shares)
             lines.append(
