@@ -436,6 +436,7 @@ def _finished(out: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
             )
         result = out / "result.json"
         if result.is_file():
+            judging.mend(out)
             say(f"{out} is finished; look at {out / 'report.html'}")
             return json.loads(result.read_text(encoding="utf-8"))
         return None

@@ -148,6 +148,12 @@ def publish(folder: Path, facts: Mapping[str, Any]) -> None:
     report.write(report.from_run(folder), folder / "report.html")
 
 
+def mend(folder: Path) -> None:
+    """The report of a finished folder that was stopped between its result and its report."""
+    if not (folder / "report.html").is_file():
+        report.write(report.from_run(folder), folder / "report.html")
+
+
 def write_json(path: Path, facts: Mapping[str, Any]) -> None:
     """Whole or not at all."""
     aside = path.with_name(path.name + ".partial")

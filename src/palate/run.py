@@ -45,6 +45,7 @@ def train(path: str | Path, overrides: Sequence[str] = ()) -> Path:
         if not _finished(folder, recipe, processes):
             _train(recipe, algorithm, options, folder, Path(path), processes.first)
         elif processes.first:
+            judging.mend(folder)
             print(f"{folder} is finished; its report is {folder / 'report.html'}")
     return folder
 

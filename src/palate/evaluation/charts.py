@@ -46,7 +46,7 @@ def svg(chart: Chart) -> Markup:
         ys = [*ys, chart.level[0]]
     x_ticks, y_ticks = ticks(min(xs), max(xs), 6, whole=True), ticks(min(ys), max(ys), 5)
     x_range = (min(xs), max(xs)) if max(xs) > min(xs) else (min(xs) - 1, max(xs) + 1)
-    pad = 0.05 * (max(ys) - min(ys)) or 0.5 * (y_ticks[-1] - y_ticks[0])
+    pad = 0.5 * (y_ticks[-1] - y_ticks[0]) if _flat(min(ys), max(ys)) else 0.05 * (max(ys) - min(ys))
     y_range = (min(ys) - pad, max(ys) + pad)
 
     def at(point: Point) -> Point:
@@ -66,7 +66,7 @@ def svg(chart: Chart) -> Markup:
 
 def ticks(low: float, high: float, about: int, *, whole: bool = False) -> list[float]:
     """Round numbers around low..high, about as many as asked: steps of 1, 2 or 5 times a power of ten."""
-    if high <= low:
+    if _flat(low, high):
         pad = abs(low) * 0.1 or 1.0
         low, high = low - pad, high + pad
     raw = (high - low) / max(about - 1, 1)
@@ -76,6 +76,11 @@ def ticks(low: float, high: float, about: int, *, whole: bool = False) -> list[f
         step = max(1.0, step)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [i * step for i in range(first, last + 1)]
+
+
+def _flat(low: float, high: float) -> bool:
+    """Whether the ends differ by no more than rounding does, so that no ticks between them can be told apart."""
+    return high - low <= 1e-9 * max(abs(low), abs(high))
 
 
 def thinned(line: Sequence[Point], most: int = MAX_POINTS) -> list[Point]:
