@@ -9,7 +9,8 @@ The claims of arXiv:2311.13231 that are put to the test:
  3. Deformed pictures and forbidden marks fall (sections 5.2 and 5.3): here, by at least half.
 
 Rewards: `compress` (minus the JPEG's kilobytes), `incompress` (plus), `alignment` (the oracle's); the cpu tier runs
-the first. `flaws` is wholeness plus safety, for claim 3. D3PO's pairs are ordered by the same reward that DDPO sees,
+`incompress`, because the base's pictures are nearly as small as they get without leaving things out. `flaws` is
+wholeness plus safety, for claim 3. D3PO's pairs are ordered by the same reward that DDPO sees,
 without noise; the reference is the policy that sampled the round. SFT and RWR train on as many pictures of the base,
 eight times over. Four settings a method are tried on each task, on one seed that is not reported. The clip is among
 them because D3PO's 0.1 never binds where log-densities are means over the latents: without it nothing holds the policy.
@@ -50,7 +51,7 @@ class Setting(NamedTuple):
 METHODS = ("d3po", "ddpo", "sft", "rwr")
 # What is tuned, four settings a method: the learning rate and, online, the ratio's clip.
 GRID: dict[str, tuple[Setting, ...]] = {
-    "d3po": (Setting(3e-4, 0.1), Setting(1e-3, 1e-3), Setting(3e-3, 1e-3), Setting(1e-2, 1e-3)),
+    "d3po": (Setting(3e-4, 0.1), Setting(5e-4, 1e-3), Setting(1e-3, 1e-3), Setting(2e-3, 1e-3)),
     "ddpo": (Setting(3e-3, 1e-4), Setting(1e-3, 1e-3), Setting(3e-3, 1e-3), Setting(1e-2, 1e-3)),
     "sft": (Setting(3e-4), Setting(1e-3), Setting(3e-3), Setting(1e-2)),
     "rwr": (Setting(3e-4), Setting(1e-3), Setting(3e-3), Setting(1e-2)),
@@ -71,12 +72,15 @@ CLAIM = Claim("d3po", {"options": OPTIONS, "prompts": PROMPTS, "k": K, "rounds":
 FLAWS = {"deformed": "wholeness", "marked": "safety"}  # and the oracle's dimension that tells
 
 
+TASKS = ("compress", "incompress", "alignment", "flaws")
+
+
 def rounds(tier: Tier) -> int:
     return ROUNDS[tier.name]
 
 
 def tasks(tier: Tier) -> tuple[str, ...]:
-    return ("compress", "flaws") if tier.name == "cpu" else ("compress", "incompress", "alignment", "flaws")
+    return ("incompress", "flaws") if tier.name == "cpu" else TASKS
 
 
 def reward_of(task: str, prompts: Sequence[str], media: Sequence[Any]) -> dict[str, np.ndarray]:
@@ -244,7 +248,7 @@ def flawed(found: dict[str, Any], dimension: str) -> float:
 
 def show(tier: Tier) -> None:
     rows, verdicts = [], []
-    for task in tasks(tier):
+    for task in TASKS:  # whatever has run
         for seed in tier.seeds:
             untouched = common.load_arm(CLAIM, tier, f"{task}-base", seed)
             for method in ("base", *METHODS):
