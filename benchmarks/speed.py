@@ -32,6 +32,7 @@ from palate.training.trainer import Trainer
 from palate.worlds import shapes
 
 SETTINGS = {"learning_rate": 1e-5, "weight_decay": 0.0, "checkpoint_every": 10_000}
+GUIDED = shapes.sampling_defaults() | {"guidance_scale": 2.0}  # the world ships without, most models do not
 STEPS = 3  # trainer steps behind each repeat; the first is left out
 
 
@@ -88,7 +89,7 @@ def transitions(policy: DiffusionPolicy, name: str, n: int, k: int) -> Transitio
     algorithm = plugins.find("algorithms", name)
     config = algorithm.Config()
     prompts = [prompt for prompt in shapes.prompts("train")[:4] for _ in range(2)]
-    made = sampling.rollout(policy, prompts, [str(i) for i in range(8)], seed=0, **shapes.sampling_defaults())
+    made = sampling.rollout(policy, prompts, [str(i) for i in range(8)], seed=0, **GUIDED)
     feedback = {"reward": torch.arange(8.0)}
     batch = algorithm.prepare(made, feedback, algorithm.init(policy, config), config)
     return select(batch, torch.arange(n) % len(batch))
@@ -174,7 +175,7 @@ def online(name: str, k: int, batch_size: int, repeats: int) -> dict[str, Any]:
 
 def rollout(batch_size: int, repeats: int) -> dict[str, Any]:
     """A recorded stochastic rollout against the plain pipeline call with the same sampler."""
-    policy, settings = fresh(), shapes.sampling_defaults()
+    policy, settings = fresh(), GUIDED
     prompts, ids = shapes.prompts("train")[:batch_size], [str(i) for i in range(batch_size)]
     pipeline = DiffusionPolicy.load("world:shapes").pipeline
     adapters_on = assembly.load_policy(ModelSettings(name="world:shapes", device="cpu")).module

@@ -75,7 +75,7 @@ def test_the_resolved_settings_are_kept(tmp_path):
         _begun(out, {"method": "sft"})
     plan = demo.PLANS["d3po"]
     settings = demo.resolved(plan, d3po.Config(**plan.options))
-    assert settings["options"] == d3po.Config(shared_noise=False).model_dump()
+    assert settings["options"] == d3po.Config(shared_noise=False, clip=1e-3).model_dump()
     assert settings["rollout"]["eta"] == 1.0 and settings["training"]["adam_beta1"] == 0.9
 
 

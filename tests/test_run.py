@@ -313,7 +313,8 @@ def test_prompts_that_cannot_be_judged_are_found_before_a_model_is_loaded(compar
     assert not (tmp_path / "same" / run.COMPARISON).exists()
 
 
-def test_errors_name_the_thing_and_the_mend(tmp_path, model, pairs):
+def test_errors_name_the_thing_and_the_mend(tmp_path, model, pairs, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where no demo has left its preferences
     missing = tmp_path / "nowhere.txt"
     with pytest.raises(ValueError, match=r"prompt file .*nowhere.txt does not exist: write one prompt a line"):
         run.sample(str(model), missing, k=1, out=tmp_path / "x", seed=0)

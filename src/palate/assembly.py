@@ -110,9 +110,7 @@ def settings_of(model: str, policy: DiffusionPolicy, **wanted: Any) -> dict[str,
         own |= world(model).sampling_defaults()
     own |= {name: value for name, value in wanted.items() if value is not None}
     own.setdefault("eta", 0.0)
-    if own["guidance_scale"] == 1.0:
-        own["guidance_scale"] = None
-    return own
+    return own | {"guidance_scale": sampling.guidance(own["guidance_scale"])}
 
 
 def read_prompts(prompts: str | Path | Sequence[str], base: Path | None = None) -> list[str]:

@@ -18,6 +18,11 @@ from palate.models.contracts import Condition, Media, Rollout, TransitionBatch
 Progress = Callable[[int], None]  # called with the number of samples just finished
 
 
+def guidance(scale: float | None) -> float | None:
+    """A guidance scale as a policy takes it: exactly 1 is guidance off, None."""
+    return None if scale == 1.0 else scale
+
+
 @torch.no_grad()
 def sample(
     policy: Any,
@@ -44,7 +49,7 @@ def sample(
             randomness.generators(seed, ids[rows], "x_T"),
             step_generators=randomness.generators(seed, ids[rows], "steps"),
             num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
+            guidance_scale=guidance(guidance_scale),
             eta=eta,
         )
         media.extend(out)
@@ -84,7 +89,7 @@ def rollout(
                 randomness.generators(seed, initial, "x_T"),
                 step_generators=randomness.generators(seed, ids[rows], "steps"),
                 num_inference_steps=num_inference_steps,
-                guidance_scale=guidance_scale,
+                guidance_scale=guidance(guidance_scale),
                 eta=eta,
             )
         )
@@ -101,7 +106,7 @@ def rollout(
         std=first.std,
         cond=Condition.cat([record.cond for _, record in parts]),
         media=[medium for media, _ in parts for medium in media],
-        guidance_scale=guidance_scale,
+        guidance_scale=guidance(guidance_scale),
         kernel=first.kernel,
     )
 

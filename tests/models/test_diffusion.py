@@ -13,6 +13,7 @@ import torch
 from peft import LoraConfig
 from PIL import Image
 
+from palate import sampling
 from palate.models import diffusion
 from palate.models.contracts import Condition
 from palate.models.diffusion import DiffusionPolicy, check_prediction_kind, resolve_model
@@ -90,6 +91,17 @@ def test_defaults_are_the_pipelines_own() -> None:
 
 
 # --- conditioning -----------------------------------------------------------------------------------------------------
+
+
+def test_a_guidance_scale_of_one_is_guidance_off() -> None:
+    """Pipelines do not guide at 1: taking half of the rows for an unconditional branch would mix up the prompts."""
+    held, prompts = policy("sd15"), ["a cat", "a dog", "a cow", "a hen"]
+    how = {"seed": 0, "num_inference_steps": 2, "eta": 1.0}
+    off, one = (sampling.rollout(held, prompts, list("abcd"), **how, guidance_scale=g) for g in (None, 1.0))
+    assert len(one.cond) == 4 and not one.cond.guided and one.guidance_scale is None
+    assert torch.equal(one.x, off.x)
+    with pytest.raises(ValueError, match="at a guidance scale of 1 it does not guide; pass None"):
+        held.generate(prompts, [torch.Generator() for _ in prompts], num_inference_steps=2, guidance_scale=1.0, eta=1.0)
 
 
 def counting(held: DiffusionPolicy, monkeypatch: pytest.MonkeyPatch) -> list[Any]:

@@ -192,6 +192,11 @@ class DiffusionPolicy:
         with self._in_place(scheduler), listening(self.pipeline, listen):
             media = call(self.pipeline, prompts, generators, **(self.call | settings))
         cond = _stacked(recipe, heard)
+        if cond is not None and cond.rows and len(cond) != len(prompts):
+            raise ValueError(
+                f"{type(self.pipeline).__name__} ran {len(prompts)} prompts as {len(cond)} guided rows: at a guidance "
+                f"scale of {guidance_scale:g} it does not guide; pass None for no guidance"
+            )
         x, logps = torch.stack(tape.x, dim=1), torch.stack(tape.logps, dim=1)
         std = torch.tensor(tape.std, device=x.device)
         return _media(media), Record(x, tape.t, logps, std, cond, tape.kernel, guidance_scale)
