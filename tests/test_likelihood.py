@@ -37,6 +37,29 @@ def test_denoising_is_minus_the_mean_squared_error(kind):
             assert logps[b, k].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_candidates_may_have_a_noise_each():
+    policy = toys.ToyDenoiser()
+    _, batch, draw = denoising_pair(policy)
+    own = torch.randn(batch.x0.shape, generator=generator("own noise"))
+    logps = likelihood.denoising(policy, batch.x0, batch.cond, replace(draw, noise=own))
+    for k in range(2):
+        alone = likelihood.denoising(policy, batch.x0[:, k, None], batch.cond, replace(draw, noise=own[:, k]))
+        torch.testing.assert_close(logps[:, k, None], alone)
+
+
+def test_stored_log_likelihoods_stand_in_for_a_reference():
+    policy, reference = toys.ToyDenoiser(), toys.ToyDenoiser("v")
+    _, batch, draw = denoising_pair(policy)
+    draw = replace(draw, drop=torch.tensor([True, False, True]))
+    logps, live = likelihood.with_reference(policy, reference, batch, draw)
+    assert logps.requires_grad and not live.requires_grad
+    torch.testing.assert_close(
+        live, likelihood.denoising(reference, batch.x0, batch.cond.where(draw.drop, batch.null), draw)
+    )
+    stored = likelihood.with_reference(policy, None, replace(batch, ref_logps=live), draw)
+    assert torch.equal(stored[0], logps) and torch.equal(stored[1], live)
+
+
 def test_a_model_in_half_precision_still_gives_float32():
     policy = toys.ToyDenoiser()
     full = policy.predict

@@ -28,7 +28,7 @@ from palate.training.logs import Progress
 from palate.training.offline import Offline
 from palate.training.online import Online
 from palate.training.processes import join
-from palate.training.sources import PreferenceRow, Source, to_device
+from palate.training.sources import Drawing, PreferenceRow, Source, to_device
 from palate.training.trainer import Result, Trainer, TrainingError
 
 WORLD = "world:"
@@ -293,11 +293,9 @@ def offline_source(
     return Offline(
         rows,
         null,
-        policy.path,
+        Drawing(settings.seed, policy.path, drop),
         batch_size=settings.batch_size,
         micro_batch_size=settings.micro_batch_size,
-        seed=settings.seed,
-        drop_probability=drop,
         held_out_share=held_out,
         device=policy.device,
         processes=join(policy.device),

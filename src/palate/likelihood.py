@@ -19,22 +19,39 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from palate import transitions
-from palate.models.contracts import Condition, Denoiser, Draw, TokenModel, TransitionBatch
+from palate.models.contracts import Condition, Denoiser, Draw, PreferenceBatch, TokenModel, TransitionBatch
 
 
 def denoising(policy: Denoiser, x0: Tensor, cond: Condition, draw: Draw) -> Tensor:
-    """logps [B, K] of x0 [B, K, ...]: minus the mean squared error of the prediction at the shared draw.
+    """logps [B, K] of x0 [B, K, ...]: minus the mean squared error of the prediction at the draw.
 
     The error is measured in the path's own kind (epsilon, v, velocity ...), so the same beta weighs time steps
     differently for models of different kinds. One batched pass over all B*K candidates.
     """
     batch, k = x0.shape[:2]
     row = torch.arange(batch, device=x0.device).repeat_interleave(k)
-    flat, noise, t = x0.flatten(0, 1), draw.noise[row], draw.t[row]
+    flat, t = x0.flatten(0, 1), draw.t[row]
+    noise = draw.noise[row] if draw.noise.dim() < x0.dim() else draw.noise.flatten(0, 1)
     x_t = policy.path.add_noise(flat, noise, t)
     prediction = policy.predict(x_t, t, cond if k == 1 else cond[row])
     error = (prediction.float() - policy.path.target(flat, noise, t).float()).pow(2)
     return -error.flatten(1).mean(1).view(batch, k)
+
+
+def with_reference(
+    policy: Denoiser, reference: Denoiser | None, batch: PreferenceBatch, draw: Draw
+) -> tuple[Tensor, Tensor]:
+    """`denoising` logps [B, K] under policy and reference, prompts emptied where the draw says so, for both alike.
+
+    Where the batch brings the reference's along, no reference is asked; they carry no gradient either way.
+    """
+    cond = batch.cond.where(draw.drop, batch.null)
+    logps = denoising(policy, batch.x0, cond, draw)
+    if batch.ref_logps is not None:
+        return logps, batch.ref_logps
+    assert reference is not None
+    with torch.no_grad():
+        return logps, denoising(reference, batch.x0, cond, draw)
 
 
 def transition(policy: Denoiser, batch: TransitionBatch) -> Tensor:

@@ -19,12 +19,14 @@ from tests import toys
 from tests.training import tiny
 
 POLICY = tiny.TinyPolicy()
+SHAPE = (2, 1, 2, 2)  # of a row's candidates
 
 
 def offline(n: int = 10, rows=None, rank: int = 0, world: int = 1, **options) -> Offline:
     rows = rows or tiny.preference_rows(POLICY, n)
+    drawing = sources.Drawing(options.pop("seed", 0), POLICY.path, options.pop("drop", 0.0))
     options = {"batch_size": 4, "processes": Processes(rank, world), **options}
-    return Offline(rows, POLICY.condition([""]), POLICY.path, **options)
+    return Offline(rows, POLICY.condition([""]), drawing, **options)
 
 
 def taken(source: Offline, steps: int) -> list[list[tuple[str, int]]]:
@@ -45,20 +47,41 @@ def taken(source: Offline, steps: int) -> list[list[tuple[str, int]]]:
 @pytest.mark.parametrize("path", [POLICY.path, FlowPath()])
 def test_a_rows_draw_is_its_own(path):
     ids, visits = [f"row {i}" for i in range(6)], [0, 0, 3, 1, 0, 2]
-    whole = sources.draws(ids, visits, 7, path, (1, 2, 2), 0.5)
+    drawing = sources.Drawing(7, path, 0.5)
+    whole = drawing(ids, visits, SHAPE)
     order = [4, 1, 5]
-    part = sources.draws([ids[i] for i in order], [visits[i] for i in order], 7, path, (1, 2, 2), 0.5)
+    part = drawing([ids[i] for i in order], [visits[i] for i in order], SHAPE)
     assert torch.equal(part.t, whole.t[order])
     assert torch.equal(part.noise, whole.noise[order]) and torch.equal(part.drop, whole.drop[order])
-    for other in ((ids, [v + 1 for v in visits], 7), (ids, visits, 8), ([f"{i}'" for i in ids], visits, 7)):
-        assert not (sources.draws(*other, path, (1, 2, 2)).noise == whole.noise).any()
+    others = [(ids, [v + 1 for v in visits], 7), (ids, visits, 8), ([f"{i}'" for i in ids], visits, 7)]
+    for names, counts, seed in others:
+        assert not (sources.Drawing(seed, path)(names, counts, SHAPE).noise == whole.noise).any()
 
 
 def test_draws_have_the_right_distribution():
-    draw = sources.draws([str(i) for i in range(4000)], [0] * 4000, 0, POLICY.path, (1, 2, 2), 0.2)
+    draw = sources.Drawing(0, POLICY.path, 0.2)([str(i) for i in range(4000)], [0] * 4000, SHAPE)
     assert abs(draw.noise.mean()) < 0.03 and abs(draw.noise.std() - 1) < 0.02
     assert abs(draw.t.float().mean() - 499.5) < 20 and draw.t.min() < 5 and draw.t.max() > 994
     assert abs(draw.drop.float().mean() - 0.2) < 0.03
+
+
+def test_candidates_may_have_a_noise_each_whatever_is_filled_up():
+    drawing = sources.Drawing(0, POLICY.path, shared_noise=False)
+    two, three = (drawing(["a", "b"], [0, 1], (k, 1, 2, 2)) for k in (2, 3))
+    assert two.noise.shape == (2, 2, 1, 2, 2) and torch.equal(three.noise[:, :2], two.noise)
+    assert not (two.noise[:, 0] == two.noise[:, 1]).any()
+    assert torch.equal(two.t, sources.Drawing(0, POLICY.path)(["a", "b"], [0, 1], SHAPE).t)
+
+
+def test_a_row_may_have_few_draws_that_come_in_turn():
+    draw = sources.Drawing(0, POLICY.path, visits=3)(["a"] * 7, range(7), SHAPE)
+    assert torch.equal(draw.noise[:3], draw.noise[3:6]) and torch.equal(draw.noise[0], draw.noise[6])
+    assert len(draw.t.unique()) == 3
+
+
+def test_times_may_be_drawn_from_another_density():
+    only = sources.Drawing(0, POLICY.path, times=lambda n, generator: torch.full((n,), 249))(["a", "b"], [0, 0], SHAPE)
+    assert only.t.tolist() == [249, 249]
 
 
 # --- offline ----------------------------------------------------------------------------------------------------------
@@ -98,8 +121,8 @@ def test_a_number_of_epochs_ends_it():
 
 
 def test_feeds_can_be_read_twice_and_micro_batches_are_the_batch():
-    source = offline(micro_batch_size=3, drop_probability=0.5)
-    small, large = source.next(State()), offline(drop_probability=0.5).next(State())
+    source = offline(micro_batch_size=3, drop=0.5)
+    small, large = source.next(State()), offline(drop=0.5).next(State())
     assert [len(batch) for batch, _ in small.micros()] == [3, 1]
     for _ in range(2):
         noise = torch.cat([draw.noise for _, draw in small.micros()])
@@ -121,7 +144,7 @@ def test_held_out_prompts_are_never_trained_on_and_their_draws_are_fixed():
     )
     ids = [name for batch, _ in source.validation().micros() for name in batch.ids]
     assert Counter(ids) == Counter({rows[i].id: 2 for i in source.validation_rows})
-    train = sources.draws([rows[0].id], [0], 0, POLICY.path, (1, 2, 2))
+    train = sources.Drawing(0, POLICY.path)([rows[0].id], [0], SHAPE)
     assert not any((noise == train.noise).any() for noise in first)
 
 
@@ -144,7 +167,7 @@ def test_fewer_candidates_are_filled_up_and_masked():
 
 def test_no_rows_is_an_error():
     with pytest.raises(sources.SourceError, match="no preferences"):
-        Offline([], POLICY.condition([""]), POLICY.path, batch_size=2)
+        Offline([], POLICY.condition([""]), sources.Drawing(0, POLICY.path), batch_size=2)
 
 
 # --- online -----------------------------------------------------------------------------------------------------------

@@ -606,7 +606,7 @@ def pipeline_run(folder: Path, kind: str, device: str = "cpu", **changes) -> tra
     from palate.algorithms import d3po, diffusion_dpo
     from palate.training.offline import Offline
     from palate.training.online import Online
-    from palate.training.sources import PreferenceRow
+    from palate.training.sources import Drawing, PreferenceRow
 
     policy, chosen = pipeline_policy(), tiny.settings(max_steps=3, learning_rate=1e-3, **changes)
     policy.pipeline.to(device)
@@ -623,7 +623,7 @@ def pipeline_run(folder: Path, kind: str, device: str = "cpu", **changes) -> tra
             )
             for row in likes
         ]  # fmt: skip
-        source = Offline(rows, policy.condition([""]).to(place), policy.path, drop_probability=0.2, **common)
+        source = Offline(rows, policy.condition([""]).to(place), Drawing(0, policy.path, 0.2), **common)
         reference = adapters.reference_of(policy, "base")
     else:
         algorithm, options, reference = d3po, d3po.Config(), None

@@ -16,7 +16,7 @@ from palate.training import adapters
 from palate.training.offline import Offline
 from palate.training.online import Online
 from palate.training.processes import Processes
-from palate.training.sources import PreferenceRow
+from palate.training.sources import Drawing, PreferenceRow
 from palate.training.trainer import Trainer
 from tests import toys
 
@@ -88,10 +88,9 @@ def offline(folder: Path, processes: Processes | None = None, rows: Any = None, 
     source = Offline(
         rows or preference_rows(policy),
         policy.condition([""]),
-        policy.path,
+        Drawing(0, policy.path, config.prompt_dropout),
         batch_size=chosen.batch_size,
         micro_batch_size=chosen.micro_batch_size,
-        drop_probability=config.prompt_dropout,
         held_out_share=0.2 if chosen.evaluate_every else 0.0,
         processes=processes,
     )

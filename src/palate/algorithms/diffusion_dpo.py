@@ -21,7 +21,6 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-import torch
 from pydantic import Field
 
 from palate import likelihood, losses, metrics
@@ -60,11 +59,7 @@ def step(
     policy: Denoiser, reference: Denoiser, batch: PreferenceBatch, draw: Draw, state: State, config: Config
 ) -> LossOutput:
     """One loss over B prompts, weighted by `batch.weight`; prompts without a judged pair weigh nothing."""
-    cond = batch.cond.where(draw.drop, batch.null)
-    logps = likelihood.denoising(policy, batch.x0, cond, draw)
-    with torch.no_grad():
-        ref_logps = likelihood.denoising(reference, batch.x0, cond, draw)
-
+    logps, ref_logps = likelihood.with_reference(policy, reference, batch, draw)
     prefer = batch.prefer
     if config.ties == "drop":
         prefer = prefer.masked_fill(prefer == 0.5, math.nan)

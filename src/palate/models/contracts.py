@@ -27,9 +27,10 @@ class Draw:
     """The randomness of one training step, an argument and never a hidden state.
 
     Keyed per row by (seed, sample id, visit), so that batch size, order and world size do not change it.
-    Shared by the policy, the reference and all K candidates of a prompt.
+    The same for policy and reference, and t for all K candidates of a prompt.
 
-    t: [B], in the path's own clock. noise: [B, ...], of one latent's shape. drop: [B] bool, prompts to be emptied.
+    t: [B], in the path's own clock. noise: [B, ...], shared by the K candidates, or [B, K, ...], one each.
+    drop: [B] bool, prompts to be emptied.
     """
 
     t: Tensor
@@ -196,6 +197,7 @@ class PreferenceBatch:
     x0: [B, K, ...]. mask: [B, K], true where a candidate exists. cond, null: B rows and the empty prompt's one row.
     prefer: [B, K, K] = P(i over j), .5 a tie, NaN unknown. votes: [B, K, K], judgements behind it.
     scores: [B, K, D], raw. weight: [B].
+    ref_logps: [B, K], the reference's log-likelihoods at these very visits' draws, where they were computed before.
     """
 
     ids: list[str]
@@ -208,6 +210,7 @@ class PreferenceBatch:
     votes: Tensor
     scores: Tensor
     weight: Tensor
+    ref_logps: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -303,7 +306,7 @@ def select(batch: Rows, index: Tensor) -> Rows:
     picked: dict[str, Any] = {}
     for item in fields(batch):
         value = getattr(batch, item.name)
-        if item.name in _WHOLE[type(batch)]:
+        if value is None or item.name in _WHOLE[type(batch)]:
             picked[item.name] = value
         elif isinstance(value, list):
             picked[item.name] = [value[i] for i in index.tolist()]

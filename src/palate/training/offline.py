@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -10,9 +11,10 @@ import torch
 from torch import Tensor
 
 from palate import randomness, views
-from palate.models.contracts import Condition, Path, State
+from palate.models.contracts import Condition, State
 from palate.training.processes import Processes
 from palate.training.sources import (
+    Drawing,
     Feed,
     Lacking,
     Micro,
@@ -20,7 +22,6 @@ from palate.training.sources import (
     SourceError,
     changed,
     collate,
-    draws,
     to_device,
 )
 
@@ -39,12 +40,10 @@ class Offline:
         self,
         rows: Sequence[PreferenceRow],
         null: Condition,
-        path: Path,
+        drawing: Drawing,
         *,
         batch_size: int,
         micro_batch_size: int | None = None,
-        seed: int = 0,
-        drop_probability: float = 0.0,
         held_out_share: float = 0.0,
         validation_visits: int = 4,
         epochs: int | None = None,
@@ -53,15 +52,16 @@ class Offline:
         processes: Processes | None = None,
     ) -> None:
         """rows: read one by one as they are needed. prompts: of all rows, so that the split need not read them.
+        drawing: the randomness of a row, whose seed is also that of the order and the split.
 
         validation_visits: draws behind each validation row; more of them make its loss less noisy.
         """
-        self._rows, self._null, self._path = rows, null, path
+        self._rows, self._null, self._drawing = rows, null, drawing
         self._batch_size, self._micro = batch_size, micro_batch_size or batch_size
-        self._seed, self._drop, self._epochs = seed, drop_probability, epochs
+        self._epochs = epochs
         self._device, self._processes = torch.device(device), processes or Processes()
         self.prompts = list(prompts) if prompts is not None else [row.prompt for row in rows]
-        self.train_rows, self.validation_rows = views.held_out(self.prompts, held_out_share, seed)
+        self.train_rows, self.validation_rows = views.held_out(self.prompts, held_out_share, drawing.seed)
         self._validation_visits = validation_visits
         self.epoch, self.cursor = 0, 0
         self.note: Callable[[str], None] = lambda message: None  # nothing here takes long
@@ -99,12 +99,12 @@ class Offline:
         self.cursor += self._batch_size
         if self.cursor >= len(self.train_rows):
             self.epoch, self.cursor = self.epoch + 1, 0
-        return Feed(lambda: self._micros(chosen, self._drop, ""))
+        return Feed(lambda: self._micros(chosen, self._drawing, ""))
 
     def _order(self) -> Tensor:
         """The epoch's permutation of the rows, made once."""
         if self._shuffled is None or self._shuffled[0] != self.epoch:
-            generator = randomness.generator(self._seed, "order", self.epoch)
+            generator = randomness.generator(self._drawing.seed, "order", self.epoch)
             self._shuffled = (self.epoch, torch.randperm(len(self.train_rows), generator=generator))
         return self._shuffled[1]
 
@@ -112,10 +112,10 @@ class Offline:
         if not self.validation_rows:
             return None
         pairs = [(row, visit) for row in self.validation_rows for visit in range(self._validation_visits)]
-        mine = pairs[self._processes.rank :: self._processes.world]
-        return Feed(lambda: self._micros(mine, 0.0, "validation/"))
+        mine, aside = pairs[self._processes.rank :: self._processes.world], replace(self._drawing, drop=0.0)
+        return Feed(lambda: self._micros(mine, aside, "validation/"))
 
-    def _micros(self, chosen: Sequence[tuple[int, int]], drop: float, salt: str) -> Iterator[Micro]:
+    def _micros(self, chosen: Sequence[tuple[int, int]], drawing: Drawing, salt: str) -> Iterator[Micro]:
         """Micro-batches of (row, visit), in order; rows that cannot be stacked go into different ones."""
         waiting: dict[Any, list[tuple[PreferenceRow, int]]] = {}
         for index, visit in chosen:
@@ -123,14 +123,13 @@ class Offline:
             group = waiting.setdefault(row.key, [])
             group.append((row, visit))
             if len(group) == self._micro:
-                yield self._micro_batch(waiting.pop(row.key), drop, salt)
+                yield self._micro_batch(waiting.pop(row.key), drawing, salt)
         for group in waiting.values():
-            yield self._micro_batch(group, drop, salt)
+            yield self._micro_batch(group, drawing, salt)
 
-    def _micro_batch(self, group: Sequence[tuple[PreferenceRow, int]], drop: float, salt: str) -> Micro:
+    def _micro_batch(self, group: Sequence[tuple[PreferenceRow, int]], drawing: Drawing, salt: str) -> Micro:
         batch = collate([row for row, _ in group], [visit for _, visit in group], self._null)
-        names = [f"{salt}{name}" for name in batch.ids]
-        draw = draws(names, batch.visits, self._seed, self._path, batch.x0.shape[2:], drop)
+        draw = drawing([f"{salt}{name}" for name in batch.ids], batch.visits, batch.x0.shape[1:])
         return to_device(batch, self._device), to_device(draw, self._device)
 
     @cached_property

@@ -111,23 +111,42 @@ def collate(rows: Sequence[PreferenceRow], visits: Sequence[int], null: Conditio
     )
 
 
-def draws(
-    ids: Sequence[str],
-    visits: Sequence[int] | Tensor,
-    seed: int,
-    path: Path,
-    latent_shape: Sequence[int],
-    drop_probability: float = 0.0,
-) -> Draw:
-    """t [B], noise [B, ...] and drop [B], each row from its own generator keyed by (seed, id, visit)."""
-    times, drop = [], []
-    noise = torch.empty(len(ids), *latent_shape)
-    for row, (sample, visit) in enumerate(zip(ids, visits, strict=True)):
-        generator = randomness.generator(seed, sample, int(visit))
-        times.append(path.sample_t(1, generator))
-        noise[row].normal_(generator=generator)
-        drop.append(torch.rand((), generator=generator) < drop_probability)
-    return Draw(torch.cat(times), noise, torch.stack(drop))
+@dataclass(frozen=True)
+class Drawing:
+    """How rows come by the randomness of a step: each from its own generator, keyed by (seed, id, visit).
+
+    drop: share of the prompts emptied. times: another density of t than the path's own, `times(n, generator) -> [n]`.
+    shared_noise: one noise for all K of a prompt, else one each. visits: how many draws a row has, which then come
+    again in turn, so that what depends on them alone can be computed once; None for another one every time.
+    """
+
+    seed: int
+    path: Path
+    drop: float = 0.0
+    times: Callable[[int, torch.Generator], Tensor] | None = None
+    shared_noise: bool = True
+    visits: int | None = None
+
+    def __call__(self, ids: Sequence[str], visits: Sequence[int] | Tensor, shape: Sequence[int]) -> Draw:
+        """t [B], noise [B, ...] or [B, K, ...], drop [B]; shape: of a row's candidates, [K, ...]."""
+        sample_t = self.times or self.path.sample_t
+        times, drop = [], []
+        noise = torch.empty(len(ids), *(shape[1:] if self.shared_noise else shape))
+        for row, (sample, visit) in enumerate(zip(ids, visits, strict=True)):
+            key = (self.seed, sample, self.visit(int(visit)))
+            generator = randomness.generator(*key)
+            times.append(sample_t(1, generator))
+            if self.shared_noise:
+                noise[row].normal_(generator=generator)
+            else:
+                for k in range(shape[0]):  # of its own, so that filling up to K changes no other
+                    noise[row, k].normal_(generator=randomness.generator(*key, k))
+            drop.append(torch.rand((), generator=generator) < self.drop)
+        return Draw(torch.cat(times), noise, torch.stack(drop))
+
+    def visit(self, visit: int) -> int:
+        """Which of its draws a row gets on a visit."""
+        return visit if self.visits is None else visit % self.visits
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
