@@ -1,0 +1,157 @@
+"""Parts that tiny pipelines share: tokenizers built in memory, text encoders and autoencoders with random weights.
+
+Nothing is downloaded. Call `finish` on a whole pipeline before it is used: it is then in eval mode and holds no layer
+that an initialiser left at zero.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import diffusers
+import transformers
+
+from tests import zoo
+
+finish = zoo._finish
+vae = zoo._vae
+clip_tokenizer, clip_text = zoo._clip_tokenizer, zoo._clip_text
+t5_tokenizer, t5 = zoo._t5_tokenizer, zoo._t5
+
+# Said as it is, without roles: strings, or lists of typed parts. System messages are real pages of text: left out.
+CHAT = (
+    "{% for m in messages %}{% if m.role != 'system' %}{% if m.content is string %}{{ m.content }}"
+    "{% else %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endif %}{% endif %}{% endfor %}"
+)
+
+
+def letters(*templates: str, max_length: int = 64, side: str = "right") -> transformers.Qwen2Tokenizer:
+    """A byte-level tokenizer with a chat template that says only what was said.
+
+    Each word, sign and <|mark|> of the templates is one token, so that a pipeline that cuts its template off by the
+    number of tokens cuts where it should.
+    """
+    alphabet = [*zoo._bytes(), "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    made = transformers.Qwen2Tokenizer(vocab={t: i for i, t in enumerate(alphabet)}, merges=[], padding_side=side)
+    made.model_max_length = max_length
+    made.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
+    words = {word for text in templates for word in re.findall(r"<\|\w+\|>| ?\w+", text) if len(word) > 1}
+    made.add_tokens(sorted(words))
+    made.chat_template = CHAT
+    return made
+
+
+# --- text encoders ----------------------------------------------------------------------------------------------------
+
+
+def _decoder(tokenizer: Any, width: int, layers: int, **options: Any) -> dict[str, Any]:
+    """What the configs of all decoder-only language models name alike."""
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": width // 2,
+        "max_position_embeddings": 512,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        **options,
+    }
+
+
+def qwen3(kind: Any, tokenizer: Any, width: int = 16, layers: int = 2) -> Any:
+    return kind(transformers.Qwen3Config(**_decoder(tokenizer, width, layers)))
+
+
+def llama(kind: Any, tokenizer: Any, width: int = 16, layers: int = 2) -> Any:
+    return kind(transformers.LlamaConfig(**_decoder(tokenizer, width, layers)))
+
+
+def glm(kind: Any, tokenizer: Any, width: int = 16, layers: int = 2) -> Any:
+    return kind(transformers.GlmConfig(**_decoder(tokenizer, width, layers)))
+
+
+def gemma(kind: Any, tokenizer: Any, width: int = 16, layers: int = 2) -> Any:
+    return kind(transformers.GemmaConfig(**_decoder(tokenizer, width, layers)))
+
+
+def gemma2(kind: Any, tokenizer: Any, width: int = 16, layers: int = 1) -> Any:
+    return kind(transformers.Gemma2Config(**_decoder(tokenizer, width, layers)))
+
+
+def umt5(width: int) -> transformers.UMT5EncoderModel:
+    return transformers.UMT5EncoderModel(
+        transformers.UMT5Config(vocab_size=64, d_model=width, d_kv=8, d_ff=37, num_layers=1, num_heads=4)
+    )
+
+
+def _rope(width: int) -> dict[str, Any]:
+    """Three-axis rotary positions over half a head: time, height, width."""
+    half = width // 4
+    section = [half - 2 * (half // 3), half // 3, half // 3]
+    return {"rope_type": "default", "rope_theta": 1e6, "mrope_section": section}
+
+
+def qwen2_5_vl(tokenizer: Any, width: int = 16, layers: int = 2) -> transformers.Qwen2_5_VLForConditionalGeneration:
+    text = _decoder(tokenizer, width, layers, rope_parameters=_rope(width))
+    del text["head_dim"]
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": width}
+    return transformers.Qwen2_5_VLForConditionalGeneration(
+        transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision)
+    )
+
+
+def qwen3_vl(kind: Any, tokenizer: Any, width: int = 16, layers: int = 2) -> Any:
+    text = _decoder(tokenizer, width, layers, rope_parameters=_rope(width))
+    vision = {
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_heads": 2,
+        "out_hidden_size": width,
+        "deepstack_visual_indexes": [0],
+    }
+    return kind(transformers.Qwen3VLConfig(text_config=text, vision_config=vision))
+
+
+# --- autoencoders -----------------------------------------------------------------------------------------------------
+
+
+def qwen_vae(channels: int = 4) -> diffusers.AutoencoderKLQwenImage:
+    """The causal video autoencoder of Qwen-Image, 4 x smaller a side, each channel with its own mean and scale."""
+    return diffusers.AutoencoderKLQwenImage(
+        base_dim=8,
+        z_dim=channels,
+        dim_mult=[1, 2, 2],
+        num_res_blocks=1,
+        temperal_downsample=[False, True],
+        latents_mean=[0.1 * i - 0.2 for i in range(channels)],
+        latents_std=[1.0 + 0.25 * i for i in range(channels)],
+    )
+
+
+def deep_compression_vae() -> diffusers.AutoencoderDC:
+    """Sana's autoencoder: convolutions and linear attention, no distribution over latents."""
+    blocks = ("ResBlock", "EfficientViTBlock")
+    return diffusers.AutoencoderDC(
+        in_channels=3,
+        latent_channels=4,
+        attention_head_dim=2,
+        encoder_block_types=blocks,
+        decoder_block_types=blocks,
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        encoder_qkv_multiscales=((), (5,)),
+        decoder_qkv_multiscales=((), (5,)),
+        encoder_layers_per_block=(1, 1),
+        decoder_layers_per_block=(1, 1),
+        downsample_block_type="conv",
+        upsample_block_type="interpolate",
+        decoder_norm_types="rms_norm",
+        decoder_act_fns="silu",
+        scaling_factor=0.41407,
+    )
