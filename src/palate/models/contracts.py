@@ -362,6 +362,8 @@ class Algorithm(Protocol):
     online only, `prepare(rollout, feedback, state, config) -> TransitionBatch` with feedback `{dimension: [n]}`;
     offline, if not every row of preferences teaches something, `lacking(batch, config) -> str`: why none of these rows
     does, and the mend; empty if one does.
+    It may offer, offline, `sample_t(path, config, n, generator) -> t [n]`, another density of times than the path's
+    own; and `start_loss(config) -> float | None`, where the loss at the reference depends on its options.
     """
 
     Config: type

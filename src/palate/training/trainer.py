@@ -97,7 +97,8 @@ class Trainer:
         self._optimiser = optimisation.adamw(self.parameters, settings)
         self._scale = optimisation.LossScale(settings)
         self.ema = adapters.Ema(self.parameters, settings.ema_decay) if settings.ema_decay else None
-        self._start_loss = algorithm.NEEDS.start_loss if starts_at_reference else None
+        known = getattr(algorithm, "start_loss", lambda _: algorithm.NEEDS.start_loss)(config)
+        self._start_loss: float | None = known if starts_at_reference else None
         self.step, self._updates, self._bad_in_a_row = 0, 0, 0
         self._held_out = HeldOut(settings.early_stopping)
         self._warnings: list[str] = []
