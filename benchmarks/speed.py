@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from palate import assembly, plugins, randomness, sampling
+from palate import assembly, lookup, plugins, randomness, sampling
 from palate.config import ModelSettings, TrainingSettings
 from palate.models.contracts import Draw, PreferenceBatch, TransitionBatch, select
 from palate.models.diffusion import DiffusionPolicy
@@ -59,7 +59,7 @@ class Same:
 
 
 def fresh() -> DiffusionPolicy:
-    return assembly.load_policy(ModelSettings(name="world:shapes", device="cpu"))
+    return lookup.load_policy(ModelSettings(name="world:shapes", device="cpu"))
 
 
 def pairs(policy: DiffusionPolicy, n: int) -> tuple[PreferenceBatch, Draw]:
@@ -178,7 +178,7 @@ def rollout(batch_size: int, repeats: int) -> dict[str, Any]:
     policy, settings = fresh(), GUIDED
     prompts, ids = shapes.prompts("train")[:batch_size], [str(i) for i in range(batch_size)]
     pipeline = DiffusionPolicy.load("world:shapes").pipeline
-    adapters_on = assembly.load_policy(ModelSettings(name="world:shapes", device="cpu")).module
+    adapters_on = lookup.load_policy(ModelSettings(name="world:shapes", device="cpu")).module
     pipeline.unet = adapters_on
     generators = [torch.Generator().manual_seed(i) for i in range(batch_size)]
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from palate import assembly, sampling
+from palate import assembly, encoding, lookup, sampling
 from palate.algorithms import d3po
 from palate.config import ConfigError, TrainingSettings
 from palate.models.contracts import Condition
@@ -22,28 +22,28 @@ from tests.toys import SHAPE, ToyDenoiser, roll_out
 def test_a_byte_order_mark_is_no_part_of_a_prompt(tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_bytes("\ufeffa cat\r\n\r\na dog\n".encode())
-    assert assembly.read_prompts(path) == ["a cat", "a dog"]
+    assert lookup.read_prompts(path) == ["a cat", "a dog"]
 
 
 def test_a_file_in_another_encoding_is_named_with_its_line(tmp_path):
     path = tmp_path / "latin.txt"
     path.write_bytes("a cat\na café\n".encode("latin-1"))
     with pytest.raises(ConfigError, match=r"latin.txt line 2: not UTF-8 text; save it as UTF-8"):
-        assembly.read_prompts(path)
+        lookup.read_prompts(path)
 
 
 # --- scorers ----------------------------------------------------------------------------------------------------------
 
 
 def test_prompts_a_scorer_cannot_judge_are_refused_before_any_picture():
-    scorer = assembly.weighted({"world:shapes/alignment": 1.0, "jpeg_size": 1.0})
+    scorer = lookup.weighted({"world:shapes/alignment": 1.0, "jpeg_size": 1.0})
     scorer.check(["a large red circle on white"])
     with pytest.raises(ConfigError, match=r"world:shapes cannot judge .*'a cat'"):
         scorer.check(["a large red circle on white", "a cat"])
 
 
 def test_a_dimension_that_a_scorer_does_not_give_is_refused_before_any_picture():
-    scorer = assembly.weighted({"world:shapes/alignmnt": 1.0})
+    scorer = lookup.weighted({"world:shapes/alignmnt": 1.0})
     with pytest.raises(ConfigError, match=r"world:shapes gives no score 'alignmnt'; it gives alignment, .*wholeness"):
         scorer.check([])
 
@@ -148,6 +148,6 @@ def test_encoding_says_how_far_it_is(capsys):
     policy = Toy()
     nan = float("nan")
     held = Preference("a cat", (Medium("image/png", b"0"), Medium("image/png", b"1")), ((nan, 1.0), (0.0, nan)))
-    encoded = assembly.encode(policy, [(held, [torch.zeros(SHAPE), torch.ones(SHAPE)])] * 3)
+    encoded = encoding.encode(policy, [(held, [torch.zeros(SHAPE), torch.ones(SHAPE)])] * 3)
     assert len(encoded) == 3
     assert "encoded 3/3" in capsys.readouterr().err

@@ -87,7 +87,7 @@ def _begun(out: Path, settings: dict) -> None:
 
 
 def test_a_second_demo_on_a_live_folder_touches_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(demo.assembly, "load_policy", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(demo.lookup, "load_policy", lambda *_: pytest.fail("a model was loaded"))
     with durable.locked(tmp_path), pytest.raises(OSError, match="is in use by another run"):
         demo.run("sft", tmp_path, 0, small("sft"))
     assert not (tmp_path / "config.yaml").exists()

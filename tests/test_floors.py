@@ -22,7 +22,10 @@ FLOORS = [
     ("contracts and what plugs in", {"models", "scorers"}),
     ("using a model without knowing which", {"sampling", "likelihood", "guidance"}),
     ("papers, the loop, the judgement", {"algorithms", "training", "datasets", "evaluation", "worlds"}),
-    ("doors", {"cli", "demo", "run", "assembly", "judging", "doctor", "__main__"}),
+    (
+        "doors",
+        {"cli", "demo", "crowd", "meter", "run", "assembly", "encoding", "lookup", "judging", "doctor", "__main__"},
+    ),
 ]
 FLOOR = {name: floor for floor, (_, names) in enumerate(FLOORS) for name in names}
 OPEN = {"scorers": 1, "algorithms": 1, "datasets": 1, "worlds": 1}  # folder -> depth of its plugins

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from palate import assembly, config, plugins
+from palate import config, lookup, plugins
 from palate.config import Recipe
 from palate.worlds.shapes import language
 
@@ -22,7 +22,7 @@ def test_a_recipe_is_whole(path):
 
 
 def test_the_prompts_that_are_shipped_are_of_the_world_and_unseen():
-    prompts = assembly.read_prompts(RECIPES[0].parent / "prompts.txt")
+    prompts = lookup.read_prompts(RECIPES[0].parent / "prompts.txt")
     assert len(prompts) == 12
     assert {language.split(prompt) for prompt in prompts} == {"eval"}
 

@@ -181,7 +181,7 @@ def test_all_pictures_are_drawn_in_batches_of_the_size_asked_for(tmp_path, model
 
 def test_a_second_run_on_a_live_folder_touches_nothing(tmp_path, model, pairs, monkeypatch):
     recipe = offline(tmp_path, model, pairs)
-    monkeypatch.setattr(run.assembly, "load_policy", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(run.lookup, "load_policy", lambda *_: pytest.fail("a model was loaded"))
     folder = tmp_path / "run"
     with durable.locked(folder):
         (folder / "config.yaml").write_text("the first's\n")
@@ -289,7 +289,7 @@ def test_weights_that_cannot_be_are_refused(comparison, scorers, said):
 def test_a_comparison_is_not_written_over(comparison, tmp_path, capsys, monkeypatch):
     first = comparison()
     said = capsys.readouterr().out
-    monkeypatch.setattr(run.assembly, "load_arm", lambda _: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(run.lookup, "load_arm", lambda _: pytest.fail("a model was loaded"))
     assert comparison(batch_size=3) == first  # speed only
     assert said.splitlines()[-1] in (again := capsys.readouterr().out) and "is finished" in again
     with pytest.raises(ValueError, match=r"same holds other comparisons: seed: 0 -> 1; choose another --out"):
@@ -301,7 +301,7 @@ def test_a_comparison_is_not_written_over(comparison, tmp_path, capsys, monkeypa
 
 
 def test_prompts_that_cannot_be_judged_are_found_before_a_model_is_loaded(comparison, tmp_path, monkeypatch):
-    monkeypatch.setattr(run.assembly, "load_arm", lambda _: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(run.lookup, "load_arm", lambda _: pytest.fail("a model was loaded"))
     free = tmp_path / "free.txt"
     free.write_text("a cat\n")
     with pytest.raises(ValueError, match=r"world:shapes cannot judge .*'a cat'"):
@@ -348,11 +348,11 @@ def test_a_corrupt_picture_is_named_and_stops_before_training(tmp_path, model):
 def test_a_rollout_that_training_would_not_recognise_is_refused(model):
     import torch
 
-    from palate import assembly, sampling
+    from palate import assembly, lookup, sampling
     from palate.algorithms import d3po
     from palate.config import ModelSettings, TrainingSettings
 
-    policy = assembly.load_policy(ModelSettings(name=str(model), device="cpu"))
+    policy = lookup.load_policy(ModelSettings(name=str(model), device="cpu"))
     made = sampling.rollout(
         policy, ["a", "a"], ["0", "1"], seed=0, num_inference_steps=3, guidance_scale=3.0, eta=1.0, shared_noise=True
     )

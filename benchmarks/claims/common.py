@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from palate import assembly, demo
+from palate import demo, lookup
 from palate.config import LoraSettings, ModelSettings
 from palate.evaluation import compare as comparing
 from palate.evaluation import win_rate
@@ -121,7 +121,7 @@ def machine(tier: Tier) -> str:
 
 def fresh(tier: Tier, seed: int, rank: int = 16) -> DiffusionPolicy:
     """The world's model with a new adapter."""
-    return assembly.load_policy(ModelSettings(name=WORLD, device=tier.device, lora=LoraSettings(rank=rank)), seed)
+    return lookup.load_policy(ModelSettings(name=WORLD, device=tier.device, lora=LoraSettings(rank=rank)), seed)
 
 
 def evaluation_prompts(n: int, seed: int) -> list[str]:
@@ -133,7 +133,7 @@ def evaluate(policy: DiffusionPolicy, scorer: Any, n: int, seed: int) -> compari
     """n unseen prompts, one picture each, from noise that depends on the seed alone."""
     prompts = evaluation_prompts(n, seed)
     return comparing.run_arm(
-        policy, prompts, scorer, n=1, seed=seed + 900_000, settings=assembly.settings_of(WORLD, policy)
+        policy, prompts, scorer, n=1, seed=seed + 900_000, settings=lookup.settings_of(WORLD, policy)
     )
 
 

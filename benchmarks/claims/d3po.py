@@ -30,7 +30,7 @@ import torch
 
 from benchmarks.claims import common
 from benchmarks.claims.common import Claim, Tier, evaluate, fresh
-from palate import assembly, config, demo, plugins, sampling, views
+from palate import assembly, config, demo, lookup, plugins, sampling, views
 from palate.config import RolloutSettings, TrainingSettings
 from palate.evaluation import win_rate
 from palate.scorers.jpeg_size import JpegSize
@@ -128,7 +128,7 @@ def online(tier: Tier, method: str, task: str, seed: int, at: Setting, n: int) -
     reference = assembly.reference_for(policy, algorithm, options)
     source = assembly.online_source(
         policy, algorithm, options, shapes.prompts("train"), partial(reward_of, task), rollout, settings,
-        assembly.settings_of(common.WORLD, policy), reference,
+        lookup.settings_of(common.WORLD, policy), reference,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         assembly.fit(
@@ -144,7 +144,7 @@ def pictures(tier: Tier, seed: int) -> tuple[list[str], list[Any], torch.Tensor]
     chosen = demo.some(shapes.prompts("train"), rounds(tier) * PROMPTS, seed)
     prompts = [prompt for prompt in chosen for _ in range(K)]
     ids = [f"{prompt}/{i % K}" for i, prompt in enumerate(prompts)]
-    media = sampling.sample(policy, prompts, ids, seed=seed, **assembly.settings_of(common.WORLD, policy))
+    media = sampling.sample(policy, prompts, ids, seed=seed, **lookup.settings_of(common.WORLD, policy))
     latents = torch.cat([policy.encode(media[i : i + 32]) for i in range(0, len(media), 32)])
     return prompts, media, latents
 

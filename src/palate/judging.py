@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from palate import assembly, views
+from palate import lookup, views
 from palate.config import EvaluationSettings
 from palate.evaluation import compare as comparing
 from palate.evaluation import grids, report
@@ -28,7 +28,7 @@ from palate.training.logs import Progress
 
 def sampler_of(policy: DiffusionPolicy, model: str, wanted: Any) -> dict[str, Any]:
     """The sampling settings of a recipe's section, filled up with the model's own."""
-    return assembly.settings_of(
+    return lookup.settings_of(
         model,
         policy,
         num_inference_steps=wanted.num_inference_steps,
@@ -50,7 +50,7 @@ def watch(
 
     note: is told what takes long. weights: of the scores in the reward, None for 1 each.
     """
-    prompts, scorer = judged_on(wanted, beside)[:32], assembly.weighted(wanted.scorers)
+    prompts, scorer = judged_on(wanted, beside)[:32], lookup.weighted(wanted.scorers)
     settings = sampler_of(policy, model, wanted) | {"batch_size": wanted.batch_size}
 
     def evaluate(step: int) -> Mapping[str, float]:
@@ -80,7 +80,7 @@ def judge(
     beside: the folder of the recipe, where a file of prompts may lie. how: as in `summary`.
     """
     prompts = judged_on(wanted, beside)
-    scorer = assembly.weighted(wanted.scorers)
+    scorer = lookup.weighted(wanted.scorers)
     settings = sampler_of(policy, model, wanted) | {"batch_size": wanted.batch_size}
     with contextlib.closing(Progress(2 * len(prompts) * wanted.n, 0, what="picture")) as bar:
         run_arm = partial(comparing.run_arm, n=wanted.n, seed=wanted.seed, settings=settings, progress=bar.advance)
@@ -91,7 +91,7 @@ def judge(
 
 
 def judged_on(wanted: EvaluationSettings, beside: Path | None) -> list[str]:
-    return assembly.read_prompts(wanted.prompts, beside)[: wanted.max_prompts]
+    return lookup.read_prompts(wanted.prompts, beside)[: wanted.max_prompts]
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from palate import assembly, config, judging, plugins, sampling, views
+from palate import assembly, config, encoding, judging, lookup, plugins, sampling, views
 from palate.config import AlgorithmSettings, ConfigError, Recipe
 from palate.evaluation import compare as comparing
 from palate.evaluation import report
@@ -40,7 +40,7 @@ def train(path: str | Path, overrides: Sequence[str] = ()) -> Path:
     resolved = {"name": recipe.algorithm.name, **options.model_dump(mode="json")}
     recipe = recipe.model_copy(update={"algorithm": AlgorithmSettings.model_validate(resolved)})
     folder = Path(recipe.output)
-    processes = join(torch.device(assembly.pick_device(recipe.model.device)))
+    processes = join(torch.device(lookup.pick_device(recipe.model.device)))
     with durable.locked(folder) if processes.first else contextlib.nullcontext():
         if not _finished(folder, recipe, processes):
             _train(recipe, algorithm, options, folder, Path(path), processes.first)
@@ -56,7 +56,7 @@ def _train(recipe: Recipe, algorithm: Any, options: Any, folder: Path, path: Pat
     _check_inputs(recipe, path)
     if first:
         config.dump(recipe, folder / "config.yaml")
-    policy = assembly.load_policy(recipe.model, recipe.training.seed)
+    policy = lookup.load_policy(recipe.model, recipe.training.seed)
     reference = assembly.reference_for(policy, algorithm, options)
     source = _source(policy, recipe, algorithm, options, reference, path)
     known = views.overlap(judging.judged_on(recipe.evaluation, beside), source.prompts) if recipe.evaluation else []
@@ -79,9 +79,9 @@ def _check_inputs(recipe: Recipe, path: Path) -> None:
     if recipe.data:
         _data_folder(recipe.data.path, path)
     if recipe.rollout:
-        assembly.weighted(recipe.rollout.scorers).check(assembly.read_prompts(recipe.rollout.prompts, path.parent))
+        lookup.weighted(recipe.rollout.scorers).check(lookup.read_prompts(recipe.rollout.prompts, path.parent))
     if recipe.evaluation:
-        assembly.weighted(recipe.evaluation.scorers).check(judging.judged_on(recipe.evaluation, path.parent))
+        lookup.weighted(recipe.evaluation.scorers).check(judging.judged_on(recipe.evaluation, path.parent))
 
 
 def _data_folder(data: str, path: Path) -> Path:
@@ -98,18 +98,18 @@ def _source(
 ) -> Offline | Online:
     """Stored preferences, or rounds of the policy's own samples."""
     if recipe.data:
-        read = assembly.read_preferences(_data_folder(recipe.data.path, path), recipe.data.max_bad_fraction)
+        read = encoding.read_preferences(_data_folder(recipe.data.path, path), recipe.data.max_bad_fraction)
         if recipe.model.check_kind:
-            assembly.check_kind(policy, read)
-        rows = assembly.encode(policy, read)
-        return assembly.offline_source(policy, rows, options, recipe.training, recipe.data.held_out)
+            encoding.check_kind(policy, read)
+        rows = encoding.encode(policy, read)
+        return assembly.offline_source(policy, rows, options, recipe.training, recipe.data.held_out, algorithm)
     assert recipe.rollout
     return assembly.online_source(
         policy,
         algorithm,
         options,
-        assembly.read_prompts(recipe.rollout.prompts, path.parent),
-        assembly.weighted(recipe.rollout.scorers),
+        lookup.read_prompts(recipe.rollout.prompts, path.parent),
+        lookup.weighted(recipe.rollout.scorers),
         recipe.rollout,
         recipe.training,
         judging.sampler_of(policy, recipe.model.name, recipe.rollout),
@@ -179,15 +179,15 @@ def sample(
     batch_size: int = 8,
 ) -> Path:
     """k pictures of each prompt under out/, and samples.jsonl saying which is which. Again: only what is missing."""
-    texts = assembly.read_prompts(prompts)
+    texts = lookup.read_prompts(prompts)
     asked = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, "eta": eta}
     made_of = {"model": model, "seed": seed, "prompts_sha256": _digest(texts), **asked}
     with durable.locked(out):
         _same_folder(out / "sampling.json", made_of, "samples")
         wanted = [(i, j) for i in range(len(texts)) for j in range(k) if not _picture(out, i, j).is_file()]
         if wanted:
-            policy = assembly.load_arm(model)
-            draw = partial(sampling.sample, policy, seed=seed, **assembly.settings_of(model, policy, **asked))
+            policy = lookup.load_arm(model)
+            draw = partial(sampling.sample, policy, seed=seed, **lookup.settings_of(model, policy, **asked))
             _draw(out, draw, texts, wanted, batch_size)
         rows = [
             {"prompt": text, "file": _picture(out, i, j).name, "candidate": j, "seed": seed, "model": model}
@@ -258,16 +258,16 @@ def compare(
     scorers: names, whose scores are judged one by one, or `name=weight`, whose weighted sum is. Raises ConfigError for
     a folder that holds another comparison, or any other result.
     """
-    texts, (weights, added_up) = assembly.read_prompts(prompts), _weights(scorers)
+    texts, (weights, added_up) = lookup.read_prompts(prompts), _weights(scorers)
     asked = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, "eta": eta}
     made_of = {"a": a, "b": b, "seed": seed, "n": n, "prompts_sha256": _digest(texts), "scorers": list(scorers)}
     with durable.locked(out):
         if _compared(out, made_of | asked):
             print(f"{out} is finished")
         else:
-            scorer = assembly.weighted(weights)
+            scorer = lookup.weighted(weights)
             scorer.check(texts)
-            assembly.check_arm(b)  # before a is sampled
+            lookup.check_arm(b)  # before a is sampled
             run_arm = partial(comparing.run_arm, prompts=texts, scorer=scorer, n=n, seed=seed)
             arms, settings = _arms((a, b), run_arm, len(texts) * n, asked, batch_size)
             judges = " + ".join(f"{weight:g} x {name}" for name, weight in weights.items()) if added_up else ""
@@ -323,8 +323,8 @@ def _arms(
     arms: list[comparing.Arm] = []
     settings: dict[str, Any] = {}
     for model in models:
-        policy = assembly.load_arm(model)
-        settings = settings or assembly.settings_of(model, policy, **asked)
+        policy = lookup.load_arm(model)
+        settings = settings or lookup.settings_of(model, policy, **asked)
         with contextlib.closing(Progress(pictures, 0, what="picture")) as bar:
             arms.append(run_arm(policy, settings=settings | {"batch_size": batch}, progress=bar.advance))
     return arms, settings

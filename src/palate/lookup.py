@@ -1,0 +1,187 @@
+"""What a run works with: models by name, prompts as files hold them, scorers by name and weight."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from palate import plugins, sampling
+from palate.config import ConfigError, ModelSettings
+from palate.models.contracts import Scorer
+from palate.models.diffusion import DiffusionPolicy, resolve_model
+from palate.training import adapters
+
+WORLD = "world:"
+
+
+def world(name: str) -> Any:
+    """The module of `world:<name>`. Raises PluginError, with the worlds there are, for another name."""
+    return plugins.find("worlds", name.removeprefix(WORLD))
+
+
+def pick_device(device: str = "auto") -> str:
+    """The best there is for `auto`; under torchrun each process takes the card of its local rank."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
+
+
+def load_policy(settings: ModelSettings, seed: int = 0) -> DiffusionPolicy:
+    """The model of a recipe with what is to be trained made trainable."""
+    policy = DiffusionPolicy.load(
+        settings.name, dtype=getattr(torch, settings.dtype), device=pick_device(settings.device)
+    )
+    if settings.lora is None:
+        adapters.train_all(policy)
+    else:
+        adapters.add_lora(policy, settings.lora, seed=seed)
+    return policy
+
+
+def load_arm(model: str) -> DiffusionPolicy:
+    """A model to look at: a hub id, a folder, `world:<name>`, or a run's folder (its base with its adapter)."""
+    check_arm(model)
+    run = Path(model)
+    base = base_of(run)
+    if base is None:
+        return DiffusionPolicy.load(model, device=pick_device())
+    if (run / "model").is_dir():
+        return DiffusionPolicy.load(run / "model", device=pick_device())
+    policy = DiffusionPolicy.load(base, device=pick_device())
+    if callable(getattr(policy.pipeline, "load_lora_weights", None)):
+        policy.pipeline.load_lora_weights(run / "adapter")
+    else:
+        module: Any = policy.module
+        module.load_lora_adapter(run / "adapter")
+    return policy
+
+
+def check_arm(model: str) -> None:
+    """Raises, without loading anything, for a model that is not there, or a run's folder that holds none yet."""
+    run = Path(model)
+    if base_of(run) is None:
+        resolve_model(model)
+    elif not (run / "model").is_dir() and not (run / "adapter").is_dir():
+        raise ConfigError(f"{run} has no adapter/ yet: let its training finish by the command that began it")
+
+
+def base_of(run: Path) -> str | None:
+    """The model that a run's folder, or the demo's, began from; None if it is no run's folder."""
+    held = run / "config.yaml"
+    if not held.is_file():
+        return None
+    recipe = yaml.safe_load(held.read_text(encoding="utf-8"))
+    try:
+        return str(recipe["model"]["name"])
+    except (KeyError, TypeError):
+        raise ConfigError(f"{held} does not say which model the run began from: it is no run's folder") from None
+
+
+def settings_of(model: str, policy: DiffusionPolicy, **wanted: Any) -> dict[str, Any]:
+    """Sampling settings: what is asked for, else what the world ships, else the pipeline's own defaults.
+
+    A guidance scale of exactly 1 is guidance off.
+    """
+    model = base_of(Path(model)) or model
+    own = dict(policy.default_settings)
+    if model.startswith(WORLD):
+        own |= world(model).sampling_defaults()
+    own |= {name: value for name, value in wanted.items() if value is not None}
+    own.setdefault("eta", 0.0)
+    return own | {"guidance_scale": sampling.guidance(own["guidance_scale"])}
+
+
+def read_prompts(prompts: str | Path | Sequence[str], base: Path | None = None) -> list[str]:
+    """Distinct prompts in order: a list, a text file with one a line, or `world:<name>[:train|:eval]`.
+
+    base: another folder to look for the file in. Raises ConfigError naming the file, and the line that is no text.
+    """
+    if not isinstance(prompts, str | Path):
+        found, source = list(prompts), "the list of prompts"
+    elif str(prompts).startswith(WORLD):
+        name, _, split = str(prompts).removeprefix(WORLD).partition(":")
+        found, source = world(name).prompts(split or "train"), str(prompts)
+    else:
+        path = base / prompts if base and not Path(prompts).exists() else Path(prompts)
+        if not path.is_file():
+            raise ConfigError(
+                f"prompt file {prompts} does not exist: write one prompt a line into it, or mend the path"
+            )
+        found, source = _text(path).splitlines(), str(path)
+    found = list(dict.fromkeys(prompt.strip() for prompt in found if prompt.strip()))
+    if not found:
+        raise ConfigError(f"{source} holds no prompts: write one a line")
+    return found
+
+
+def _text(path: Path) -> str:
+    raw = path.read_bytes()
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path} line {line}: not UTF-8 text; save it as UTF-8") from None
+
+
+@cache
+def find_scorer(name: str) -> Scorer:
+    """A scorer by its file's name, a dotted path, or `world:<name>`; loaded once, since some are large."""
+    if name.startswith(WORLD):
+        scorer: Scorer = world(name).scorer()
+        return scorer
+    found: Any = plugins.find("scorers", name)
+    return found.load() if hasattr(found, "load") else found
+
+
+def weighted(scorers: Mapping[str, float]) -> Weighted:
+    """The scorers of a recipe, by name and weight, as one."""
+    return Weighted(scorers)
+
+
+class Weighted:
+    """One scorer of several, each score times its weight.
+
+    `{"jpeg_size": -1, "world:shapes/alignment": 1}`: behind a slash stands one dimension of a scorer that gives
+    several. Each scorer is asked once.
+    """
+
+    def __init__(self, scorers: Mapping[str, float]) -> None:
+        self._weights: dict[str, dict[str, float]] = {}
+        for name, weight in scorers.items():
+            whole, _, dimension = name.partition("/")
+            self._weights.setdefault(whole, {})[dimension] = weight
+        self._found = {name: find_scorer(name) for name in self._weights}
+
+    def check(self, prompts: Sequence[str]) -> None:
+        """Raises ConfigError for prompts or dimensions that a scorer is known not to judge: before any sampling."""
+        for name, scorer in self._found.items():
+            if given := getattr(scorer, "dimensions", ()):
+                self._check_dimensions(name, given)
+            try:
+                getattr(scorer, "check", lambda _: None)(prompts)
+            except ValueError as error:
+                raise ConfigError(f"{name} cannot judge these prompts: {error}") from None
+
+    def _check_dimensions(self, name: str, given: Collection[str]) -> None:
+        unknown = sorted(set(self._weights[name]) - set(given) - {""})
+        if unknown:
+            raise ConfigError(f"{name} gives no score {unknown[0]!r}; it gives {', '.join(sorted(given))}")
+
+    def __call__(self, prompts: Sequence[str], media: Sequence[Any]) -> dict[str, np.ndarray]:
+        out: dict[str, np.ndarray] = {}
+        for name, weights in self._weights.items():
+            scores = self._found[name](prompts, media)
+            self._check_dimensions(name, scores.keys())
+            for dimension, values in scores.items():
+                weight = weights.get(dimension, weights.get(""))
+                if weight is not None:
+                    key = dimension if dimension not in out else f"{name}.{dimension}"
+                    out[key] = weight * np.asarray(values, float)
+        return out
