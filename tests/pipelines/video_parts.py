@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import diffusers
@@ -20,21 +21,29 @@ def wan_vae() -> diffusers.AutoencoderKLWan:
     )
 
 
-def umt5(width: int = 32) -> transformers.UMT5EncoderModel:
-    return transformers.UMT5EncoderModel(
-        transformers.UMT5Config(vocab_size=64, d_model=width, d_kv=8, d_ff=37, num_layers=1, num_heads=4)
-    )
-
-
 def wan_scheduler(flow_shift: float) -> diffusers.UniPCMultistepScheduler:
     return diffusers.UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=flow_shift
     )
 
 
-def byte_tokenizer(*special: str, length: int = 64) -> transformers.Qwen2Tokenizer:
-    """A byte-level tokenizer of Qwen's kind, whose chat template says only what was said."""
-    tokens = [*zoo._bytes(), "<|endoftext|>", *special]
-    made = transformers.Qwen2Tokenizer(vocab={t: i for i, t in enumerate(tokens)}, merges=[], model_max_length=length)
-    made.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
-    return made
+def clip_77() -> dict[str, Any]:
+    """CLIP and its tokenizer where a pipeline pads to 77 tokens whatever the tokenizer says."""
+    tokenizer = copy.deepcopy(zoo._clip_tokenizer())
+    tokenizer.model_max_length = 77
+    config = zoo._clip_text(transformers.CLIPTextModel, width=16).config
+    config.max_position_embeddings = 77
+    return {"text_encoder_2": transformers.CLIPTextModel(config), "tokenizer_2": tokenizer}
+
+
+def hunyuan_vae(latent_channels: int) -> diffusers.AutoencoderKLHunyuanVideo:
+    """HunyuanVideo's: causal in time, 4 x 8 x 8."""
+    return diffusers.AutoencoderKLHunyuanVideo(
+        latent_channels=latent_channels,
+        down_block_types=("HunyuanVideoDownBlock3D",) * 4,
+        up_block_types=("HunyuanVideoUpBlock3D",) * 4,
+        block_out_channels=(8, 8, 8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        scaling_factor=0.476986,
+    )

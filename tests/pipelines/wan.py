@@ -13,7 +13,8 @@ import diffusers
 import torch
 
 from tests import zoo
-from tests.pipelines.video_parts import FIVE_FRAMES, umt5, wan_scheduler, wan_vae
+from tests.pipelines.parts import umt5
+from tests.pipelines.video_parts import FIVE_FRAMES, wan_scheduler, wan_vae
 
 SIZES: dict[str, Any] = {
     "patch_size": (1, 2, 2),
@@ -32,7 +33,7 @@ NORM = {"qk_norm": "rms_norm_across_heads"}
 
 
 def text() -> dict[str, Any]:
-    return {"tokenizer": zoo._t5_tokenizer(), "text_encoder": umt5()}
+    return {"tokenizer": zoo._t5_tokenizer(), "text_encoder": umt5(32)}
 
 
 def wan() -> tuple[Any, dict[str, Any]]:
