@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.claims import common
-from palate import assembly, config, demo, plugins
+from palate import assembly, config, crowd, demo, encoding, lookup, plugins
 from palate.media import decode
 from palate.worlds import shapes
 from palate.worlds.shapes import annotators
@@ -51,11 +51,11 @@ D3PO = {f"d3po-lr{rate:g}": {"learning_rate": rate} for rate in (5e-4, 1e-3)}
 def preferences(seed: int, prompts: int) -> tuple[Any, ...]:
     """The base's pictures with the people's votes, encoded."""
     policy = common.fresh(TIER, seed)
-    plan = replace(demo.PLANS["diffusion_dpo"], prompts=prompts, votes=3)
-    people = annotators.panel(5, demo.TASTE, seed=seed)
-    asked = demo.ask(policy, people, plan, seed, assembly.settings_of(demo.WORLD, policy))
+    plan, people = demo.PLANS["diffusion_dpo"], annotators.panel(5, demo.TASTE, seed=seed)
+    chosen, sampler = demo.some(shapes.prompts("train"), prompts, seed), lookup.settings_of(demo.WORLD, policy)
+    asked = crowd.ask(policy, people, chosen, k=plan.k, votes=plan.votes, seed=seed, sampler=sampler)
     pictures = [(row, [decode(medium) for medium in row.media if medium]) for row in asked]
-    return tuple(assembly.encode(policy, pictures))
+    return tuple(encoding.encode(policy, pictures))
 
 
 def base(seed: int) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def trained(method: str, seed: int, arm: dict[str, Any]) -> dict[str, Any]:
     plan = demo.PLANS[method]
     change = {"seed": seed, **{k: v for k, v in arm.items() if k not in ("options", "prompts")}}
     training = plan.training.model_copy(update=change)
-    policy = assembly.load_policy(config.ModelSettings(name=demo.WORLD, device="cpu", lora=plan.lora), seed)
+    policy = lookup.load_policy(config.ModelSettings(name=demo.WORLD, device="cpu", lora=plan.lora), seed)
     algorithm = plugins.find("algorithms", method)
     options = config.section({**plan.options, **arm.get("options", {})}, algorithm.Config, "algorithm")
     with tempfile.TemporaryDirectory() as folder:

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from benchmarks.claims import common, d3po, diffusion_dpo
-from palate import demo
 
 TOY = common.Claim("toy", {"steps": 1})
 TIER = replace(common.CPU, seeds=(1, 2), samples=6, tuning_samples=4)
@@ -25,7 +24,8 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(d3po, "K", 2)
     monkeypatch.setattr(d3po, "STEPS", {"cpu": 2, "full": 2})
     monkeypatch.setattr(d3po, "GRID", {name: grid[:1] for name, grid in d3po.GRID.items()})
-    monkeypatch.setattr(diffusion_dpo, "plan", lambda tier: demo.Plan(prompts=8, k=2, votes=1))
+    monkeypatch.setattr(diffusion_dpo, "PROMPTS", {"cpu": 8})
+    monkeypatch.setattr(diffusion_dpo, "K", 2)
     monkeypatch.setattr(diffusion_dpo, "STEPS", 2)
     monkeypatch.setattr(diffusion_dpo, "RATES", (1e-4,))
     monkeypatch.setattr(diffusion_dpo, "BETAS", (300.0, 1000.0))

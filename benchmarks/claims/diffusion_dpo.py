@@ -25,12 +25,11 @@ import torch
 
 from benchmarks.claims import common
 from benchmarks.claims.common import Claim, Tier, evaluate, fresh
-from palate import assembly, config, demo, likelihood, plugins
+from palate import assembly, config, crowd, demo, encoding, likelihood, lookup, plugins
 from palate.config import TrainingSettings
 from palate.media import decode
 from palate.models.contracts import Draw
 from palate.randomness import generator
-from palate.records import Preference
 from palate.training import adapters
 from palate.training.sources import PreferenceRow, collate, to_device
 from palate.worlds import shapes
@@ -44,14 +43,11 @@ NOISY = {"temperature": 0.3, "lapse_rate": 0.2, "tie_threshold": 0.02}
 CLEAN = {"temperature": 0.0, "lapse_rate": 0.0, "tie_threshold": 1e-6}  # equal rewards tie, they are not guessed at
 STEPS, BATCH = 160, 8
 K = 4
+PROMPTS = {"cpu": 192, "full": 768}
 CLAIM = Claim(
     "diffusion_dpo",
     {"noisy": NOISY, "clean": CLEAN, "steps": STEPS, "batch": BATCH, "k": K, "sweep_at": BETA, "dropout": DROPOUT},
 )
-
-
-def plan(tier: Tier) -> demo.Plan:
-    return demo.Plan(prompts=192 if tier.name == "cpu" else 768, k=K, votes=1)
 
 
 @cache
@@ -60,9 +56,11 @@ def labelled(tier: Tier, seed: int, labels: str) -> tuple[PreferenceRow, ...]:
     policy = fresh(tier, seed)
     traits = NOISY if labels == "noisy" else CLEAN
     people = annotators.panel(5, demo.TASTE, disagreement=0.3 if labels == "noisy" else 0.0, seed=seed, **traits)
-    asked: list[Preference] = demo.ask(policy, people, plan(tier), seed, assembly.settings_of(common.WORLD, policy))
+    prompts = demo.some(shapes.prompts("train"), PROMPTS[tier.name], seed)
+    sampler = lookup.settings_of(common.WORLD, policy)
+    asked = crowd.ask(policy, people, prompts, k=K, votes=1, seed=seed, sampler=sampler)
     pictures = [(row, [decode(medium) for medium in row.media if medium]) for row in asked]
-    return tuple(assembly.encode(policy, pictures))
+    return tuple(encoding.encode(policy, pictures))
 
 
 def split(rows: tuple[PreferenceRow, ...]) -> tuple[list[PreferenceRow], list[PreferenceRow]]:

@@ -8,15 +8,10 @@ The same functions serve a model and people of your own; what is special here is
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +19,7 @@ import numpy as np
 import yaml
 from pydantic import BaseModel
 
-from palate import assembly, config, judging, plugins, randomness, sampling, views
+from palate import assembly, config, crowd, encoding, judging, lookup, plugins, randomness
 from palate.config import (
     ConfigError,
     EvaluationSettings,
@@ -33,22 +28,18 @@ from palate.config import (
     RolloutSettings,
     TrainingSettings,
 )
+from palate.crowd import TASTE, WORLD
 from palate.datasets import parquet
 from palate.evaluation import report
+from palate.meter import Meter, metered
 from palate.models.contracts import Media
 from palate.models.diffusion import DiffusionPolicy
-from palate.records import Medium, Preference, Sample, Score, Vote, now
 from palate.training import adapters, durable
-from palate.training.logs import Progress
 from palate.training.offline import Offline
 from palate.training.online import Online
 from palate.training.sources import PreferenceRow
 from palate.worlds import shapes
 from palate.worlds.shapes import annotators
-
-WORLD = "world:shapes"
-TASTE = {"alignment": 1.0, "wholeness": 1.0, "safety": 1.0}  # what the simulated people vote for
-
 
 _LORA = LoraSettings(
     rank=16,
@@ -130,15 +121,17 @@ def run(method: str = METHOD, out: str | Path = "demo", seed: int = 0, plan: Pla
 def _run(out: Path, plan: Plan, settings: dict[str, Any], algorithm: Any, options: Any, meter: Meter) -> dict[str, Any]:
     """`run` in a folder that is this demo's alone."""
     seed = settings["seed"]
-    policy = assembly.load_policy(ModelSettings(name=WORLD, device="cpu", lora=plan.lora), seed)
-    sampler = assembly.settings_of(WORLD, policy)
+    policy = lookup.load_policy(ModelSettings(name=WORLD, device="cpu", lora=plan.lora), seed)
+    sampler = lookup.settings_of(WORLD, policy)
 
     def preferences() -> list[PreferenceRow]:
         folder = out / "preferences"
         if not (folder / "manifest.json").is_file():
-            parquet.write(folder, ask(policy, annotators.panel(5, TASTE, seed=seed), plan, seed, sampler))
+            people, prompts = annotators.panel(5, TASTE, seed=seed), some(shapes.prompts("train"), plan.prompts, seed)
+            asked = crowd.ask(policy, people, prompts, k=plan.k, votes=plan.votes, seed=seed, sampler=sampler, say=say)
+            parquet.write(folder, asked)
         meter.keep()
-        return assembly.encode(policy, assembly.read_preferences(folder, 0.0))
+        return encoding.encode(policy, encoding.read_preferences(folder, 0.0))
 
     source, reference = source_for(policy, algorithm, options, plan.training, plan, seed, preferences)
     look = watch(policy, out, plan, seed, lambda said: source.note(said))
@@ -168,8 +161,8 @@ def source_for(
     if algorithm.NEEDS.source == "offline":
         return assembly.offline_source(policy, list(preferences()), options, training, held_out=0.1), reference
     people = annotators.panel(5, TASTE, seed=seed)
-    scorer = _true_reward if told_the_truth(algorithm) else partial(_win_share, people, plan.votes)
-    rollout, sampler = _rollout(plan), assembly.settings_of(WORLD, policy)
+    scorer = _true_reward if told_the_truth(algorithm) else partial(crowd.win_share, people, plan.votes)
+    rollout, sampler = _rollout(plan), lookup.settings_of(WORLD, policy)
     source = assembly.online_source(
         policy, algorithm, options, shapes.prompts("train"), scorer, rollout, training, sampler, reference
     )
@@ -183,75 +176,6 @@ def _rollout(plan: Plan) -> RolloutSettings:
 def told_the_truth(algorithm: Any) -> bool:
     """Whether a method needs the reward itself, one sample at a time, so that comparisons would not do."""
     return bool(algorithm.NEEDS.source == "online" and algorithm.NEEDS.k == 1)
-
-
-# --- asking people ----------------------------------------------------------------------------------------------------
-
-
-def ask(
-    policy: DiffusionPolicy, people: annotators.Panel, plan: Plan, seed: int, sampler: Mapping[str, Any]
-) -> list[Preference]:
-    """k pictures of each prompt, every pair of them shown to some of the people: preference data from their votes."""
-    prompts = some(shapes.prompts("train"), plan.prompts, seed)
-    rows = [prompt for prompt in prompts for _ in range(plan.k)]
-    ids = [f"{prompt}/{number}" for prompt in prompts for number in range(plan.k)]
-    say(f"sampling {len(rows)} pictures of {len(prompts)} prompts")
-    media = _sampled(policy, rows, ids, seed, sampler)
-    scores = shapes.scorer()(rows, media)
-    time_of = now()
-    samples = [
-        Sample(name, prompt, Medium("image/png", _png(picture)), WORLD, time_of, seed)
-        for name, prompt, picture in zip(ids, rows, media, strict=True)
-    ]
-    facts = [Score(name, d, float(scores[d][i]), "oracle", time_of) for i, name in enumerate(ids) for d in TASTE]
-    votes = _votes(people, ids, rows, scores, plan.votes, time_of)
-    say(f"{len(votes)} votes of {len(people.annotators)} people on {len(votes) // plan.votes} pairs")
-    return list(views.preferences(samples, votes, facts, by="votes", dimensions=list(TASTE)))
-
-
-def _votes(
-    people: annotators.Panel, ids: Sequence[str], prompts: Sequence[str], scores: Mapping[str, Any], k: int, at: str
-) -> list[Vote]:
-    """Votes on all pairs of pictures of one prompt, sides at random."""
-    left, right = _pairs(ids, prompts)
-    names = [f"{ids[a]}|{ids[b]}" for a, b in zip(left, right, strict=True)]
-    answers = people.votes(_rows(scores, left), _rows(scores, right), names, k)
-    seats = people.seats(names)[:, :k]
-    return [
-        Vote(f"{name}#{seat}", ids[a], ids[b], str(answer), f"person {seat}", at)  # type: ignore[arg-type]
-        for name, a, b, given, sat in zip(names, left, right, answers, seats, strict=True)
-        for answer, seat in zip(given, sat, strict=True)
-    ]
-
-
-def _pairs(ids: Sequence[str], prompts: Sequence[str]) -> tuple[list[int], list[int]]:
-    """All pairs of rows of one prompt, each the way round that its key says."""
-    groups: dict[str, list[int]] = {}
-    for row, prompt in enumerate(prompts):
-        groups.setdefault(prompt, []).append(row)
-    found = [pair for rows in groups.values() for pair in combinations(rows, 2)]
-    sided = [(a, b) if randomness.key("side", ids[a], ids[b]) % 2 else (b, a) for a, b in found]
-    return [a for a, _ in sided], [b for _, b in sided]
-
-
-def _rows(scores: Mapping[str, Any], rows: Sequence[int]) -> dict[str, np.ndarray]:
-    return {name: np.asarray(values)[list(rows)] for name, values in scores.items()}
-
-
-def _win_share(
-    people: annotators.Panel, k: int, prompts: Sequence[str], media: Sequence[Media]
-) -> dict[str, np.ndarray]:
-    """Each picture's share of the votes it was in: all that people's comparisons say, and no number of the truth."""
-    scores = shapes.scorer()(prompts, media)
-    ids = [f"{prompt}/{randomness.key(picture.tobytes())}" for prompt, picture in zip(prompts, media, strict=True)]
-    left, right = _pairs(ids, prompts)
-    names = [f"{ids[a]}|{ids[b]}" for a, b in zip(left, right, strict=True)]
-    share, _ = annotators.preference(people.votes(_rows(scores, left), _rows(scores, right), names, k))
-    won, shown = np.zeros(len(media)), np.zeros(len(media))
-    for a, b, p in zip(left, right, share, strict=True):
-        won[a], won[b] = won[a] + p, won[b] + 1 - p
-        shown[a], shown[b] = shown[a] + 1, shown[b] + 1
-    return {"votes": won / np.maximum(shown, 1)}
 
 
 def _true_reward(prompts: Sequence[str], media: Sequence[Media]) -> dict[str, np.ndarray]:
@@ -344,69 +268,12 @@ def _pairs_asked_about(out: Path, plan: Mapping[str, Any]) -> int:
     return rounds * int(plan["rollout"]["prompts_per_round"]) * k * (k - 1) // 2
 
 
-def _sampled(
-    policy: DiffusionPolicy, prompts: Sequence[str], ids: Sequence[str], seed: int, sampler: Mapping[str, Any]
-) -> list[Media]:
-    bar = Progress(len(prompts), 0, what="picture")
-    media = sampling.sample(policy, prompts, ids, seed=seed, progress=bar.advance, **sampler)
-    bar.close()
-    return media
-
-
 def some(prompts: Sequence[str], n: int, seed: int) -> list[str]:
     """n of the prompts by their keyed order: the same whatever else is drawn."""
     return sorted(prompts, key=lambda prompt: randomness.key(seed, "prompt", prompt))[:n]
 
 
-def _png(picture: Any) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 # --- the demo's folder ------------------------------------------------------------------------------------------------
-
-
-class Meter:
-    """Seconds and memory of all invocations on a folder, kept in its meter.json; what a kill cut off is missing."""
-
-    def __init__(self, folder: Path) -> None:
-        self._path, self._began = folder / "meter.json", time.perf_counter()
-        held = json.loads(self._path.read_text(encoding="utf-8")) if self._path.is_file() else {}
-        self._seconds, self._peak = held.get("seconds", 0.0), held.get("peak_memory_gb", 0.0)
-
-    @property
-    def seconds(self) -> float:
-        """So far, in all."""
-        return float(self._seconds + time.perf_counter() - self._began)
-
-    @property
-    def peak_memory_gb(self) -> float:
-        """The most main memory that a process held, in GB of 10^9 bytes."""
-        return float(max(self._peak, peak_memory_gb()))
-
-    def keep(self) -> None:
-        judging.write_json(self._path, {"seconds": self.seconds, "peak_memory_gb": self.peak_memory_gb})
-
-
-@contextlib.contextmanager
-def metered(folder: Path) -> Iterator[Meter]:
-    """A meter that is kept however the block ends."""
-    meter = Meter(folder)
-    try:
-        yield meter
-    finally:
-        meter.keep()
-
-
-def peak_memory_gb() -> float:
-    """The most main memory that this process has held, in GB of 10^9 bytes; 0 where the system does not say."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0.0
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def resolved(plan: Plan, options: BaseModel) -> dict[str, Any]:
