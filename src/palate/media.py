@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from PIL import Image, ImageOps
 
@@ -16,6 +16,30 @@ from palate.records import Medium
 PICTURE_FORMATS = ["PNG", "JPEG", "WEBP"]  # the only decoders that untrusted data reaches
 MAX_PIXELS = 64 * 2**20
 MAX_MEDIUM_BYTES = 256 * 2**20
+TYPES = {
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+    ".webp": "image/webp",
+    ".gif": "image/gif",
+    ".bmp": "image/bmp",
+    ".tif": "image/tiff",
+    ".tiff": "image/tiff",
+    ".svg": "image/svg+xml",
+    ".mp4": "video/mp4",
+    ".m4v": "video/mp4",
+    ".mov": "video/quicktime",
+    ".webm": "video/webm",
+    ".mkv": "video/x-matroska",
+    ".avi": "video/x-msvideo",
+    ".wav": "audio/wav",
+    ".flac": "audio/flac",
+    ".mp3": "audio/mpeg",
+    ".ogg": "audio/ogg",
+    ".txt": "text/plain",
+    ".json": "application/json",
+}
+UNKNOWN = "application/octet-stream"
 
 
 class DatasetError(ValueError):
@@ -23,7 +47,42 @@ class DatasetError(ValueError):
 
 
 class MediaError(DatasetError):
-    """A medium that cannot be decoded."""
+    """A medium that cannot be decoded. kind: why, in one or two words, the same for all media that fail alike."""
+
+    def __init__(self, message: str, kind: str = "unreadable") -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+def type_of_path(path: str) -> str:
+    """The media type that a file's name promises; application/octet-stream if it promises none."""
+    return TYPES.get(PurePosixPath(path).suffix.lower(), UNKNOWN)
+
+
+def type_of_bytes(content: bytes) -> str:
+    """The media type that the first bytes show; application/octet-stream if they show none."""
+    head = content[:16]
+    if head[:4] == b"RIFF":
+        return {b"WEBP": "image/webp", b"WAVE": "audio/wav", b"AVI ": "video/x-msvideo"}.get(head[8:12], UNKNOWN)
+    if head[4:8] == b"ftyp":
+        return "video/quicktime" if head[8:12] == b"qt  " else "video/mp4"
+    for start, kind in _STARTS.items():
+        if head.startswith(start):
+            return kind
+    return UNKNOWN
+
+
+_STARTS = {
+    b"\x89PNG\r\n\x1a\n": "image/png",
+    b"\xff\xd8\xff": "image/jpeg",
+    b"GIF8": "image/gif",
+    b"BM": "image/bmp",
+    b"\x1a\x45\xdf\xa3": "video/webm",  # Matroska, which WebM is a part of
+    b"fLaC": "audio/flac",
+    b"OggS": "audio/ogg",
+    b"ID3": "audio/mpeg",
+    b"\xff\xfb": "audio/mpeg",
+}
 
 
 def medium_bytes(medium: Medium, root: str | Path | None = None) -> bytes:
@@ -31,14 +90,18 @@ def medium_bytes(medium: Medium, root: str | Path | None = None) -> bytes:
     if medium.bytes is not None:
         return medium.bytes
     if root is None or medium.path is None:
-        raise MediaError(f"medium {medium.path!r} is a path; say where it starts with root=")
+        raise MediaError(f"medium {medium.path!r} is a path; say where it starts with root=", "no media folder")
     path = inside(root, medium.path)
     try:
+        if not path.is_file():  # a pipe or a device could be read for ever
+            raise MediaError(
+                f"{medium.path} cannot be read: it is {'no file' if path.exists() else 'missing'}", "missing"
+            )
         if (size := path.stat().st_size) > MAX_MEDIUM_BYTES:
-            raise MediaError(f"{medium.path} has {size} bytes, more than {MAX_MEDIUM_BYTES}")
+            raise MediaError(f"{medium.path} has {size} bytes, more than {MAX_MEDIUM_BYTES}", "too large")
         return path.read_bytes()
     except OSError as error:
-        raise MediaError(f"{medium.path} cannot be read: {error.strerror}") from None
+        raise MediaError(f"{medium.path} cannot be read: {error.strerror}", "missing") from None
 
 
 def inside(root: str | Path, path: str) -> Path:
@@ -48,7 +111,9 @@ def inside(root: str | Path, path: str) -> Path:
         full = (base / path).resolve()
         if not Path(path).is_absolute() and full.is_relative_to(base):
             return full
-    raise MediaError(f"media path {path!r} leaves the data's folder: paths must be relative to it and stay in it")
+    raise MediaError(
+        f"media path {path!r} leaves the data's folder: paths must be relative to it and stay in it", "outside"
+    )
 
 
 def decode(medium: Medium, root: str | Path | None = None, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -58,12 +123,16 @@ def decode(medium: Medium, root: str | Path | None = None, *, max_pixels: int = 
     Raises MediaError saying what is wrong with it.
     """
     content = medium_bytes(medium, root)
-    if not medium.type.startswith("image/"):
-        raise MediaError(f"media of type {medium.type} cannot be decoded, only pictures (PNG, JPEG, WebP)")
+    if not medium.type.startswith("image/") and type_of_bytes(content) not in ("image/png", "image/jpeg", "image/webp"):
+        raise MediaError(
+            f"media of type {medium.type} cannot be decoded, only pictures (PNG, JPEG, WebP)", "no picture"
+        )
+    if not content:
+        raise MediaError("not a picture: it is empty, zero bytes", "empty")
     try:
         with Image.open(io.BytesIO(content), formats=PICTURE_FORMATS) as picture:
             if (pixels := picture.width * picture.height) > max_pixels:
-                raise MediaError(f"picture has {pixels} pixels, more than {max_pixels}")
+                raise MediaError(f"picture has {pixels} pixels, more than {max_pixels}", "too many pixels")
             picture.load()
             upright = ImageOps.exif_transpose(picture)
             if upright.has_transparency_data:
@@ -74,4 +143,27 @@ def decode(medium: Medium, root: str | Path | None = None, *, max_pixels: int = 
     except MediaError:
         raise
     except Exception as error:  # decoders of damaged data raise nearly anything
-        raise MediaError(f"not a readable PNG, JPEG or WebP picture ({type(error).__name__}: {error})") from None
+        kind = {"UnidentifiedImageError": "not PNG, JPEG or WebP", "DecompressionBombError": "too many pixels"}
+        raise MediaError(
+            f"not a readable PNG, JPEG or WebP picture ({type(error).__name__}: {error})",
+            kind.get(type(error).__name__, "damaged"),
+        ) from None
+
+
+def check(medium: Medium, root: str | Path | None = None) -> Image.Image | None:
+    """Whether a medium is what it says it is: pictures are decoded and returned, text is read, of sound and video
+    only the first bytes are looked at. Raises MediaError saying what is wrong."""
+    if medium.type.startswith("image/"):
+        return decode(medium, root)
+    content = medium_bytes(medium, root)
+    if medium.type.startswith(("text/", "application/json")):
+        try:
+            content.decode()
+        except UnicodeDecodeError:
+            raise MediaError("text is not UTF-8", "damaged") from None
+        return None
+    if not content:
+        raise MediaError("zero bytes", "empty")
+    if medium.type.split("/")[0] not in (found := type_of_bytes(content)):
+        raise MediaError(f"said to be {medium.type}, its first bytes show {found}", "wrong type")
+    return None

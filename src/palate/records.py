@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 
 Matrix = tuple[tuple[float, ...], ...]
 Choice = Literal["a", "b", "tie", "both_bad", "skip"]
+OVERALL = "overall"  # the dimension of what was asked if nothing in particular was
 
 
 class RecordError(ValueError):
@@ -111,7 +112,7 @@ class Vote:
     choice: Choice
     source: str
     time: str
-    dimension: str = "overall"
+    dimension: str = OVERALL
 
     def __post_init__(self) -> None:
         _check_names(self, "id", "a", "b", "source", "dimension")
@@ -123,6 +124,18 @@ class Vote:
 
 
 @dataclass(frozen=True)
+class Aspect:
+    """What is known about which candidate is better in one respect, such as motion quality.
+
+    prefer, votes: [K, K] as those of the `Preference` it belongs to; votes 1 where known if left empty.
+    """
+
+    dimension: str
+    prefer: Matrix
+    votes: Matrix = ()
+
+
+@dataclass(frozen=True)
 class Preference:
     """One row of preference data: the K candidates of a prompt and what is known about which is better.
 
@@ -130,6 +143,7 @@ class Preference:
     prefer: [K, K] = P(i over j), and 1 less that at [j][i]; .5 a tie, NaN unknown or incomparable and on the diagonal.
     votes: [K, K], how many judgements stand behind it. scores: [K, D], raw, NaN unknown, by `dimensions`.
     weight: of the row. sources: K, what made each ("" unknown). seeds: K, None unknown.
+    aspects: preferences in one respect each, beside the overall one in `prefer` (which may know nothing).
     id: keys the row's randomness; made from prompt and media if empty. where: for errors, such as a shard and row.
 
     What is left empty is filled: mask true, votes 1 where known, no scores. Lists become tuples, None in numbers NaN.
@@ -146,6 +160,7 @@ class Preference:
     weight: float = 1.0
     sources: tuple[str, ...] = ()
     seeds: tuple[int | None, ...] = ()
+    aspects: tuple[Aspect, ...] = ()
     id: str = ""
     where: str = field(default="", compare=False)
 
@@ -172,14 +187,7 @@ def _checked(row: Preference) -> dict[str, Any]:
     for i, medium in enumerate(media):
         if medium is None and mask[i]:
             raise RecordError("media", f"lacks candidate {i}, which `mask` says exists")
-    prefer = _matrix(row.prefer, k, k, "prefer")
-    _check_prefer(prefer, mask)
-    known = tuple(tuple(0.0 if i == j or math.isnan(p) else 1.0 for j, p in enumerate(r)) for i, r in enumerate(prefer))
-    votes = _matrix(row.votes, k, k, "votes") if len(row.votes) else known
-    for i in range(k):
-        for j in range(k):
-            if not 0 <= votes[i][j] < math.inf or votes[i][j] != votes[j][i]:
-                raise RecordError("votes", f"must be symmetric counts; [{i}][{j}] is {votes[i][j]}")
+    prefer, votes = _judged(row.prefer, row.votes, mask)
     dimensions = tuple(row.dimensions)
     if len(set(dimensions)) != len(dimensions):
         raise RecordError("dimensions", f"must have different names, got {', '.join(dimensions)}")
@@ -200,8 +208,36 @@ def _checked(row: Preference) -> dict[str, Any]:
         "weight": weight,
         "sources": _list(row.sources if len(row.sources) else [""] * k, k, str, "sources"),
         "seeds": seeds,
+        "aspects": _checked_aspects(row.aspects, mask),
         "id": row.id or content_id(row.prompt, media),
     }
+
+
+def _judged(prefer: Matrix, votes: Matrix, mask: Sequence[bool]) -> tuple[Matrix, Matrix]:
+    """prefer and votes [K, K] in their one form."""
+    k = len(mask)
+    prefer = _matrix(prefer, k, k, "prefer")
+    _check_prefer(prefer, mask)
+    known = tuple(tuple(0.0 if i == j or math.isnan(p) else 1.0 for j, p in enumerate(r)) for i, r in enumerate(prefer))
+    votes = _matrix(votes, k, k, "votes") if len(votes) else known
+    for i in range(k):
+        for j in range(k):
+            if not 0 <= votes[i][j] < math.inf or votes[i][j] != votes[j][i]:
+                raise RecordError("votes", f"must be symmetric counts; [{i}][{j}] is {votes[i][j]}")
+    return prefer, votes
+
+
+def _checked_aspects(aspects: Iterable[Aspect], mask: Sequence[bool]) -> tuple[Aspect, ...]:
+    checked: dict[str, Aspect] = {}
+    for aspect in aspects:
+        name = aspect.dimension
+        if not isinstance(name, str) or not name or name == OVERALL or name in checked:
+            raise RecordError("aspects", f"must have names of their own, none of them {OVERALL!r}; got {name!r}")
+        try:
+            checked[name] = Aspect(name, *_judged(aspect.prefer, aspect.votes, mask))
+        except RecordError as error:
+            raise RecordError("aspects", f"of {name!r}: `{error.field}` {error.reason}") from None
+    return tuple(checked.values())
 
 
 def _check_prefer(prefer: Matrix, mask: Sequence[bool]) -> None:

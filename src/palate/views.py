@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from palate.records import Preference, Sample, Score, Vote
+from palate.records import OVERALL, Preference, Sample, Score, Vote
 
 Array = NDArray[np.float64]
 
@@ -61,6 +62,23 @@ def pareto(scores: ArrayLike) -> Array:
     prefer[:, unknown] = np.nan
     np.fill_diagonal(prefer, np.nan)
     return prefer
+
+
+def preference_of(row: Preference, dimension: str = OVERALL) -> Preference | None:
+    """The row with what is known of one dimension in `prefer` and `votes`; None if nothing is.
+
+    dimension: `overall`, the name of one of its aspects, or else of its scores, which are then compared.
+    """
+    if dimension == OVERALL:
+        return row
+    for aspect in row.aspects:
+        if aspect.dimension == dimension:
+            return replace(row, prefer=aspect.prefer, votes=aspect.votes)
+    if dimension not in row.dimensions:
+        return None
+    column = row.dimensions.index(dimension)
+    known = [scores[column] if there else np.nan for scores, there in zip(row.scores, row.mask, strict=True)]
+    return replace(row, prefer=prefer_from_scores(known).tolist(), votes=())
 
 
 def held_out(prompts: Sequence[str], share: float, seed: int = 0) -> tuple[list[int], list[int]]:

@@ -25,9 +25,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from palate.media import DatasetError, MediaError, decode, inside, medium_bytes
-from palate.records import Medium, Preference, RecordError
+from palate.reading import Flaw, Source, converted
+from palate.records import Aspect, Medium, Preference, RecordError
 
-FORMAT, VERSION = "palate-preferences", 1
+FORMAT, VERSION = "palate-preferences", 2
+READS = (1, 2)  # version 1 had no `aspects`
 MAX_GROUP_BYTES = 4 * 2**30  # decoded size of a row group; a larger one is a bomb or was not written here
 SHARD_BYTES = 400 * 2**20
 _GROUP_ROWS, _GROUP_BYTES = 256, 32 * 2**20
@@ -45,6 +47,7 @@ SCHEMA = pa.schema(
         "weight": pa.float64(),
         "sources": pa.list_(pa.string()),
         "seeds": pa.list_(pa.int64()),
+        "aspects": pa.list_(pa.struct({"dimension": pa.string(), "prefer": _MATRIX, "votes": _MATRIX})),
     }
 )
 REQUIRED = ("prompt", "media", "prefer")  # what is left out of the others is filled as `Preference` says
@@ -164,7 +167,8 @@ def _to_dict(row: Preference, root: str | Path | None, keep_paths: bool, where: 
             media.append({"bytes": content, "path": medium.path if keep_paths else None, "type": medium.type})
         else:
             media.append({"bytes": medium.bytes, "path": None, "type": medium.type} if medium else None)
-    return {**{name: getattr(row, name) for name in SCHEMA.names}, "media": media}
+    aspects = [asdict(aspect) for aspect in row.aspects]
+    return {**{name: getattr(row, name) for name in SCHEMA.names}, "media": media, "aspects": aspects}
 
 
 def _publish(temporary: Path, final: Path) -> None:
@@ -196,7 +200,7 @@ def manifest(folder: str | Path) -> Manifest:
     path = Path(folder) / "manifest.json"
     try:
         found = json.loads(path.read_text())
-        if found["format"] != FORMAT or found["version"] != VERSION:
+        if found["format"] != FORMAT or found["version"] not in READS:
             raise DatasetError(
                 f"{path} is {found['format']} version {found['version']}; this Palate reads {FORMAT} version {VERSION}"
             )
@@ -225,6 +229,24 @@ def read(folder: str | Path) -> Iterator[Preference]:
     for shard in facts.shards:
         _open(folder, shard).close()
     return (_to_row(raw, facts.dimensions, where) for where, raw in _raw_rows(folder, facts))
+
+
+def sniff(source: Source) -> bool:
+    return source.path is not None and (source.path / "manifest.json").is_file()
+
+
+def rows(source: Source) -> Iterator[Preference | Flaw]:
+    """As `read`, and a row that cannot be is a Flaw."""
+    folder = source.local
+    facts = manifest(folder)
+    for shard in facts.shards:
+        _open(folder, shard).close()
+    for where, raw in _raw_rows(folder, facts):
+        yield converted(lambda raw, where: _to_row(raw, facts.dimensions, where), raw, where)
+
+
+def number(source: Source) -> int:
+    return manifest(source.local).rows
 
 
 def _raw_rows(folder: Path, facts: Manifest) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -310,6 +332,8 @@ def _to_row(raw: dict[str, Any], dimensions: tuple[str, ...], where: str) -> Pre
     for name in ("prompt", "prefer"):
         if name not in given:
             raise RecordError(name, "is null", where)
+    if "aspects" in given:
+        given["aspects"] = tuple(Aspect(a["dimension"], a["prefer"], a["votes"] or ()) for a in given["aspects"])
     return Preference(media=media, dimensions=dimensions, where=where, **given)
 
 
