@@ -157,7 +157,7 @@ def dpo(batch_size: int, repeats: int) -> dict[str, Any]:
     passed = raw_pass(policy, 2 * batch_size)
 
     def forward() -> torch.Tensor:
-        with torch.no_grad(), adapters.without_adapter(policy.module):
+        with torch.no_grad(), adapters.without_adapter(policy):
             passed()
         return passed()
 

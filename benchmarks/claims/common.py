@@ -161,7 +161,7 @@ def drift(policy: DiffusionPolicy, n: int = 128, seed: int = 5) -> float:
     with torch.no_grad():
         x_t = policy.path.add_noise(x0, noise, t)
         tuned = policy.predict(x_t, t, cond)
-        with adapters.without_adapter(policy.module):
+        with adapters.without_adapter(policy):
             base = policy.predict(x_t, t, cond)
             error = -denoising(policy, x0[:, None], cond, Draw(t, noise, t < 0))
     return float((tuned - base).pow(2).mean() / error.mean())

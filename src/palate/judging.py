@@ -98,7 +98,7 @@ def judged_on(wanted: EvaluationSettings, beside: Path | None) -> list[str]:
 def base_of(policy: DiffusionPolicy, model: str) -> Iterator[DiffusionPolicy]:
     """The model as it was before training: the adapter off, or, fully fine-tuned, loaded once more."""
     if adapters.has_adapter(policy):
-        with adapters.without_adapter(policy.module):
+        with adapters.without_adapter(policy):
             yield policy
     else:
         yield DiffusionPolicy.load(model, device=policy.device, dtype=policy.pipeline.dtype)

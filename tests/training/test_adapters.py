@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import struct
 
 import pytest
@@ -79,7 +80,7 @@ def test_no_target_no_trainable_weight_and_a_second_adapter_are_refused():
     frozen.module.requires_grad_(False)
     with pytest.raises(adapters.AdapterError, match="nothing is trainable"):
         adapters.trainable(frozen)
-    with pytest.raises(adapters.AdapterError, match="fuse_lora"):
+    with pytest.raises(adapters.AdapterError, match="trained already; load the model anew"):
         adapters.add_lora(tiny.policy_with_adapter(), LoraSettings())
 
 
@@ -234,6 +235,100 @@ def test_policy_and_reference_differ_under_autocast_too():
     assert all(weight.grad is not None for weight in weights.values())
 
 
+# --- two experts ------------------------------------------------------------------------------------------------------
+
+
+class Experts(tiny.TinyPolicy):
+    """Two networks, one for noisy and one for cleaner times."""
+
+    def __init__(self):
+        super().__init__("velocity")
+        other = tiny.TinyPolicy("velocity", seed=1)
+        self.modules = {"noisy": self.module, "clean": other.module}
+        self._other = other
+
+    def predict(self, x_t, t, cond, guidance_scale=None):
+        early, late = (super().predict(x_t, t, cond, guidance_scale), self._other.predict(x_t, t, cond, guidance_scale))
+        return torch.where((t > 0.5).view(-1, 1, 1, 1), early, late)
+
+
+def both(policy):
+    """x_t, t and conditions that call on both experts."""
+    return (
+        torch.randn(2, 1, 2, 2, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([0.9, 0.1]),
+        policy.condition(["a", "b"]),
+    )
+
+
+def test_both_experts_get_an_adapter_and_a_reference():
+    policy = Experts()
+    at = both(policy)
+    before = policy.predict(*at).detach()
+    weights = adapters.add_lora(policy, LoraSettings(rank=2), seed=3)
+    assert {name.partition(".")[0] for name in weights} == {"noisy", "clean"}
+    assert not torch.equal(weights["noisy.to_q.lora_A.default.weight"], weights["clean.to_q.lora_A.default.weight"])
+    assert torch.equal(policy.predict(*at), before)
+    base = adapters.reference_of(policy, "base")
+    shaken(weights)
+    start = adapters.reference_of(policy, "start")
+    after = policy.predict(*at)
+    assert (after != before).flatten(1).any(1).all()
+    assert torch.equal(base.predict(*at), before) and torch.equal(start.predict(*at), after)
+    after.square().sum().backward()
+    assert all(weight.grad is not None for name, weight in weights.items() if "lora_B" in name)
+    ema = adapters.Ema(weights, 0.9)
+    shaken(weights)
+    with ema.swapped_in():
+        assert torch.equal(policy.predict(*at), after)
+    with adapters.without_adapter(policy):
+        assert torch.equal(policy.predict(*at), before)
+
+
+def test_the_census_tells_two_experts_apart():
+    policy = Experts()
+    adapters.add_lora(policy, LoraSettings(rank=2))
+    saved = adapters.census(policy)
+    assert saved["count"] == 2 * (3 * (16 + 32) + 40)
+    policy.modules = dict(reversed(policy.modules.items()))
+    adapters.check_census(saved, adapters.census(policy))
+    policy.modules = {"clean": policy.modules["noisy"], "noisy": policy.modules["clean"]}
+    with pytest.raises(adapters.AdapterError, match="frozen weights"):
+        adapters.check_census(saved, adapters.census(policy))
+
+
+def test_all_weights_of_both_experts_are_trained():
+    policy = Experts()
+    weights = adapters.train_all(policy)
+    assert len(weights) == 2 * len(list(policy.module.parameters()))
+    policy.modules["clean"].to_q.bias.requires_grad_(False)
+    with pytest.raises(adapters.AdapterError, match=r"these are frozen: clean\.to_q\.bias$"):
+        adapters.check_trainable(policy)
+
+
+def test_a_run_of_two_experts_is_resumed_and_exported(tmp_path, monkeypatch):
+    from safetensors.torch import load_file
+
+    def experts():
+        policy = Experts()
+        adapters.add_lora(policy, LoraSettings(rank=2))
+        return policy
+
+    monkeypatch.setattr(tiny, "policy_with_adapter", experts)
+    whole = tiny.offline(tmp_path, max_steps=4)
+    whole.run()
+    parts = [tmp_path / "adapter" / place / export.WEIGHTS for place in ("", "clean")]
+    first, second = map(load_file, parts)
+    assert first.keys() == second.keys() and not any("default" in name for name in first)
+    assert not any(torch.equal(first[name], second[name]) for name in first)
+    before = [path.read_bytes() for path in parts]
+    shutil.rmtree(tmp_path / "checkpoints" / "step-00000004")
+    again = tiny.offline(tmp_path, max_steps=4)
+    again.run()
+    assert [path.read_bytes() for path in parts] == before
+    assert all(torch.equal(whole.parameters[name], weight) for name, weight in again.parameters.items())
+
+
 # --- averages and the census ------------------------------------------------------------------------------------------
 
 
@@ -302,24 +397,6 @@ def test_plain_diffusers_loads_the_adapter(policy, pipeline, tmp_path):
     export.export(policy, tmp_path)
     assert (folder / export.WEIGHTS).read_bytes() == first
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
-
-
-def test_an_exported_adapter_is_trained_on(policy, pipeline, tmp_path):
-    at = inputs(policy)
-    shaken(adapters.add_lora(policy, LoraSettings(rank=4, alpha=2.0)))
-    folder = export.export(policy, tmp_path)
-    after = policy.predict(*at)
-    again = DiffusionPolicy(copy.deepcopy(pipeline))
-    adapters.add_lora(again, LoraSettings(rank=4, alpha=2.0), seed=9)
-    export.continue_from(again, folder)
-    start, base = adapters.reference_of(again, "start"), adapters.reference_of(again, "base")
-    assert torch.equal(again.predict(*at), after) and torch.equal(start.predict(*at), after)
-    assert not torch.equal(base.predict(*at), after)
-    for other in (LoraSettings(rank=2, alpha=2.0), LoraSettings(rank=4), LoraSettings(rank=4, targets=["to_q"])):
-        different = DiffusionPolicy(copy.deepcopy(pipeline))
-        adapters.add_lora(different, other)
-        with pytest.raises(adapters.AdapterError, match="another kind of adapter"):
-            export.continue_from(different, folder)
 
 
 def test_a_bare_network_loads_the_adapter(tmp_path):

@@ -2,6 +2,10 @@
 
 There is one copy of the model's weights under LoRA. A reference is the policy seen with other values in its trainable
 weights: the adapter switched off, or a stored snapshot put in their place for the length of a pass.
+
+A policy trains one module or several (`policy.modules`, the experts of a mixture over time): each of them gets an
+adapter, and where there are several, the names of weights begin with the module's. LoRAs that were loaded with the
+model are part of the base: frozen and switched on, for the policy as for its reference.
 """
 
 from __future__ import annotations
@@ -32,63 +36,93 @@ class AdapterError(ValueError):
 # --- what is trained --------------------------------------------------------------------------------------------------
 
 
-def add_lora(policy: Any, settings: LoraSettings, *, seed: int = 0, init: bool | str = True) -> Parameters:
-    """Freezes `policy.module`, adds a LoRA adapter to it in place and returns the adapter's weights, in float32.
+def modules_of(policy: Any) -> dict[str, nn.Module]:
+    """What a policy trains, by the pipeline's names for it; one module without a name has the name ``."""
+    return dict(getattr(policy, "modules", None) or {"": policy.module})
 
-    Raises AdapterError if no layer matches, if there is an adapter already, or for an init that changes the base.
+
+def weights_of(policy: Any) -> Parameters:
+    """All weights of all modules; where there are several, a name begins with its module's."""
+    modules = modules_of(policy)
+    if len(modules) == 1:
+        return dict(next(iter(modules.values())).named_parameters())
+    return {f"{part}.{name}": weight for part, module in modules.items() for name, weight in module.named_parameters()}
+
+
+def add_lora(policy: Any, settings: LoraSettings, *, seed: int = 0, init: bool | str = True) -> Parameters:
+    """Freezes the policy's modules, adds a LoRA adapter to each in place and returns the adapters' weights, in float32.
+
+    Raises AdapterError if no layer matches, if there is such an adapter already, or for an init that changes the base.
     """
     import peft
-    from peft.tuners.tuners_utils import BaseTunerLayer
 
     if init not in _KEEPS_BASE:
         raise AdapterError(
             f"adapter init {init!r} changes the base weights, so that the base could no longer serve as a reference; "
             "use the default or 'gaussian'"
         )
-    if any(isinstance(layer, BaseTunerLayer) for layer in policy.module.modules()):
-        raise AdapterError(
-            "the model carries an adapter already; make it part of the base first "
-            "(pipeline.fuse_lora(), then pipeline.unload_lora_weights())"
-        )
+    if has_adapter(policy):
+        raise AdapterError("the model has the adapter that is to be trained already; load the model anew")
     targets = list(settings.targets or ATTENTION)
-    if not any(_ends_with(name, targets) for name, _ in policy.module.named_modules()):
-        kind = type(policy.module).__name__
-        raise AdapterError(f"no layer of {kind} is called {', '.join(targets)}: set model.lora.targets")
-    config = peft.LoraConfig(
-        r=settings.rank, lora_alpha=settings.alpha, target_modules=targets, init_lora_weights=init, lora_dropout=0.0
-    )
-    policy.module.requires_grad_(False)
+    modules = modules_of(policy).values()
+    for module in modules:
+        if not any(_ends_with(name, targets) for name, _ in module.named_modules()):
+            kind = type(module).__name__
+            raise AdapterError(f"no layer of {kind} is called {', '.join(targets)}: set model.lora.targets")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        if isinstance(getattr(policy.module, "add_adapter", None), Callable):  # type: ignore[arg-type]
-            policy.module.add_adapter(config, adapter_name=ADAPTER)
-        else:
-            peft.inject_adapter_in_model(config, policy.module, ADAPTER)
+        for module in modules:
+            config = peft.LoraConfig(
+                r=settings.rank,
+                lora_alpha=settings.alpha,
+                target_modules=targets,
+                init_lora_weights=init,
+                lora_dropout=0.0,
+            )
+            _add(module, config)
     check_trainable(policy)
     return _float32(policy)
 
 
+def _add(module: nn.Module, config: Any) -> None:
+    """Adds the adapter to a frozen module; adapters it came with stay switched on beside it, before it in order."""
+    import peft
+
+    base = base_adapters(module)
+    module.requires_grad_(False)
+    if isinstance(getattr(module, "add_adapter", None), Callable):  # type: ignore[arg-type]
+        module.add_adapter(config, adapter_name=ADAPTER)  # type: ignore[operator]
+    else:
+        peft.inject_adapter_in_model(config, module, ADAPTER)
+    if base:
+        for layer in _layers(module):
+            layer.set_adapter([*base, ADAPTER], inference_mode=True)
+        own = _adapter_names(module)
+        for name, weight in module.named_parameters():
+            weight.requires_grad_(name in own)
+
+
 def train_all(policy: Any) -> Parameters:
-    """Makes every weight of `policy.module` trainable and returns them.
+    """Makes every weight of the policy's modules trainable and returns them.
 
     Raises AdapterError if they are not float32: updates would be lost in rounding, and made float32 here the weights
     would no longer fit what the rest of the pipeline gives them.
     """
-    narrow = {str(weight.dtype).removeprefix("torch.") for weight in policy.module.parameters()} - {"float32"}
+    narrow = {str(weight.dtype).removeprefix("torch.") for weight in weights_of(policy).values()} - {"float32"}
     if narrow:
         raise AdapterError(
             f"all weights are to be trained, and they are {', '.join(sorted(narrow))}: set model.dtype=float32, with "
             "training.mixed_precision=bf16 for passes in half precision, or train an adapter (model.lora)"
         )
-    policy.module.requires_grad_(True)
+    for module in modules_of(policy).values():
+        module.requires_grad_(True).eval()
     check_trainable(policy)
-    policy.module.eval()
     return trainable(policy)
 
 
 def trainable(policy: Any) -> Parameters:
     """The weights that training will change, by name. Raises AdapterError if there are none."""
-    found = {name: parameter for name, parameter in policy.module.named_parameters() if parameter.requires_grad}
+    found = {name: parameter for name, parameter in weights_of(policy).items() if parameter.requires_grad}
     if not found:
         raise AdapterError("nothing is trainable: add an adapter (model.lora) or train all weights (model.lora: null)")
     return found
@@ -96,8 +130,8 @@ def trainable(policy: Any) -> Parameters:
 
 def check_trainable(policy: Any) -> None:
     """Raises AdapterError, naming some, unless exactly the adapter is trainable, or, without one, the denoiser."""
-    own = dict(policy.module.named_parameters())
-    wanted = _adapter_names(policy.module) or set(own)
+    own = weights_of(policy)
+    wanted = _trained_names(policy) or set(own)
     whose = "the adapter's" if has_adapter(policy) else "the denoiser's"
     strays = [name for name, weight in own.items() if weight.requires_grad and name not in wanted]
     frozen = [name for name, weight in own.items() if not weight.requires_grad and name in wanted]
@@ -114,7 +148,13 @@ def check_trainable(policy: Any) -> None:
 
 def has_adapter(policy: Any) -> bool:
     """Whether what is trained is an adapter beside frozen weights."""
-    return bool(_layers(policy.module))
+    return bool(_trained_names(policy))
+
+
+def base_adapters(module: nn.Module) -> list[str]:
+    """The adapters that a module came with, in the order in which they add to its layers."""
+    names = dict.fromkeys(name for layer in _layers(module) for name in layer.active_adapters)
+    return [name for name in names if name != ADAPTER]
 
 
 def recompute_activations(module: nn.Module) -> None:
@@ -138,17 +178,28 @@ def recompute_activations(module: nn.Module) -> None:
 def _float32(policy: Any) -> Parameters:
     for parameter in trainable(policy).values():
         parameter.data = parameter.data.float()
-    policy.module.eval()
+    for module in modules_of(policy).values():
+        module.eval()
     return trainable(policy)
 
 
+def _trained_names(policy: Any) -> set[str]:
+    """As in `weights_of`, of the weights that the trained adapter brought; empty without one."""
+    modules = modules_of(policy)
+    return {
+        name if len(modules) == 1 else f"{part}.{name}"
+        for part, module in modules.items()
+        for name in _adapter_names(module)
+    }
+
+
 def _adapter_names(module: nn.Module) -> set[str]:
-    """Of the weights that adapters brought; empty without one."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, BaseTunerLayer)}
-    kinds = tuple(f"{name}.{kind}." for name, layer in layers.items() for kind in layer.adapter_layer_names)
-    return {name for name, _ in module.named_parameters() if name.startswith(kinds)} if kinds else set()
+    kinds = [f"{name}.{kind}.{ADAPTER}" for name, layer in layers.items() for kind in layer.adapter_layer_names]
+    starts = (*(f"{kind}." for kind in kinds), *kinds)
+    return {name for name, _ in module.named_parameters() if name.startswith(starts)} if kinds else set()
 
 
 def _some(names: Sequence[str]) -> str:
@@ -164,6 +215,10 @@ def _layers(module: nn.Module) -> list[Any]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     return [layer for layer in module.modules() if isinstance(layer, BaseTunerLayer)]
+
+
+def _all_layers(policy: Any) -> list[Any]:
+    return [layer for module in modules_of(policy).values() for layer in _layers(module)]
 
 
 # --- the same model with other weights --------------------------------------------------------------------------------
@@ -184,19 +239,20 @@ def swapped(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor
 
 @contextlib.contextmanager
 def adapter_off(layers: Sequence[Any]) -> Iterator[None]:
-    """Within the block the adapted layers compute exactly what they did before the adapter was added."""
+    """Within the block the adapted layers compute exactly what they did before the trained adapter was added."""
+    held = [layer._active_adapter for layer in layers]
     try:
-        for layer in layers:
-            layer._disable_adapters = True  # enable_adapters() would also switch requires_grad off and on
+        for layer in layers:  # not by set_adapter(), which would also switch requires_grad off and on
+            layer._active_adapter = [name for name in layer.active_adapters if name != ADAPTER]
         yield
     finally:
-        for layer in layers:
-            layer._disable_adapters = False
+        for layer, active in zip(layers, held, strict=True):
+            layer._active_adapter = active
 
 
-def without_adapter(module: nn.Module) -> AbstractContextManager[None]:
-    """Within the block the module is the model as it was before the adapter was added."""
-    return adapter_off(_layers(module))
+def without_adapter(policy: Any) -> AbstractContextManager[None]:
+    """Within the block the policy is the model as it was before the trained adapter was added."""
+    return adapter_off(_all_layers(policy))
 
 
 def copy_of(parameters: Mapping[str, nn.Parameter]) -> Tensors:
@@ -210,7 +266,7 @@ class Reference:
     def __init__(self, policy: Any, weights: Tensors | None = None, every: int | None = None) -> None:
         """weights: put in the place of the policy's; None switches the adapter off. every: rounds until renewal."""
         self._policy, self._every, self.weights = policy, every, weights
-        self._parameters, self._layers = trainable(policy), _layers(policy.module)
+        self._parameters, self._layers = trainable(policy), _all_layers(policy)
 
     @property
     def path(self) -> Any:
@@ -218,7 +274,7 @@ class Reference:
 
     @property
     def module(self) -> nn.Module:
-        return self._policy.module
+        return next(iter(modules_of(self._policy).values()))
 
     def _seen(self) -> AbstractContextManager[None]:
         if self.weights is None:
@@ -304,7 +360,7 @@ def census(policy: Any) -> dict[str, Any]:
     """Which weights are trained (names and shapes, their count) and a hash of all the others."""
     weights = trainable(policy)
     digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(policy.module.state_dict().items()):
+    for name, tensor in _states(policy):
         if name not in weights:
             raw = tensor.detach().contiguous().cpu().flatten().view(torch.uint8)
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
@@ -314,6 +370,14 @@ def census(policy: Any) -> dict[str, Any]:
         "count": sum(weight.numel() for weight in weights.values()),
         "base": digest.hexdigest(),
     }
+
+
+def _states(policy: Any) -> Iterator[tuple[str, Tensor]]:
+    """All tensors of all modules, named as in `weights_of`, in the order of their names."""
+    modules = modules_of(policy)
+    for part, module in sorted(modules.items()):
+        for name, tensor in sorted(module.state_dict().items()):
+            yield (name if len(modules) == 1 else f"{part}.{name}"), tensor
 
 
 def check_census(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -84,10 +84,11 @@ class Trainer:
         self._algorithm, self._config, self._evaluate = algorithm, config, evaluate
         self.folder, self._resume = Path(folder), Path(resume) if resume else None
         self._tensorboard, self._progress, self._locked = tensorboard, progress, locked
-        self.device = next(policy.module.parameters()).device
+        self.device = next(iter(adapters.weights_of(policy).values())).device
         self.processes = processes or join(self.device)
         if settings.gradient_checkpointing:
-            adapters.recompute_activations(policy.module)
+            for module in adapters.modules_of(policy).values():
+                adapters.recompute_activations(module)
         with torch.random.fork_rng():
             torch.manual_seed(settings.seed)
             self.state = state or algorithm.init(policy, config)
@@ -231,7 +232,7 @@ class Trainer:
         if self._start_loss is None or self._updates > 0:
             return
         exact = self.settings.mixed_precision == "no" and all(
-            weight.dtype == torch.float32 for weight in self.policy.module.parameters()
+            weight.dtype == torch.float32 for weight in adapters.weights_of(self.policy).values()
         )
         if abs(loss - self._start_loss) > (1e-6 if exact else 2e-3) * abs(self._start_loss):
             raise TrainingError(
