@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -82,8 +82,11 @@ class DiffusionPolicy:
         device: torch.device | str = "cpu",
         local_files_only: bool = False,
         call: Mapping[str, Any] | None = None,
+        prepare: Callable[[Any], None] | None = None,
     ) -> DiffusionPolicy:
         """A hub id, a local folder, or `world:<name>`. Never runs code of the model's own; safetensors only.
+
+        prepare(pipeline): what is done to it before it is listened to, such as loading a LoRA.
 
         Raises FileNotFoundError for a folder that is not there or not a pipeline's, naming it and the mend.
         """
@@ -101,6 +104,8 @@ class DiffusionPolicy:
                 f"{model}: cannot be read as a diffusers pipeline ({reason}); "
                 "give a folder written by `save_pretrained` with safetensors, or a hub id that can be reached"
             ) from error
+        if prepare is not None:
+            prepare(pipeline)
         return cls(_channels_last(pipeline.to(device)), call=call)
 
     @property
