@@ -1,7 +1,8 @@
-"""Video from picture models: AnimateDiff's motion modules between the layers of a UNet, and ModelScope's UNet of frames.
+"""Video from picture models.
 
-AnimateDiff hands its prompts' embeddings over once per frame. TextToVideoZero samples frames as pictures that attend to
-the first one.
+AnimateDiff puts motion modules between the layers of a UNet and hands its prompts' embeddings over once per frame;
+ModelScope's UNet has convolutions and attention in time. TextToVideoZero samples frames as pictures that attend to the
+first one.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ def animatediff_sdxl() -> tuple[Any, dict[str, Any]]:
 
 
 def text_to_video() -> tuple[Any, dict[str, Any]]:
-    """ModelScope's, with convolutions and attention in time."""
+    """ModelScope's."""
     torch.manual_seed(183)
     unet = diffusers.UNet3DConditionModel(
         sample_size=8,
