@@ -30,7 +30,7 @@ def schnell() -> Build:
 
 
 def _two(guidance_embeds: bool) -> Any:
-    return diffusers.Flux2Transformer2DModel(
+    transformer = diffusers.Flux2Transformer2DModel(
         patch_size=1,
         in_channels=16,
         num_layers=1,
@@ -42,6 +42,8 @@ def _two(guidance_embeds: bool) -> Any:
         axes_dims_rope=[4, 4, 4, 4],
         guidance_embeds=guidance_embeds,
     )
+    parts.open_gates(transformer.time_guidance_embed.timestep_embedder.linear_2)
+    return transformer
 
 
 def _two_vae() -> Any:

@@ -10,11 +10,13 @@ import re
 from typing import Any
 
 import diffusers
+import torch
 import transformers
+from tokenizers.processors import TemplateProcessing
 
 from tests import zoo
 
-finish = zoo._finish
+finish = zoo._finish  # eval mode, quiet, nothing left at a constant
 vae = zoo._vae
 clip_tokenizer, clip_text = zoo._clip_tokenizer, zoo._clip_text
 t5_tokenizer, t5 = zoo._t5_tokenizer, zoo._t5
@@ -26,11 +28,21 @@ CHAT = (
 )
 
 
-def letters(*templates: str, max_length: int = 64, side: str = "right") -> transformers.Qwen2Tokenizer:
-    """A byte-level tokenizer with a chat template that says only what was said.
+# As Qwen writes a conversation, every turn between marks.
+MARKED_CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.content is string %}{{ m.content }}"
+    "{% else %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+)
+
+
+def letters(
+    *templates: str, max_length: int = 64, side: str = "right", chat: str = CHAT, begin: bool = False
+) -> transformers.Qwen2Tokenizer:
+    """A byte-level tokenizer with a chat template; by default one that says only what was said.
 
     Each word, sign and <|mark|> of the templates is one token, so that a pipeline that cuts its template off by the
-    number of tokens cuts where it should.
+    number of tokens cuts where it should. `begin`: a first token that says nothing, as Gemma and Llama have, so that no
+    prompt is empty.
     """
     alphabet = [*zoo._bytes(), "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     made = transformers.Qwen2Tokenizer(vocab={t: i for i, t in enumerate(alphabet)}, merges=[], padding_side=side)
@@ -38,8 +50,28 @@ def letters(*templates: str, max_length: int = 64, side: str = "right") -> trans
     made.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
     words = {word for text in templates for word in re.findall(r"<\|\w+\|>| ?\w+", text) if len(word) > 1}
     made.add_tokens(sorted(words))
-    made.chat_template = CHAT
+    made.chat_template = chat
+    if begin:
+        start = (made.eos_token, made.eos_token_id)
+        made.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"{start[0]} $A", pair=f"{start[0]} $A $B", special_tokens=[start]
+        )
     return made
+
+
+class TextProcessor:
+    """The text side of a vision-language processor, whose other side needs torchvision."""
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+
+    def __call__(self, text: Any = None, **options: Any) -> Any:
+        return self.tokenizer(text, **{name: value for name, value in options.items() if name != "images"})
+
+    def apply_chat_template(self, messages: Any, *, tokenize: bool = False, **options: Any) -> Any:
+        """As the tokenizer's, but what it tokenizes is a batch, of one conversation too."""
+        said = self.tokenizer.apply_chat_template(messages, tokenize=tokenize, **options)
+        return [said] if tokenize and isinstance(said[0], int) else said
 
 
 # --- text encoders ----------------------------------------------------------------------------------------------------
@@ -118,7 +150,32 @@ def qwen3_vl(kind: Any, tokenizer: Any, width: int = 16, layers: int = 2) -> Any
     return kind(transformers.Qwen3VLConfig(text_config=text, vision_config=vision))
 
 
+# --- denoisers --------------------------------------------------------------------------------------------------------
+
+
+def open_gates(clock: torch.nn.Linear, factor: float = 8.0) -> None:
+    """Scale the last layer of a clock's embedding up.
+
+    Trained modulations are of order one. Fresh ones are near zero, which closes the gates that the prompt passes.
+    """
+    clock.weight.data *= factor
+
+
 # --- autoencoders -----------------------------------------------------------------------------------------------------
+
+
+def vae_8(latent_channels: int, **options: Any) -> diffusers.AutoencoderKL:
+    """Of four blocks: 8 x smaller a side, for pipelines that take that for granted."""
+    return diffusers.AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(4, 4, 8, 8),
+        layers_per_block=1,
+        latent_channels=latent_channels,
+        norm_num_groups=4,
+        sample_size=32,
+        **options,
+    )
 
 
 def qwen_vae(channels: int = 4) -> diffusers.AutoencoderKLQwenImage:
