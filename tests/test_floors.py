@@ -20,7 +20,7 @@ FLOORS = [
     ("facts; no torch", {"records", "media", "reading", "store", "views", "config", "strict", "plugins", "studio"}),
     ("maths", {"losses", "paths", "transitions", "randomness", "metrics"}),
     ("contracts and what plugs in", {"models", "scorers"}),
-    ("using a model without knowing which", {"sampling", "likelihood", "guidance"}),
+    ("using a model without knowing which", {"sampling", "likelihood", "feedback", "guidance"}),
     ("papers, the loop, the judgement", {"algorithms", "training", "datasets", "evaluation", "worlds"}),
     (
         "doors",

@@ -9,6 +9,7 @@ callers add up sums and divide once.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -67,6 +68,46 @@ def known_pairs(prefer: Tensor, mask: Tensor | None = None) -> Tensor:
     return p.masked_fill(~keep, math.nan)
 
 
+PairLoss = Literal["sigmoid", "hinge", "ipo"]
+
+
+def pair_loss(margin: Tensor, prefer: Tensor, beta: float, loss: PairLoss = "sigmoid") -> Tensor:
+    """The loss of a pair, of any one shape, 0 where prefer is NaN; margin = beta ((lp_i - ref_i) - (lp_j - ref_j)).
+
+        sigmoid  -log sigma(m)                     DPO, Rafailov et al. 2023, 2305.18290, eq. 7; ln 2 at the reference
+        hinge    max(0, 1 - m)                     SLiC, Zhao et al. 2023, 2305.10425; 1 at the reference
+        ipo      (m / beta - 1 / (2 beta))^2       IPO, Azar et al. 2023, 2310.12036, eq. 17, beta is its tau
+
+    mixed over both orders by prefer = P(i over j). Raises ValueError for an unknown loss.
+    """
+    if loss == "sigmoid":
+        return bradley_terry(margin, prefer)
+    margin = full(margin).masked_fill(prefer.isnan(), 0.0)
+    if loss == "hinge":
+        return _mixed((1 - margin).relu(), (1 + margin).relu(), prefer)
+    if loss == "ipo":
+        log_ratio, goal = margin / beta, 1 / (2 * beta)
+        return _mixed((log_ratio - goal) ** 2, (log_ratio + goal) ** 2, prefer)
+    raise ValueError(f"unknown loss {loss!r}; known: sigmoid, hinge, ipo")
+
+
+def start_of(loss: PairLoss, beta: float) -> float:
+    """What `pair_loss` is where the policy is its reference, whatever the label and its smoothing."""
+    return {"sigmoid": math.log(2), "hinge": 1.0, "ipo": 1 / (2 * beta) ** 2}[loss]
+
+
+def smoothed(prefer: Tensor, noise: float, robust: bool = False) -> Tensor:
+    """Labels of which a share `noise` is believed to be flipped, of any shape.
+
+    p (1 - noise) + (1 - p) noise, as the conservative DPO mixes its two losses (cDPO, Mitchell 2023); or, robust,
+    (p - noise) / (1 - 2 noise), beyond [0, 1], whose loss under such flips is that of clean labels on average (rDPO,
+    Chowdhury et al. 2024, 2403.00409, eq. 12). Raises ValueError for a noise not in [0, 0.5).
+    """
+    if not 0 <= noise < 0.5:
+        raise ValueError(f"label_smoothing must lie in [0, 0.5), got {noise}")
+    return (prefer - noise) / (1 - 2 * noise) if robust else prefer * (1 - noise) + (1 - prefer) * noise
+
+
 def dpo(
     logps: Tensor,
     ref_logps: Tensor | None,
@@ -74,37 +115,120 @@ def dpo(
     beta: float,
     mask: Tensor | None = None,
     label_smoothing: float = 0.0,
-    loss: Literal["sigmoid", "hinge", "ipo"] = "sigmoid",
+    loss: PairLoss = "sigmoid",
+    robust: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Direct preference optimisation over all pairs of K candidates -> loss [B], number of known pairs [B] (float).
 
-    logps, ref_logps: [B, K]. prefer: [B, K, K]. mask: [B, K]. With m = beta ((lp_i - ref_i) - (lp_j - ref_j)) the loss
-    is the mean over a prompt's known unordered pairs, 0 for a prompt that has none, of
-
-        sigmoid  -log sigma(m)                     DPO, Rafailov et al. 2023, 2305.18290, eq. 7; ln 2 at the reference
-        hinge    max(0, 1 - m)                     SLiC, Zhao et al. 2023, 2305.10425; 1 at the reference
-        ipo      (m / beta - 1 / (2 beta))^2       IPO, Azar et al. 2023, 2310.12036, eq. 17, beta is its tau
-
-    mixed over both orders by prefer. label_smoothing: a label is wrong with that probability (cDPO).
+    logps, ref_logps: [B, K]. prefer: [B, K, K]. mask: [B, K]. The loss is the mean of `pair_loss` over a prompt's known
+    unordered pairs, 0 for a prompt that has none. label_smoothing, robust: see `smoothed`.
     beta multiplies log-likelihoods: with MEAN over dimensions it is larger than with SUM by their number.
     Raises ValueError for an unknown loss, beta <= 0, or a smoothing not in [0, 0.5).
     """
-    if beta <= 0 or not 0 <= label_smoothing < 0.5:
-        raise ValueError(f"dpo needs beta > 0 and label_smoothing in [0, 0.5), got {beta} and {label_smoothing}")
+    if beta <= 0:
+        raise ValueError(f"dpo needs beta > 0, got {beta}")
     p = known_pairs(full(prefer), mask)
     margin = pair_margins(implicit_reward(logps, ref_logps, beta)).masked_fill(p.isnan(), 0.0)
-    pairs = (~p.isnan()).sum((-1, -2)).to(margin.dtype)
-    p = p * (1 - label_smoothing) + (1 - p) * label_smoothing
-    if loss == "sigmoid":
-        each = bradley_terry(margin, p)
-    elif loss == "hinge":
-        each = _mixed((1 - margin).relu(), (1 + margin).relu(), p)
-    elif loss == "ipo":
-        log_ratio, goal = margin / beta, 1 / (2 * beta)
-        each = _mixed((log_ratio - goal) ** 2, (log_ratio + goal) ** 2, p)
-    else:
-        raise ValueError(f"unknown loss {loss!r}; known: sigmoid, hinge, ipo")
-    return each.sum((-1, -2)) / pairs.clamp(min=1), pairs
+    each = pair_loss(margin, smoothed(p, label_smoothing, robust), beta, loss)
+    return mean_of_pairs(each, p)
+
+
+def mean_of_pairs(values: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    """values [B, K, K], 0 where `known_pairs` says NaN -> their mean over a prompt's known pairs [B], and how many."""
+    pairs = (~known.isnan()).sum((-1, -2)).to(values.dtype)
+    return values.sum((-1, -2)) / pairs.clamp(min=1), pairs
+
+
+def of_chosen(values: Tensor, prefer: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The mean of a prompt's values [B, K] over what its known pairs prefer, by P(i over j) -> [B]; 0 without pairs."""
+    p = known_pairs(full(prefer), mask)
+    values = full(values) if mask is None else full(values).masked_fill(~mask, 0.0)
+    first, second = values.unsqueeze(-1).expand_as(p), values.unsqueeze(-2).expand_as(p)
+    return mean_of_pairs(_mixed(first, second, p), p)[0]
+
+
+# --- without a reference ----------------------------------------------------------------------------------------------
+
+
+def mapo_score(error: Tensor) -> Tensor:
+    """phi(l) = l / (e^l - 1), of any shape: 1 at an error of 0, where its slope is -1/2, and 0 far away (MaPO).
+
+    Exact to rounding, value and gradient, at every l >= 0: a series near 0, where the quotient is 0/0, and no overflow.
+    """
+    error = full(error)
+    near = error.abs() < 0.25
+    far = torch.where(near, 1.0, error)  # before the quotient: a NaN times a gradient of 0 is NaN
+    square = torch.where(near, error, 0.0) ** 2
+    series = square * (1 / 12 - square * (1 / 720 - square * (1 / 30240 - square / 1209600)))
+    return torch.where(near, 1 - error / 2 + series, far * (-far).exp() / -torch.expm1(-far))
+
+
+def mapo(
+    logps: Tensor,
+    prefer: Tensor,
+    weight: float,
+    scale: float,
+    slope: float,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Margin-aware preference optimisation (MaPO, 2406.06424) -> loss [B], number of known pairs [B] (float).
+
+    l_w - weight log sigma( scale [phi(slope l_w) - phi(slope l_l)] ),  the mean over a prompt's known pairs
+
+    logps [B, K] = -l, l >= 0 a MEAN error or negative log-likelihood. prefer [B, K, K] mixes both orders.
+    """
+    p = known_pairs(full(prefer), mask)
+    rewards = scale * mapo_score(-slope * logps)
+    margin = pair_margins(rewards)
+    apart, pairs = mean_of_pairs(bradley_terry(margin, p), p)
+    return of_chosen(-logps, prefer, mask) + weight * apart, pairs
+
+
+# --- rankings ---------------------------------------------------------------------------------------------------------
+
+
+def win_shares(scores: Tensor, mask: Tensor) -> Tensor:
+    """phi [B, K] of scores [B, K, D]: the share of a candidate's comparisons, over D scorers and the others, it wins.
+
+    Strictly: a tie gives nothing to either (RankDPO, 2410.18013, section 3.2). A comparison with a score that is not
+    finite, or with a candidate that does not exist (mask [B, K]), is none. NaN for a candidate without comparisons.
+    """
+    there = scores.isfinite() & mask.unsqueeze(-1)
+    both = there.unsqueeze(2) & there.unsqueeze(1) & ~torch.eye(scores.shape[1], device=scores.device).bool()[..., None]
+    wins = (scores.unsqueeze(2) > scores.unsqueeze(1)) & both
+    return wins.sum((2, 3)) / both.sum((2, 3))
+
+
+def ranks(values: Tensor, settle: Tensor | None = None) -> Tensor:
+    """Ranks from 1, the best, of values [..., K] -> [..., K]; NaN for NaN. Equals share the mean of their ranks.
+
+    settle: [..., K], decides between equal values.
+    """
+    known = ~values.isnan()
+    both = known.unsqueeze(-1) & known.unsqueeze(-2)
+    above = values.unsqueeze(-2) > values.unsqueeze(-1)
+    equal = values.unsqueeze(-2) == values.unsqueeze(-1)
+    if settle is not None:
+        above = above | (equal & (settle.unsqueeze(-2) > settle.unsqueeze(-1)))
+        equal = equal & (settle.unsqueeze(-2) == settle.unsqueeze(-1))
+    better, even = ((above & both).sum(-1), (equal & both).sum(-1))
+    return (1 + better + (even - 1) / 2).to(full(values).dtype).masked_fill(~known, math.nan)
+
+
+def lambda_weights(
+    shares: Tensor, rank: Tensor, weights: Literal["both", "gain", "discount", "none"] = "both"
+) -> Tensor:
+    """|G_i - G_j| |1 / D(rank_i) - 1 / D(rank_j)| of RankDPO (2410.18013, section 3.3) -> [..., K, K].
+
+    G = 2^phi - 1 and D = ln(1 + rank), the natural logarithm, whose base is a factor common to all.
+    shares: phi [..., K]. rank: [..., K], from 1. 0 where either phi is NaN, and for equal phi, which order nothing.
+    weights: which factors are kept; `none` gives 1 to every pair of different phi.
+    """
+    gain = (2**shares - 1).unsqueeze(-1) - (2**shares - 1).unsqueeze(-2)
+    discount = 1 / torch.log1p(rank)
+    apart = discount.unsqueeze(-1) - discount.unsqueeze(-2)
+    factors = {"both": gain * apart, "gain": gain, "discount": apart, "none": torch.ones_like(gain)}
+    return factors[weights].abs().masked_fill((gain == 0) | gain.isnan(), 0.0)
 
 
 def reward_accuracy(margin: Tensor, prefer: Tensor) -> tuple[Tensor, Tensor]:
@@ -169,6 +293,19 @@ def standardised(rewards: Tensor, among: Tensor) -> Tensor:
         return torch.zeros_like(values)
     advantage = (values - measure.mean()) / (measure.std(correction=0) + 1e-8)
     return advantage.masked_fill(~values.isfinite(), 0.0)
+
+
+def weighted_sum(scores: Tensor, weights: Mapping[int, float] | None = None) -> Tensor:
+    """One reward [...] of scores [..., D]: each column times its weight, all alike if None.
+
+    NaN where a column that counts is not finite or is not there, and where none counts.
+    """
+    there = range(scores.shape[-1])
+    weights = dict.fromkeys(there, 1.0) if weights is None else weights
+    if not weights or any(column not in there for column in weights):
+        return scores.new_full(scores.shape[:-1], math.nan)
+    total = torch.stack([weight * scores[..., column] for column, weight in weights.items()]).sum(0)
+    return total.masked_fill(~total.isfinite(), math.nan)
 
 
 def reward_weights(rewards: Tensor, temperature: float) -> Tensor:

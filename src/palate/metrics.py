@@ -50,6 +50,16 @@ def displacement(logps: Tensor, ref_logps: Tensor, prefer: Tensor, mask: Tensor 
     }
 
 
+def errors(logps: Tensor, prefer: Tensor, mask: Tensor | None = None) -> Sums:
+    """The errors [B, K] of chosen and rejected themselves, where there is no reference to measure them by."""
+    error = -logps.detach()
+    wins = decided(prefer, mask)
+    return {
+        "error/chosen": ((wins.sum(2) * error).sum(), wins.sum()),
+        "error/rejected": ((wins.sum(1) * error).sum(), wins.sum()),
+    }
+
+
 def kl(log_ratio: Tensor) -> tuple[Tensor, Tensor]:
     """(sum, count) of (log ratio)^2 / 2: how far the policy is from what the ratio is to, a latent dimension, in nats.
 

@@ -15,6 +15,7 @@ float64 if a latent is; half precision never is, because (1 - t) and 1 - alphas_
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, Protocol
@@ -25,16 +26,20 @@ from torch import Tensor
 PredictionKind = Literal["epsilon", "v", "sample", "velocity"]
 
 
-class _Linear(Protocol):
-    """What the functions of this module ask of a path."""
+class _Path(Protocol):
+    """What the functions of this module ask of any path."""
 
     @property
     def kind(self) -> PredictionKind: ...
 
+    def alpha_sigma(self, t: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]: ...
+
+
+class _Linear(_Path, Protocol):
+    """What conversions ask of one."""
+
     @property
     def singular(self) -> bool: ...
-
-    def alpha_sigma(self, t: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]: ...
 
 
 def full(x: Tensor) -> Tensor:
@@ -122,6 +127,68 @@ def _noise(path: _Linear, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
             "epsilon or v prediction, or leave that timestep out"
         )
     return (x_t - alpha * prediction) / sigma
+
+
+def noise_error_weight(path: _Path, t: Tensor) -> Tensor:
+    """[N] by which a squared error of `path.kind` at t [N] becomes the squared error of the noise it implies.
+
+    epsilon 1, v alpha^2, velocity alpha^2 = (1 - t)^2, sample (alpha / sigma)^2. At alpha = 0, where data leave no
+    trace, it is 0 for all but epsilon.
+    """
+    alpha, sigma = path.alpha_sigma(t)
+    if path.kind == "epsilon":
+        return torch.ones_like(alpha)
+    return (alpha / sigma) ** 2 if path.kind == "sample" else alpha**2
+
+
+def check_times(path: _Path, times: Sequence[int] | None = None) -> None:
+    """Raises ValueError for training timesteps (None for all) that the path has not, or where errors compare nothing.
+
+    At zero terminal SNR the noise is the network's own input: its error tells candidates apart by nothing they are.
+    """
+    table: Tensor | None = getattr(path, "alphas_cumprod", None)
+    if table is None:
+        if times is not None:
+            raise ValueError("a flow model has no training timesteps to choose among: leave algorithm.timesteps out")
+        return
+    last = len(table) - 1
+    beyond = [t for t in times or () if not 0 <= t <= last]
+    if beyond:
+        raise ValueError(f"algorithm.timesteps holds {beyond[0]}; this model's lie from 0 to {last}")
+    bad = [t for t in (range(last + 1) if times is None else times) if table[t] == 0]
+    if bad and path.kind == "epsilon":
+        raise ValueError(
+            f"at timestep {bad[0]} nothing is left of the data (zero terminal SNR), and this model predicts the noise, "
+            "which it is given: use a model with v or sample prediction, or an algorithm.timesteps without it"
+        )
+
+
+def check_velocity(path: _Path, method: str, instead: str) -> None:
+    """Raises ValueError for a model that does not predict the velocity of a flow."""
+    if path.kind != "velocity":
+        raise ValueError(
+            f"{method} is for models that predict a velocity (SD3, Flux, Wan ...), and this one predicts {path.kind}: "
+            f"use {instead}, or another model"
+        )
+
+
+# --- densities of t ---------------------------------------------------------------------------------------------------
+
+
+def uniform(n: int, generator: torch.Generator) -> Tensor:
+    """n times [n] in [0, 1), float32, on the generator's device."""
+    return torch.rand(n, generator=generator, device=generator.device)
+
+
+def logit_normal(n: int, generator: torch.Generator) -> Tensor:
+    """n times [n], the sigmoid of a standard normal, float32 (SD3, 2403.03206, section 3.1)."""
+    return torch.randn(n, generator=generator, device=generator.device).sigmoid()
+
+
+def among(times: Sequence[int], n: int, generator: torch.Generator) -> Tensor:
+    """n of the given training timesteps [n] long, each as likely: all that a distilled student ever sees."""
+    chosen = torch.randint(len(times), (n,), generator=generator, device=generator.device)
+    return torch.tensor(times, device=generator.device)[chosen]
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,6 +313,4 @@ class FlowPath:
 
     def sample_t(self, n: int, generator: torch.Generator) -> Tensor:
         """n training times [n] float32, on the generator's device."""
-        if self.sampling == "uniform":
-            return torch.rand(n, generator=generator, device=generator.device)
-        return torch.randn(n, generator=generator, device=generator.device).sigmoid()
+        return uniform(n, generator) if self.sampling == "uniform" else logit_normal(n, generator)

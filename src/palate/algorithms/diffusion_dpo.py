@@ -8,12 +8,23 @@ with err = MEAN over latent dimensions of the squared denoising error, at a time
 beta = 5000 for SDXL is `beta_dpo: 5000`. The research script of diffusers leaves out the half: double its value here
 (2500 there is 5000 here). A small model's latents are few and its errors large: `world:shapes` wants far less.
 
+The error is that of what the model predicts. An error of v is 1 / alpha(t)^2 times that of the noise, so that the same
+beta weighs noisy times more in a v model than in an epsilon model, and those of a velocity likewise, 1 / (1 - t)^2.
+`error_space: epsilon` measures all of them as errors of the noise, the paper's, which makes betas comparable.
+
+For a student distilled to few steps (SDXL-Turbo) give those it has as `timesteps`, [249, 499, 749, 999], and
+`prompt_dropout: 0`: elsewhere it was never trained.
+
 Departures from the official code:
 1. Both errors are float32; there the reference's is half precision, which jitters the logit by about 0.1 at 5000.
 2. A pair is never augmented (there each picture is flipped independently of the other).
 3. Any number of candidates K: the loss of a prompt is the mean over its judged pairs.
 4. Ties are left out by default, as there; `ties: soft` keeps them with target 1/2.
 5. A pair judged by several people keeps their share as a soft label; there each pair has one hard label.
+6. Models of v, sample or velocity are trained too; there only epsilon. Where nothing is left of the data (zero terminal
+   SNR) an epsilon model is refused; for Turbo the official code rescales the noise to it, here the model's own table
+   stands.
+7. `ipo`, `hinge`, `robust`, `label_smoothing` and `sft_weight` are later papers', not this one's.
 """
 
 from __future__ import annotations
@@ -21,38 +32,45 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+import torch
 from pydantic import Field
+from torch import Tensor
 
-from palate import likelihood, losses, metrics
-from palate.config import Strict
-from palate.models.contracts import Denoiser, Draw, LossOutput, Needs, PreferenceBatch, State
+from palate import feedback, likelihood, paths
+from palate.models.contracts import Denoiser, Draw, LossOutput, Needs, Path, PreferenceBatch, State
 
 
-class Config(Strict):
+class Config(feedback.PairOptions):
     """Defaults are the official code's for SDXL."""
 
     beta_dpo: float = Field(5000.0, gt=0, description="Strength of the leash; half of it multiplies MEAN errors.")
-    loss: Literal["sigmoid", "hinge", "ipo"] = Field("sigmoid", description="Shape of the pair loss.")
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="Share of the labels believed to be flipped.")
+    error_space: Literal["prediction", "epsilon"] = Field("prediction", description="What the errors are errors of.")
+    timesteps: list[int] | None = Field(None, min_length=1, description="Only these training steps; null for all.")
     prompt_dropout: float = Field(0.2, ge=0, le=1, description="Share of the prompts emptied, for both of a pair.")
-    ties: Literal["drop", "soft"] = Field("drop", description="What a label of 1/2 does.")
-    reference: Literal["base", "start"] = Field("base", description="The weights the policy is held to.")
 
 
 NEEDS = Needs(source="offline", reference="frozen", k=None, start_loss=math.log(2))
 
 
+def start_loss(config: Config) -> float | None:
+    """Known while the policy is its reference, unless an anchor is added."""
+    return config.start_loss(config.beta_dpo / 2)
+
+
 def init(policy: Denoiser, config: Config) -> State:
-    """Nothing to remember between steps."""
+    """Nothing to remember between steps. Raises ValueError for timesteps that the model does not have or learn from."""
+    paths.check_times(policy.path, config.timesteps)
     return State()
 
 
+def sample_t(path: Path, config: Config, n: int, generator: torch.Generator) -> Tensor:
+    """Uniform over all training times, or over the student's."""
+    return path.sample_t(n, generator) if config.timesteps is None else paths.among(config.timesteps, n, generator)
+
+
 def lacking(batch: PreferenceBatch, config: Config) -> str:
-    """Why the rows teach nothing, and the mend; empty if one of them does. A tie, kept or not, moves nothing."""
-    prefer = losses.known_pairs(batch.prefer, batch.mask)
-    if bool((prefer.nan_to_num(0.5) != 0.5).any()):
-        return ""
-    return "no pair is decided, all are ties or unknown; collect more votes, or derive preferences from scores"
+    """Why the rows teach nothing, and the mend; empty if one of them does."""
+    return feedback.undecided(batch)
 
 
 def step(
@@ -60,18 +78,5 @@ def step(
 ) -> LossOutput:
     """One loss over B prompts, weighted by `batch.weight`; prompts without a judged pair weigh nothing."""
     logps, ref_logps = likelihood.with_reference(policy, reference, batch, draw)
-    prefer = batch.prefer
-    if config.ties == "drop":
-        prefer = prefer.masked_fill(prefer == 0.5, math.nan)
-    beta = config.beta_dpo / 2
-    loss, judged = losses.dpo(
-        logps, ref_logps, prefer, beta, mask=batch.mask, label_smoothing=config.label_smoothing, loss=config.loss
-    )
-    weight = batch.weight * (judged > 0)
-    rewards = losses.implicit_reward(logps, ref_logps, beta)
-    return LossOutput(
-        loss_sum=(loss * weight).sum(),
-        weight=weight.sum(),
-        metrics=metrics.preference(rewards, prefer, batch.mask)
-        | metrics.displacement(logps, ref_logps, prefer, batch.mask),
-    )
+    scale = paths.noise_error_weight(policy.path, draw.t) if config.error_space == "epsilon" else None
+    return feedback.pair_output(logps, ref_logps, batch, config.beta_dpo / 2, config, scale)

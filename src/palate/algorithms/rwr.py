@@ -13,11 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
-from palate import likelihood, losses, metrics
+from palate import feedback, likelihood, losses, metrics
 from palate.config import Strict
 from palate.models.contracts import Denoiser, Draw, LossOutput, Needs, PreferenceBatch, State
 
@@ -36,38 +34,16 @@ def init(policy: Denoiser, config: Config) -> State:
     return State()
 
 
-def reward(scores: Tensor, config: Config) -> Tensor:
-    """[B, K] from scores [B, K, D]; NaN where any dimension that counts is unknown, or none is there at all."""
-    there = range(scores.shape[-1])
-    weights = dict.fromkeys(there, 1.0) if config.dimensions is None else config.dimensions
-    if not weights or any(column not in there for column in weights):
-        return scores.new_full(scores.shape[:-1], torch.nan)
-    if config.dimensions is None:
-        return scores.sum(-1)
-    return sum(weight * scores[..., column] for column, weight in weights.items())  # type: ignore[return-value]
-
-
-def known_reward(batch: PreferenceBatch, config: Config) -> Tensor:
-    """[B, K], NaN for a candidate without one or that does not exist."""
-    rewards = reward(batch.scores, config)
-    return rewards.masked_fill(~(rewards.isfinite() & batch.mask), torch.nan)
-
-
 def lacking(batch: PreferenceBatch, config: Config) -> str:
     """Why the rows teach nothing, and the mend; empty if one of them does."""
-    if bool(known_reward(batch, config).isfinite().any()):
-        return ""
-    held = batch.scores.shape[-1]
-    if config.dimensions and not all(column in range(held) for column in config.dimensions):
-        return f"the data has {held} columns of scores, and algorithm.dimensions names {sorted(config.dimensions)}"
-    return "no candidate has a score; store scores with the data, or use a method that learns from comparisons"
+    return feedback.unscored(batch, config.dimensions)
 
 
 def step(
     policy: Denoiser, reference: None, batch: PreferenceBatch, draw: Draw, state: State, config: Config
 ) -> LossOutput:
     """Weighted denoising errors of all candidates with a known reward."""
-    rewards = known_reward(batch, config)
+    rewards = feedback.rewards(batch, config.dimensions)
     known = rewards.isfinite()
     weights = losses.reward_weights(rewards, config.temperature)
 

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from palate import likelihood, metrics
+from palate import feedback, likelihood, metrics
 from palate.config import Strict
 from palate.models.contracts import Denoiser, Draw, LossOutput, Needs, PreferenceBatch, State
 
@@ -39,10 +39,7 @@ def winners(batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
 
 def lacking(batch: PreferenceBatch, config: Config) -> str:
     """Why the rows teach nothing, and the mend; empty if one of them does."""
-    _, won = winners(batch)
-    if bool(won.any()):
-        return ""
-    return "no pair is decided, all are ties or unknown; collect more votes, or derive preferences from scores"
+    return feedback.undecided(batch)
 
 
 def step(
