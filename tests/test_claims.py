@@ -63,7 +63,7 @@ def test_arms_made_on_another_base_do_not_count(small, monkeypatch):
     assert common.load_arm(TOY, TIER, "a", 1)
     other = common.Claim("toy", {"steps": 2})
     assert common.load_arm(other, TIER, "a", 1) is None  # another setting
-    monkeypatch.setattr(common, "_weights", lambda: "another")
+    monkeypatch.setattr(common, "_weights", lambda world: "another")
     assert common.load_arm(TOY, TIER, "a", 1) is None  # another base
 
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import platform
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,11 +22,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from palate import demo, lookup
-from palate.config import LoraSettings, ModelSettings
+from palate import assembly, config, demo, lookup, plugins
+from palate.config import LoraSettings, ModelSettings, TrainingSettings
 from palate.evaluation import compare as comparing
 from palate.evaluation import win_rate
 from palate.models.diffusion import DiffusionPolicy
+from palate.training.sources import PreferenceRow
+from palate.training.trainer import Result
 from palate.worlds import shapes
 
 RESULTS = Path(__file__).parent.parent / "results"
@@ -64,17 +67,19 @@ class Claim:
 
     name: str
     settings: Mapping[str, Any]
+    world: str = WORLD
 
     def stamp(self) -> str:
         """What every arm rests on: the base's weights, its sampler and the claim's settings."""
-        facts = json.dumps({"settings": self.settings, "sampler": shapes.sampling_defaults()}, sort_keys=True)
-        return hashlib.sha256((_weights() + facts).encode()).hexdigest()[:16]
+        sampler = lookup.world(self.world).sampling_defaults()
+        facts = json.dumps({"settings": self.settings, "sampler": sampler}, sort_keys=True)
+        return hashlib.sha256((_weights(self.world) + facts).encode()).hexdigest()[:16]
 
 
 @cache
-def _weights() -> str:
+def _weights(world: str) -> str:
     digest = hashlib.sha256()
-    for path in sorted(shapes.weights_dir().rglob("*.safetensors")):
+    for path in sorted(lookup.world(world).weights_dir().rglob("*.safetensors")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -109,6 +114,21 @@ def run_arms(
     return 0
 
 
+def main(
+    claim: Claim,
+    description: str | None,
+    tuning: Callable[[Tier], list[Any]],
+    reported: Callable[[Tier], list[Any]],
+    show: Callable[[Tier], None],
+) -> None:
+    """A claim as a command: first the arms that tune, when all of these are there the reported ones; then the table."""
+    tier, minutes, only_table = arguments(description)
+    end = time.monotonic() + 60 * minutes
+    if not only_table and run_arms(claim, tier, tuning(tier), end) == 0:
+        run_arms(claim, tier, reported(tier), end)
+    show(tier)
+
+
 def machine(tier: Tier) -> str:
     """The kind of device the tier runs on."""
     if tier.device == "cpu" or not torch.cuda.is_available():
@@ -119,9 +139,54 @@ def machine(tier: Tier) -> str:
 # --- models and pictures ----------------------------------------------------------------------------------------------
 
 
-def fresh(tier: Tier, seed: int, rank: int = 16) -> DiffusionPolicy:
+def fresh(tier: Tier, seed: int, rank: int = 16, world: str = WORLD) -> DiffusionPolicy:
     """The world's model with a new adapter."""
-    return lookup.load_policy(ModelSettings(name=WORLD, device=tier.device, lora=LoraSettings(rank=rank)), seed)
+    return lookup.load_policy(ModelSettings(name=world, device=tier.device, lora=LoraSettings(rank=rank)), seed)
+
+
+def align(
+    tier: Tier,
+    seed: int,
+    method: str,
+    options: Mapping[str, Any],
+    rows: Sequence[PreferenceRow],
+    rate: float,
+    *,
+    steps: int,
+    batch_size: int = 8,
+    world: str = WORLD,
+) -> tuple[DiffusionPolicy, Result]:
+    """A new adapter trained by an offline method on all the rows: ten steps of warm-up, then linearly to nothing."""
+    policy, algorithm = fresh(tier, seed, world=world), plugins.find("algorithms", method)
+    chosen = config.section(options, algorithm.Config, "algorithm")
+    settings = TrainingSettings(
+        max_steps=steps, batch_size=batch_size, learning_rate=rate, warmup_steps=10, lr_schedule="linear", seed=seed,
+        weight_decay=0.0, checkpoint_every=1_000_000,
+    )  # fmt: skip
+    source = assembly.offline_source(policy, rows, chosen, settings, 0.0)
+    reference = assembly.reference_for(policy, algorithm, chosen)
+    with tempfile.TemporaryDirectory() as folder:
+        result = assembly.fit(
+            policy, algorithm, chosen, source, settings, folder, reference=reference, tensorboard=False, progress=False
+        )
+    return policy, result
+
+
+def row(
+    policy: DiffusionPolicy, prompt: str, x0: torch.Tensor, prefer: np.ndarray, scores: np.ndarray
+) -> PreferenceRow:
+    """One prompt's candidates with latents x0 [K, ...], prefer [K, K] and scores [K, D], as if they had been stored."""
+    k = len(x0)
+    return PreferenceRow(
+        id=prompt,
+        prompt=prompt,
+        x0=x0,
+        cond=policy.condition([prompt]),
+        prefer=torch.from_numpy(prefer).float(),
+        votes=torch.ones(k, k),
+        scores=torch.from_numpy(scores).float(),
+        mask=torch.ones(k, dtype=torch.bool),
+    )
 
 
 def evaluation_prompts(n: int, seed: int) -> list[str]:
@@ -129,11 +194,11 @@ def evaluation_prompts(n: int, seed: int) -> list[str]:
     return demo.some(shapes.prompts("eval"), n, seed)
 
 
-def evaluate(policy: DiffusionPolicy, scorer: Any, n: int, seed: int) -> comparing.Arm:
+def evaluate(policy: DiffusionPolicy, scorer: Any, n: int, seed: int, world: str = WORLD) -> comparing.Arm:
     """n unseen prompts, one picture each, from noise that depends on the seed alone."""
     prompts = evaluation_prompts(n, seed)
     return comparing.run_arm(
-        policy, prompts, scorer, n=1, seed=seed + 900_000, settings=lookup.settings_of(WORLD, policy)
+        policy, prompts, scorer, n=1, seed=seed + 900_000, settings=lookup.settings_of(world, policy)
     )
 
 
@@ -220,6 +285,24 @@ def wins(tuned: Mapping[str, Any], base: Mapping[str, Any], weights: Mapping[str
 def outcomes(tuned: Mapping[str, Any], other: Mapping[str, Any], weights: Mapping[str, float]) -> np.ndarray:
     """1 where the first arm's reward is higher, 1/2 where it ties, else 0, a number a prompt."""
     return win_rate.outcomes(rewards(tuned, weights), rewards(other, weights))
+
+
+def versus(
+    claim: Claim, tier: Tier, arm: str, other: str, weights: Mapping[str, float], text: str, least: float = 0.5
+) -> list[str]:
+    """One verdict: how often an arm's pictures are preferred to another's, over all prompts and seeds that have both.
+    No line where none has."""
+    duels = [
+        outcomes(a, b, weights)
+        for seed in tier.seeds
+        if (a := load_arm(claim, tier, arm, seed)) and (b := load_arm(claim, tier, other, seed))
+    ]
+    if not duels:
+        return []
+    rate, low, high = interval_of_mean(duels)
+    verdict = says(low > least, high < least)
+    found = f"{arm} wins {rate:.3f} [{low:.3f}, {high:.3f}] against {other} over {len(duels)} seeds"
+    return [f"{text}: {found}: {verdict}"]
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import math
 import tempfile
-import time
 from collections.abc import Sequence
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -34,7 +33,6 @@ from palate import assembly, config, demo, lookup, plugins, sampling, views
 from palate.config import RolloutSettings, TrainingSettings
 from palate.evaluation import win_rate
 from palate.scorers.jpeg_size import JpegSize
-from palate.training.sources import PreferenceRow
 from palate.worlds import shapes
 
 
@@ -157,30 +155,9 @@ def offline(tier: Tier, method: str, task: str, seed: int, at: Setting, n: int) 
     rows = []
     for start in range(0, len(prompts), K):
         part = slice(start, start + K)
-        prefer = torch.from_numpy(views.prefer_from_scores(rewards[part])).float()
-        rows.append(
-            PreferenceRow(
-                id=prompts[start],
-                prompt=prompts[start],
-                x0=latents[part],
-                cond=policy.condition([prompts[start]]),
-                prefer=prefer,
-                votes=torch.ones(K, K),
-                scores=torch.from_numpy(rewards[part, None] / rewards.std()).float(),
-                mask=torch.ones(K, dtype=torch.bool),
-            )
-        )
-    algorithm = plugins.find("algorithms", method)
-    options = config.section(OPTIONS[method], algorithm.Config, "algorithm")
-    settings = TrainingSettings(
-        max_steps=STEPS[tier.name], batch_size=8, learning_rate=at.rate, warmup_steps=10, lr_schedule="linear",
-        seed=seed, weight_decay=0.0, checkpoint_every=1_000_000,
-    )  # fmt: skip
-    source = assembly.offline_source(policy, rows, options, settings, 0.0)
-    with tempfile.TemporaryDirectory() as folder:
-        assembly.fit(
-            policy, algorithm, options, source, settings, folder, reference=None, tensorboard=False, progress=False
-        )
+        prefer = views.prefer_from_scores(rewards[part])
+        rows.append(common.row(policy, prompts[start], latents[part], prefer, rewards[part, None] / rewards.std()))
+    policy, _ = common.align(tier, seed, method, OPTIONS[method], rows, at.rate, steps=STEPS[tier.name])
     return judged(policy, task, n, seed, setting=str(at), samples=len(prompts))
 
 
@@ -335,13 +312,5 @@ def flaw_verdict(tier: Tier, name: str, dimension: str) -> str:
     )
 
 
-def main() -> None:
-    tier, minutes, only_table = common.arguments(__doc__)
-    end = time.monotonic() + 60 * minutes
-    if not only_table and common.run_arms(CLAIM, tier, tuning(tier), end) == 0:
-        common.run_arms(CLAIM, tier, reported(tier), end)
-    show(tier)
-
-
 if __name__ == "__main__":
-    main()
+    common.main(CLAIM, __doc__, tuning, reported, show)

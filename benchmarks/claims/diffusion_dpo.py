@@ -15,8 +15,6 @@ number of steps; each method's learning rate is tuned over the same grid on one 
 
 from __future__ import annotations
 
-import tempfile
-import time
 from functools import cache, partial
 from typing import Any
 
@@ -25,8 +23,7 @@ import torch
 
 from benchmarks.claims import common
 from benchmarks.claims.common import Claim, Tier, evaluate, fresh
-from palate import assembly, config, crowd, demo, encoding, likelihood, lookup, plugins
-from palate.config import TrainingSettings
+from palate import crowd, demo, encoding, likelihood, lookup
 from palate.media import decode
 from palate.models.contracts import Draw
 from palate.randomness import generator
@@ -71,20 +68,9 @@ def split(rows: tuple[PreferenceRow, ...]) -> tuple[list[PreferenceRow], list[Pr
 def trained(tier: Tier, seed: int, method: str, labels: str, rate: float, beta: float, n: int) -> dict[str, Any]:
     """One arm: train, judge on unseen prompts, rank the held-out pairs by the implicit reward."""
     train, held = split(labelled(tier, seed, labels))
-    policy = fresh(tier, seed)
-    algorithm = plugins.find("algorithms", method)
     own = {"beta_dpo": beta} if method == "diffusion_dpo" else {}
-    options = config.section({**own, "prompt_dropout": DROPOUT}, algorithm.Config, "algorithm")
-    settings = TrainingSettings(
-        max_steps=STEPS, batch_size=BATCH, learning_rate=rate, warmup_steps=10, lr_schedule="linear", seed=seed,
-        weight_decay=0.0, checkpoint_every=1_000_000,
-    )  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder:
-        source = assembly.offline_source(policy, train, options, settings, 0.0)
-        reference = assembly.reference_for(policy, algorithm, options)
-        result = assembly.fit(
-            policy, algorithm, options, source, settings, folder, reference=reference, tensorboard=False, progress=False
-        )
+    options = {**own, "prompt_dropout": DROPOUT}
+    policy, result = common.align(tier, seed, method, options, train, rate, steps=STEPS, batch_size=BATCH)
     arm = evaluate(policy, shapes.scorer(), n, seed)
     clean = split(labelled(tier, seed, "clean"))[1] if labels == "noisy" else held
     return {
@@ -196,26 +182,14 @@ def show(tier: Tier) -> None:
 
 def verdicts(tier: Tier) -> list[str]:
     """What the numbers say of each claim, with intervals over prompts and seeds."""
-    lines = []
-
-    def versus(arm: str, other: str, least: float, claim: str) -> None:
-        duels = [
-            common.outcomes(a, b, demo.TASTE)
-            for seed in tier.seeds
-            if (a := common.load_arm(CLAIM, tier, arm, seed)) and (b := common.load_arm(CLAIM, tier, other, seed))
-        ]
-        if duels:
-            rate, low, high = common.interval_of_mean(duels)
-            verdict = common.says(low > least, high < least)
-            lines.append(
-                f"{claim}: {arm} wins {rate:.3f} [{low:.3f}, {high:.3f}] against {other} over {len(duels)} seeds: "
-                f"{verdict}"
-            )
-
-    versus("dpo-noisy", "base", 0.65, "1. DPO beats the base, by at least 0.65")
-    versus("dpo-noisy", "sft-noisy", 0.5, "1. DPO beats fine-tuning on the winners")
-    versus("dpo-clean", "dpo-noisy", 0.5, "2. clean labels beat noisy ones")
-    versus("dpo-clean", "base", 0.65, "2. clean labels beat the base, by at least 0.65")
+    lines: list[str] = []
+    for arm, other, least, claim in (
+        ("dpo-noisy", "base", 0.65, "1. DPO beats the base, by at least 0.65"),
+        ("dpo-noisy", "sft-noisy", 0.5, "1. DPO beats fine-tuning on the winners"),
+        ("dpo-clean", "dpo-noisy", 0.5, "2. clean labels beat noisy ones"),
+        ("dpo-clean", "base", 0.65, "2. clean labels beat the base, by at least 0.65"),
+    ):
+        lines += common.versus(CLAIM, tier, arm, other, demo.TASTE, claim, least)
     lines += sweep(tier)
     for labels in ("noisy", "clean"):
         found = [common.load_arm(CLAIM, tier, f"dpo-{labels}", seed) for seed in tier.seeds]
@@ -257,13 +231,5 @@ def sweep(tier: Tier) -> list[str]:
     ]
 
 
-def main() -> None:
-    tier, minutes, only_table = common.arguments(__doc__)
-    end = time.monotonic() + 60 * minutes
-    if not only_table and common.run_arms(CLAIM, tier, tuning(tier), end) == 0:
-        common.run_arms(CLAIM, tier, reported(tier), end)
-    show(tier)
-
-
 if __name__ == "__main__":
-    main()
+    common.main(CLAIM, __doc__, tuning, reported, show)
