@@ -57,6 +57,9 @@ class ModelSettings(Strict):
     name: str = Field(min_length=1, description="A hub id, a local folder, or `world:shapes`.")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Type of the frozen weights.")
     device: str = Field("auto", min_length=1, description="`auto`, `cpu`, `cuda`, `cuda:1`, `mps`.")
+    adapter: str | None = Field(
+        None, min_length=1, description="A LoRA of your own, part of the base: hub id, file, folder, or a run's folder."
+    )
     lora: LoraSettings | None = Field(default_factory=LoraSettings, description="Null trains all of the denoiser.")
     check_kind: bool = Field(True, description="Refuse a stated kind of prediction that pictures contradict.")
 

@@ -72,12 +72,14 @@ def judge(
     folder: Path,
     trained_on: Sequence[str],
     beside: Path | None = None,
+    adapter: str | None = None,
     **how: Any,
 ) -> dict[str, Any]:
     """The tuned policy against the model it began from, each pair from one noise, as `result.json` holds it.
 
     trained_on: the training's prompts; how many of those judged on are among them is told with the verdict.
-    beside: the folder of the recipe, where a file of prompts may lie. how: as in `summary`.
+    beside: the folder of the recipe, where a file of prompts may lie. adapter: a LoRA that is part of the base.
+    how: as in `summary`.
     """
     prompts = judged_on(wanted, beside)
     scorer = lookup.weighted(wanted.scorers)
@@ -85,7 +87,7 @@ def judge(
     with contextlib.closing(Progress(2 * len(prompts) * wanted.n, 0, what="picture")) as bar:
         run_arm = partial(comparing.run_arm, n=wanted.n, seed=wanted.seed, settings=settings, progress=bar.advance)
         tuned = run_arm(policy, prompts, scorer)
-        with base_of(policy, model) as untouched:
+        with base_of(policy, model, adapter) as untouched:
             base = run_arm(untouched, prompts, scorer)
     return summary(base, tuned, folder, **how) | {"prompts_trained_on": len(views.overlap(prompts, trained_on))}
 
@@ -95,13 +97,13 @@ def judged_on(wanted: EvaluationSettings, beside: Path | None) -> list[str]:
 
 
 @contextlib.contextmanager
-def base_of(policy: DiffusionPolicy, model: str) -> Iterator[DiffusionPolicy]:
+def base_of(policy: DiffusionPolicy, model: str, adapter: str | None = None) -> Iterator[DiffusionPolicy]:
     """The model as it was before training: the adapter off, or, fully fine-tuned, loaded once more."""
     if adapters.has_adapter(policy):
         with adapters.without_adapter(policy):
             yield policy
     else:
-        yield DiffusionPolicy.load(model, device=policy.device, dtype=policy.pipeline.dtype)
+        yield lookup.load_base(model, adapter, fuse=True, device=policy.device, dtype=policy.pipeline.dtype)
 
 
 def summary(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from palate import plugins, sampling
 from palate.config import ConfigError, ModelSettings
 from palate.models.contracts import Scorer
 from palate.models.diffusion import DiffusionPolicy, resolve_model
-from palate.training import adapters
+from palate.training import adapters, loras
 
 WORLD = "world:"
 
@@ -35,14 +35,40 @@ def pick_device(device: str = "auto") -> str:
 
 def load_policy(settings: ModelSettings, seed: int = 0) -> DiffusionPolicy:
     """The model of a recipe with what is to be trained made trainable."""
-    policy = DiffusionPolicy.load(
-        settings.name, dtype=getattr(torch, settings.dtype), device=pick_device(settings.device)
-    )
+    full = settings.lora is None
+    dtype, device = getattr(torch, settings.dtype), pick_device(settings.device)
+    policy = load_base(settings.name, settings.adapter, fuse=full, dtype=dtype, device=device)
     if settings.lora is None:
         adapters.train_all(policy)
     else:
         adapters.add_lora(policy, settings.lora, seed=seed)
     return policy
+
+
+def load_base(model: str, adapter: str | None = None, *, fuse: bool = False, **how: Any) -> DiffusionPolicy:
+    """A model with a LoRA of the user's own, which stays beside its weights or, fused, is added into them.
+
+    Raises ConfigError for a run whose base is another model, AdapterError for what is no LoRA of this one.
+    """
+    if adapter is None:
+        return DiffusionPolicy.load(model, **how)
+    check_adapter(model, adapter)
+    sources = loras.lineage(adapter)
+
+    def prepare(pipeline: Any) -> None:
+        loras.load(pipeline, sources)
+        if fuse:
+            loras.fuse(pipeline)
+
+    return DiffusionPolicy.load(model, prepare=prepare, **how)
+
+
+def check_adapter(model: str, adapter: str) -> None:
+    """Raises ConfigError, without loading anything, for a LoRA that is not there or a run on another model."""
+    if not Path(adapter).exists() and (adapter.count("/") != 1 or adapter.startswith((".", "/", "~"))):
+        raise ConfigError(f"model.adapter is {adapter}, and there is no such file or folder; mend the path")
+    if (base := base_of(Path(adapter))) not in (None, model):
+        raise ConfigError(f"model.adapter is {adapter}, a run on {base}, and model.name is {model}: they must agree")
 
 
 def load_arm(model: str) -> DiffusionPolicy:
@@ -54,13 +80,7 @@ def load_arm(model: str) -> DiffusionPolicy:
         return DiffusionPolicy.load(model, device=pick_device())
     if (run / "model").is_dir():
         return DiffusionPolicy.load(run / "model", device=pick_device())
-    policy = DiffusionPolicy.load(base, device=pick_device())
-    if callable(getattr(policy.pipeline, "load_lora_weights", None)):
-        policy.pipeline.load_lora_weights(run / "adapter")
-    else:
-        module: Any = policy.module
-        module.load_lora_adapter(run / "adapter")
-    return policy
+    return DiffusionPolicy.load(base, device=pick_device(), prepare=partial(loras.load_run, run=run))
 
 
 def check_arm(model: str) -> None:

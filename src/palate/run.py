@@ -75,7 +75,9 @@ def _train(recipe: Recipe, algorithm: Any, options: Any, folder: Path, path: Pat
 
 
 def _check_inputs(recipe: Recipe, path: Path) -> None:
-    """Raises ConfigError for data or prompts that are not there, and for prompts that a scorer cannot judge."""
+    """Raises ConfigError for data, prompts or a LoRA that are not there, and for prompts a scorer cannot judge."""
+    if recipe.model.adapter:
+        lookup.check_adapter(recipe.model.name, recipe.model.adapter)
     if recipe.data:
         _data_folder(recipe.data.path, path)
     if recipe.rollout:
@@ -156,7 +158,8 @@ def _conclude(
         "versions": report.versions(),
     }
     if recipe.evaluation:
-        facts |= judging.judge(policy, recipe.model.name, recipe.evaluation, folder, trained_on, beside)
+        base = recipe.model
+        facts |= judging.judge(policy, base.name, recipe.evaluation, folder, trained_on, beside, base.adapter)
     judging.publish(folder, facts)
     print(f"done: {folder / 'report.html'}")
     for warning in result.warnings:  # once more, where nothing scrolls it away

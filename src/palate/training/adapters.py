@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -90,10 +91,11 @@ def _add(module: nn.Module, config: Any) -> None:
 
     base = base_adapters(module)
     module.requires_grad_(False)
-    if isinstance(getattr(module, "add_adapter", None), Callable):  # type: ignore[arg-type]
-        module.add_adapter(config, adapter_name=ADAPTER)  # type: ignore[operator]
-    else:
-        peft.inject_adapter_in_model(config, module, ADAPTER)
+    with several_adapters():
+        if isinstance(getattr(module, "add_adapter", None), Callable):  # type: ignore[arg-type]
+            module.add_adapter(config, adapter_name=ADAPTER)  # type: ignore[operator]
+        else:
+            peft.inject_adapter_in_model(config, module, ADAPTER)
     if base:
         for layer in _layers(module):
             layer.set_adapter([*base, ADAPTER], inference_mode=True)
@@ -173,6 +175,14 @@ def recompute_activations(module: nn.Module) -> None:
             return
     kind = type(module).__name__
     raise AdapterError(f"{kind} cannot recompute activations: set training.gradient_checkpointing=false")
+
+
+@contextlib.contextmanager
+def several_adapters() -> Iterator[None]:
+    """Without peft's warning that a model has more than one adapter."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
+        yield
 
 
 def _float32(policy: Any) -> Parameters:

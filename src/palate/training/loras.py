@@ -8,18 +8,20 @@ second expert in a folder of its name, and what it was trained on top of in `bas
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from diffusers.utils import logging
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from palate.models.probe import denoisers
-from palate.training.adapters import ADAPTER, AdapterError
+from palate.training.adapters import ADAPTER, AdapterError, several_adapters
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 BASE = "base"
@@ -61,7 +63,8 @@ def load(pipeline: Any, sources: Sequence[str], names: Sequence[str] | None = No
     names = names or [base_name(index) for index in range(len(sources))]
     for source, name in zip(sources, names, strict=True):
         try:
-            _load(pipeline, source, name)
+            with several_adapters(), _quietly():
+                _load(pipeline, source, name)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise AdapterError(f"{source} cannot be read as a LoRA of {type(pipeline).__name__}: {reason}") from error
@@ -70,6 +73,23 @@ def load(pipeline: Any, sources: Sequence[str], names: Sequence[str] | None = No
     for module in _modules(pipeline).values():
         for layer in layers(module):
             layer.set_adapter(list(names), inference_mode=True)
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without diffusers' notes on parts of the pipeline that a LoRA is not for."""
+    held = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(held)
+
+
+def load_run(pipeline: Any, run: Path) -> None:
+    """Adds a run's adapter to its base, under the name it was trained by, after those it was trained on top of."""
+    sources = lineage(run)
+    load(pipeline, sources, [*map(base_name, range(len(sources) - 1)), ADAPTER])
 
 
 def _load(pipeline: Any, source: str, name: str) -> None:
