@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from palate.records import Medium, Preference, RecordError, Sample, Score, Vote, content_id, now
+from palate.records import Aspect, Medium, Preference, RecordError, Sample, Score, Vote, content_id, now
 
 NAN = math.nan
 PICTURE = Medium("image/png", b"x")
@@ -65,6 +65,10 @@ def test_a_candidate_may_be_absent() -> None:
         ("prefer", {"prefer": [1, 0]}),
         ("prefer", {"mask": [True, False]}),
         ("votes", {"votes": [[0, 2], [1, 0]]}),
+        ("aspects", {"aspects": [Aspect("TA", [[NAN, 1], [1, NAN]])]}),
+        ("aspects", {"aspects": [Aspect("TA", [[NAN, 1], [0, NAN]], [[0, -1], [-1, 0]])]}),
+        ("aspects", {"aspects": [Aspect("TA", [[NAN, 1], [0, NAN]])] * 2}),
+        ("aspects", {"aspects": [Aspect("overall", [[NAN, 1], [0, NAN]])]}),
         ("votes", {"votes": [[0, -1], [-1, 0]]}),
         ("scores", {"scores": [[1.0], [2.0]]}),
         ("dimensions", {"dimensions": ["a", "a"]}),

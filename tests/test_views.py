@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from palate import randomness, views
-from palate.records import Choice, Medium, Sample, Score, Vote
+from palate.records import Aspect, Choice, Medium, Preference, Sample, Score, Vote
 
 NAN = math.nan
 TIME = "2026-01-31T12:00:00+00:00"
@@ -44,6 +44,30 @@ def test_scores() -> None:
         views.prefer_from_scores([2.0, 1.0, 2.0, NAN]),
         [[NAN, 1, 0.5, NAN], [0, NAN, 0, NAN], [0.5, 1, NAN, NAN], [NAN] * 4],
     )
+
+
+def test_shares_of_judges() -> None:
+    prefer, votes = views.prefer_from_table([[3, 2, NAN], [1, 2, 0], [2, 2, 1]])
+    np.testing.assert_equal(prefer, [[NAN, 0.5, 1], [0.5, NAN, 1], [0, 0, NAN]])
+    np.testing.assert_equal(votes, [[0, 3, 2], [3, 0, 2], [2, 2, 0]])
+    with pytest.raises(ValueError, match="N, K"):
+        views.prefer_from_table([1.0, 2.0])
+
+
+def test_one_dimension_of_a_row() -> None:
+    row = Preference(
+        "p",
+        (Medium("image/png", b"x"), None, Medium("image/png", b"z")),
+        [[NAN, NAN, 1], [NAN] * 3, [0, NAN, NAN]],
+        mask=[True, False, True],
+        scores=[[1, 5], [9, 9], [2, 5]],
+        dimensions=["style", "match"],
+        aspects=[Aspect("match", [[NAN, NAN, 0.25], [NAN] * 3, [0.75, NAN, NAN]], [[0, 0, 4], [0] * 3, [4, 0, 0]])],
+    )
+    assert views.preference_of(row) is row and views.preference_of(row, "motion") is None
+    match, style = views.preference_of(row, "match"), views.preference_of(row, "style")
+    assert match is not None and match.prefer[0][2] == 0.25 and match.votes[0][2] == 4 and match.id == row.id
+    assert style is not None and style.prefer[0][2] == 0 and math.isnan(style.prefer[1][0]) and style.votes[0][2] == 1
 
 
 def test_pareto() -> None:

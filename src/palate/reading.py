@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +28,8 @@ SPLITS = ("train", "validation", "valid", "val", "dev", "test", "eval")
 _NOT_DATA = ("dataset_info", "dataset_infos", "dataset_dict", "state", "config", "package", "manifest")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.-]+)?(@[\w./-]+)?")
 _BATCH = 16
+_FIRST = 20
+_PIECE = 2**16
 
 
 @dataclass(frozen=True)
@@ -78,8 +81,10 @@ class Source:
 
     @cached_property
     def first(self) -> Raw:
-        """The first row, by which formats are told apart; empty if there is none."""
-        return next((raw for _, raw in self.raw() if isinstance(raw, dict)), {})
+        """The first row, by which formats are told apart; empty if there is none among the first few."""
+        if self.path is not None and not self.files:
+            return {}
+        return next((raw for _, raw in islice(self.raw(), _FIRST) if isinstance(raw, dict)), {})
 
     @property
     def number(self) -> int | None:
@@ -168,6 +173,14 @@ def pair(p: float, votes: float = 1.0) -> dict[str, Any]:
     """`prefer` and `votes` of two candidates, the first of which is preferred with probability p; NaN unknown."""
     n = 0.0 if math.isnan(p) else votes
     return {"prefer": ((math.nan, p), (1 - p, math.nan)), "votes": ((0.0, n), (n, 0.0))}
+
+
+def known_pairs(row: Preference) -> Iterator[tuple[int, int, float, float]]:
+    """i < j, P(i over j), votes: of every pair about which something is known."""
+    for i in range(len(row)):
+        for j in range(i + 1, len(row)):
+            if not math.isnan(row.prefer[i][j]):
+                yield i, j, row.prefer[i][j], row.votes[i][j]
 
 
 def _short(value: Any) -> str:
@@ -260,35 +273,36 @@ def _json_rows(file: Path) -> Iterator[Any]:
 
 def json_array(file: Path) -> Iterator[Any]:
     """The elements of a file that is one JSON list, without holding the list. Raises DatasetError."""
-    decoder, rest, at, ended = json.JSONDecoder(), "", 0, False
     with file.open(encoding="utf-8-sig") as stream:
-        rest = stream.read(2**16).lstrip()
-        if not rest.startswith("["):
+        text, at, ended = stream.read(_PIECE).lstrip(), 1, False
+        if not text.startswith("["):
             raise DatasetError(f"{file} is no JSON list of rows; put each row on a line of its own in a .jsonl file")
-        at, comma = 1, False
+        may_end, comma = True, False  # before an element: may the list end here, and must a comma come first
         while True:
-            at = _after_space(rest, at)
-            if at < len(rest) and rest[at] == "]":
+            at = _after_space(text, at)
+            if at < len(text) and text[at] == "]" and may_end:
                 return
-            try:
-                if comma and at < len(rest):
-                    if rest[at] != ",":
-                        raise DatasetError(f"{file} is not valid JSON near {_short(rest[at : at + 40])}")
-                    at, comma = _after_space(rest, at + 1), False
-                value, end = decoder.raw_decode(rest, at)
-                if end == len(rest) and not ended:  # a number may go on
-                    raise ValueError
-            except ValueError as error:
-                if isinstance(error, DatasetError):
-                    raise
-                rest, at = rest[at:], 0
-                if ended or len(rest) > MAX_ROW_CHARS:
-                    raise DatasetError(f"{file} is not valid JSON, or was cut off, near {_short(rest[:40])}") from None
-                more = stream.read(max(2**16, len(rest)))
-                rest, ended = rest + more, not more
+            if comma and text[at : at + 1] == ",":
+                at, comma, may_end = at + 1, False, False
                 continue
-            yield value
-            at, comma = end, True
+            value, end = _element(text, at) if not comma else (None, None)
+            if end is not None and (end < len(text) or ended):  # a number at the end of a piece may go on
+                yield value
+                at, comma, may_end = end, True, True
+                continue
+            text, at = text[at:], 0
+            if ended or len(text) > MAX_ROW_CHARS or (comma and text):
+                raise DatasetError(f"{file} is not valid JSON, or was cut off, near {_short(text[:40])}")
+            more = stream.read(max(_PIECE, len(text)))
+            text, ended = text + more, not more
+
+
+def _element(text: str, at: int) -> tuple[Any, int | None]:
+    """The JSON value that begins at a place, and where it ends; None where it is not whole."""
+    try:
+        return json.JSONDecoder().raw_decode(text, at)
+    except ValueError:
+        return None, None
 
 
 def _after_space(text: str, at: int) -> int:

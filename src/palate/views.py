@@ -46,6 +46,20 @@ def prefer_from_scores(scores: ArrayLike) -> Array:
     return pareto(np.asarray(scores, np.float64)[:, None])
 
 
+def prefer_from_table(scores: ArrayLike) -> tuple[Array, Array]:
+    """Each judge's scores, or ranks with the sign turned, [N, K] -> preference [K, K] and judgements behind it [K, K].
+
+    The preference is the share of judges who score i higher, equal scores half a win for each.
+    """
+    values = np.asarray(scores, np.float64)
+    if values.ndim != 2:
+        raise ValueError(f"scores must be [N, K], got shape {values.shape}")
+    each = np.stack([prefer_from_scores(row) for row in values])
+    count = (~np.isnan(each)).sum(0).astype(np.float64)
+    wins = np.nansum(each, 0)
+    return np.divide(wins, count, out=np.full_like(wins, np.nan), where=count > 0), count
+
+
 def pareto(scores: ArrayLike) -> Array:
     """Scores [K, D] -> preference [K, K]: 1 where i dominates j, at least as good in every dimension and better in one.
 

@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from palate import media
+from palate import datasets, media
 from palate.datasets import parquet
 from palate.media import DatasetError, MediaError
-from palate.records import Medium, Preference, RecordError
+from palate.records import Aspect, Medium, Preference, RecordError
 
 NAN = math.nan
 
@@ -64,6 +64,40 @@ def test_round_trip(tmp_path: Path) -> None:
     report = parquet.validate(tmp_path / "pairs")
     assert report.ok and (report.rows, report.prompts, report.media, report.pairs, report.ties) == (3, 3, 5, 2, 0)
     assert "3 rows" in str(report)
+
+
+def test_aspects_and_all_else_survive(tmp_path: Path) -> None:
+    three = [png(picture(colour)) for colour in ("red", "green", "blue")]
+    prefer = [[NAN, 0.9, 0.5], [0.1, NAN, NAN], [0.5, NAN, NAN]]
+    votes = [[0, 10, 2], [10, 0, 0], [2, 0, 0]]
+    motion = Aspect("MQ", [[NAN, 0.25, NAN], [0.75, NAN, NAN], [NAN] * 3], [[0, 4, 0], [4, 0, 0], [0, 0, 0]])
+    rows = [
+        row(0, media=three, prefer=prefer, votes=votes, scores=[[1, 2], [3, 4], [NAN, 6]], sources=["a", "b", ""],
+            seeds=[1, 2, None], weight=0.5, aspects=[motion, Aspect("TA", [[NAN] * 3] * 3)]),
+        row(1),
+    ]  # fmt: skip
+    parquet.write(tmp_path, rows)
+    read = list(datasets.open(tmp_path))
+    assert [repr(r).split("where")[0] for r in read] == [repr(r).split("where")[0] for r in rows]
+    assert read[0].aspects[0].votes[0][1] == 4 and read[1].aspects == ()
+
+
+def test_version_1_is_still_read(folder: Path) -> None:
+    replace_shard(folder, table(folder).drop_columns(["aspects"]))
+    edit_manifest(folder, version=1)
+    assert len(list(parquet.read(folder))) == 5 and parquet.validate(folder).ok
+
+
+def test_a_reader_goes_on_after_a_bad_row(folder: Path) -> None:
+    raw = table(folder).to_pylist()
+    raw[2]["prefer"] = [[None, 1.0], [1.0, None]]
+    replace_shard(folder, pa.Table.from_pylist(raw, parquet.SCHEMA))
+    reader = datasets.open(folder)
+    assert [r.prompt for r in reader] == [f"prompt {i}" for i in (0, 1, 3, 4)] and reader.number == 5
+    assert reader.flaws.first["bad prefer"][0].where == "part-00000.parquet row 2"
+    assert "1 x bad prefer (first: part-00000.parquet row 2)" in str(reader.flaws)
+    reader = datasets.open(folder, limit=2)
+    assert len(list(reader)) == len(list(reader)) == reader.number == 2
 
 
 def test_same_rows_same_hash(tmp_path: Path) -> None:

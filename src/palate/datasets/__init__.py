@@ -11,7 +11,7 @@ A format is a module with
 - `rows(source) -> Iterator[Preference | Flaw]`: streamed; media as bytes or as paths relative to `source.root`;
 - where it can be written, `write(target, rows, media_root=None)`, which returns what has `rows`, the number of records,
   and `left_out` where the format cannot hold all that a row says;
-- where the files say it, `number(source) -> int | None`: how many rows there are.
+- where the files say it, `count(source) -> int`: how many rows there are.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Reader:
 
     @property
     def number(self) -> int | None:
-        count = getattr(self.module, "number", lambda source: source.number)(self.source)
+        count = self.module.count(self.source) if hasattr(self.module, "count") else self.source.number
         return count if count is None or self.limit is None else min(count, self.limit)
 
     def __iter__(self) -> Iterator[Preference]:
@@ -109,8 +109,8 @@ def sniffed(source: Source) -> str:
 
 
 def formats() -> list[str]:
-    """Names of the formats, those that ask least of the source first to be sniffed last."""
-    return sorted(plugins.available("datasets"), key=lambda name: (name == "table", name))
+    """Names of the formats as they are sniffed: our own first, anyone's own table last."""
+    return sorted(plugins.available("datasets"), key=lambda name: (name != "parquet", name == "table", name))
 
 
 def write(target: str | Path, rows: Iterable[Preference], format: str, media_root: str | Path | None = None) -> Written:

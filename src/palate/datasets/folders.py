@@ -59,7 +59,7 @@ def rows(source: Source) -> Iterator[Preference | Flaw]:
         yield converted(convert, sides, name)
 
 
-def number(source: Source) -> int:
+def count(source: Source) -> int:
     return len(_pairs(source.local))
 
 

@@ -245,7 +245,7 @@ def rows(source: Source) -> Iterator[Preference | Flaw]:
         yield converted(lambda raw, where: _to_row(raw, facts.dimensions, where), raw, where)
 
 
-def number(source: Source) -> int:
+def count(source: Source) -> int:
     return manifest(source.local).rows
 
 
