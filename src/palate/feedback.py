@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
 from palate import losses, metrics
 from palate.config import Strict
-from palate.models.contracts import LossOutput, PreferenceBatch
+from palate.models.contracts import LossOutput, PreferenceBatch, State
+
+AUTO_SPREAD = 0.3  # of the logit, over pairs and the steps watched
+Beta = Annotated[float, Field(gt=0)] | Literal["auto"]
 
 
 class PairOptions(Strict):
@@ -28,9 +32,47 @@ class PairOptions(Strict):
     ties: Literal["drop", "soft"] = Field("drop", description="What a label of 1/2 does.")
     reference: Literal["base", "start"] = Field("base", description="The weights the policy is held to.")
 
-    def start_loss(self, beta: float) -> float | None:
-        """The loss while the policy is its reference; None where it depends on the model."""
-        return None if self.sft_weight else losses.start_of(self.loss, beta)
+    beta_steps: int = Field(20, ge=1, description="Steps an auto beta is found in; let them outlast the warm-up.")
+
+
+def start_loss(options: PairOptions, beta: Beta) -> float | None:
+    """The loss while the policy is its reference; None where it depends on the model. beta: as written in a recipe."""
+    if options.sft_weight or (beta == "auto" and options.loss == "ipo"):
+        return None
+    return losses.start_of(options.loss, 1.0 if beta == "auto" else beta / 2)
+
+
+# --- an automatic beta ------------------------------------------------------------------------------------------------
+
+
+def beta_of(beta: Beta, state: State) -> float:
+    """The recipe's, or what it is taken to be so far.
+
+    Ours, no paper's. What a beta does depends on how far errors move, which no one knows of a new model: one that is
+    too small lets the policy run, one too large holds it fast. `auto` watches the logit's log ratios over the first
+    `beta_steps` steps and makes their root mean square `AUTO_SPREAD` once multiplied; from then on it stays. Until then
+    the logit is small, where beta only scales the gradient, which Adam undoes. It follows the learning rate: twice the
+    rate moves errors twice as far and halves it. So it is where to begin a sweep, and held-out losses of those first
+    steps are not comparable with later ones.
+    """
+    return float(state.values.get("beta", 1.0)) if beta == "auto" else beta
+
+
+def observe(metrics: Mapping[str, float], state: State, options: PairOptions, beta: Beta) -> None:
+    """After a step, whose metrics are those of all processes: brings an automatic beta up to date.
+
+    The statistics are in the state, so that a run that is resumed finds the same one.
+    """
+    seen, squares = state.values.get("steps", 0), state.values.get("squares", 0.0)
+    gap = metrics.get("beta/gap_squared")
+    if beta != "auto" or gap is None or seen >= options.beta_steps:
+        return
+    state.values |= {"steps": seen + 1, "squares": squares + gap}
+    if squares + gap > 0:
+        state.values["beta"] = 2 * AUTO_SPREAD / math.sqrt((squares + gap) / (seen + 1))
+
+
+# --- pairs ------------------------------------------------------------------------------------------------------------
 
 
 def pair_output(
@@ -43,6 +85,7 @@ def pair_output(
 ) -> LossOutput:
     """One loss over B prompts, weighted by `batch.weight`; prompts without a judged pair weigh nothing.
 
+    beta: multiplies MEAN errors, so half of what a recipe calls beta.
     logps, ref_logps: [B, K], denoising likelihoods. scale: [B], a factor of beta by row, such as one of its time.
     """
     prefer = without_ties(batch.prefer) if options.ties == "drop" else batch.prefer
@@ -61,11 +104,14 @@ def pair_output(
         loss = loss + options.sft_weight * losses.of_chosen(-logps, prefer, batch.mask)
     weight = batch.weight * (judged > 0)
     rewards = losses.implicit_reward(scaled, ref_scaled, beta)
+    known = ~losses.known_pairs(prefer, batch.mask).isnan()
+    gaps = losses.pair_margins(rewards.detach() / beta)[known]
     return LossOutput(
         loss_sum=(loss * weight).sum(),
         weight=weight.sum(),
         metrics=metrics.preference(rewards, prefer, batch.mask)
-        | metrics.displacement(logps, ref_logps, prefer, batch.mask),
+        | metrics.displacement(logps, ref_logps, prefer, batch.mask)
+        | {"beta/value": metrics.mean(torch.tensor([2 * beta])), "beta/gap_squared": metrics.mean(gaps.square())},
     )
 
 

@@ -30,6 +30,7 @@ Departures from the official code:
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -43,7 +44,7 @@ from palate.models.contracts import Denoiser, Draw, LossOutput, Needs, Path, Pre
 class Config(feedback.PairOptions):
     """Defaults are the official code's for SDXL."""
 
-    beta_dpo: float = Field(5000.0, gt=0, description="Strength of the leash; half of it multiplies MEAN errors.")
+    beta_dpo: feedback.Beta = Field(5000.0, description="The leash; half of it multiplies MEAN errors; or auto.")
     error_space: Literal["prediction", "epsilon"] = Field("prediction", description="What the errors are errors of.")
     timesteps: list[int] | None = Field(None, min_length=1, description="Only these training steps; null for all.")
     prompt_dropout: float = Field(0.2, ge=0, le=1, description="Share of the prompts emptied, for both of a pair.")
@@ -54,7 +55,7 @@ NEEDS = Needs(source="offline", reference="frozen", k=None, start_loss=math.log(
 
 def start_loss(config: Config) -> float | None:
     """Known while the policy is its reference, unless an anchor is added."""
-    return config.start_loss(config.beta_dpo / 2)
+    return feedback.start_loss(config, config.beta_dpo)
 
 
 def init(policy: Denoiser, config: Config) -> State:
@@ -68,6 +69,11 @@ def sample_t(path: Path, config: Config, n: int, generator: torch.Generator) -> 
     return path.sample_t(n, generator) if config.timesteps is None else paths.among(config.timesteps, n, generator)
 
 
+def observe(metrics: Mapping[str, float], state: State, config: Config) -> None:
+    """Brings an automatic beta up to date."""
+    feedback.observe(metrics, state, config, config.beta_dpo)
+
+
 def lacking(batch: PreferenceBatch, config: Config) -> str:
     """Why the rows teach nothing, and the mend; empty if one of them does."""
     return feedback.undecided(batch)
@@ -79,4 +85,5 @@ def step(
     """One loss over B prompts, weighted by `batch.weight`; prompts without a judged pair weigh nothing."""
     logps, ref_logps = likelihood.with_reference(policy, reference, batch, draw)
     scale = paths.noise_error_weight(policy.path, draw.t) if config.error_space == "epsilon" else None
-    return feedback.pair_output(logps, ref_logps, batch, config.beta_dpo / 2, config, scale)
+    beta = feedback.beta_of(config.beta_dpo, state)
+    return feedback.pair_output(logps, ref_logps, batch, beta / 2, config, scale)

@@ -22,6 +22,7 @@ The paper labels pairs by its reward model, offline: `data.relabel` does so with
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -35,7 +36,7 @@ from palate.models.contracts import Denoiser, Draw, LossOutput, Needs, Path, Pre
 class Config(feedback.PairOptions):
     """Defaults are the paper's (table 10)."""
 
-    beta: float = Field(500.0, gt=0, description="Strength of the leash; half of it multiplies MEAN errors.")
+    beta: feedback.Beta = Field(500.0, description="The leash; half of it multiplies MEAN errors; or auto.")
     weighting: Literal["constant", "one_minus_t_squared"] = Field("constant", description="How beta depends on t.")
     time_density: Literal["uniform", "logit_normal"] = Field("uniform", description="How training times are drawn.")
     prompt_dropout: float = Field(0.0, ge=0, le=1, description="Share of the prompts emptied, for both of a pair.")
@@ -46,7 +47,7 @@ NEEDS = Needs(source="offline", reference="frozen", k=None, start_loss=math.log(
 
 def start_loss(config: Config) -> float | None:
     """Known while the policy is its reference, unless an anchor is added."""
-    return config.start_loss(config.beta / 2)
+    return feedback.start_loss(config, config.beta)
 
 
 def init(policy: Denoiser, config: Config) -> State:
@@ -60,6 +61,11 @@ def sample_t(path: Path, config: Config, n: int, generator: torch.Generator) -> 
     return (paths.uniform if config.time_density == "uniform" else paths.logit_normal)(n, generator)
 
 
+def observe(metrics: Mapping[str, float], state: State, config: Config) -> None:
+    """Brings an automatic beta up to date."""
+    feedback.observe(metrics, state, config, config.beta)
+
+
 def lacking(batch: PreferenceBatch, config: Config) -> str:
     """Why the rows teach nothing, and the mend; empty if one of them does."""
     return feedback.undecided(batch)
@@ -71,4 +77,5 @@ def step(
     """One loss over B prompts, weighted by `batch.weight`; prompts without a judged pair weigh nothing."""
     logps, ref_logps = likelihood.with_reference(policy, reference, batch, draw)
     scale = (1 - draw.t) ** 2 if config.weighting == "one_minus_t_squared" else None
-    return feedback.pair_output(logps, ref_logps, batch, config.beta / 2, config, scale)
+    beta = feedback.beta_of(config.beta, state)
+    return feedback.pair_output(logps, ref_logps, batch, beta / 2, config, scale)

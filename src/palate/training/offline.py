@@ -25,6 +25,7 @@ from palate.training.sources import (
     to_device,
 )
 
+SURVEYED = 256  # rows that are looked at before training
 FEW = 10  # held-out prompts below which their mean loss is mostly chance
 _SKETCH = 8  # numbers that stand for a row's latents
 _ROUNDING = 0.1  # of a row's size: another device or thread count encodes a medium a little differently
@@ -52,6 +53,8 @@ class Offline:
         processes: Processes | None = None,
     ) -> None:
         """rows: read one by one as they are needed. prompts: of all rows, so that the split need not read them.
+        Rows that lie elsewhere may offer `facts() -> [n]`, numbers made of all that is known of each, so that telling
+        them from others reads no latents, and `labels(index)`, a row without its media.
         drawing: the randomness of a row, whose seed is also that of the order and the split.
 
         validation_visits: draws behind each validation row; more of them make its loss less noisy.
@@ -60,6 +63,7 @@ class Offline:
         self._batch_size, self._micro = batch_size, micro_batch_size or batch_size
         self._epochs = epochs
         self._device, self._processes = torch.device(device), processes or Processes()
+        self._labels: Callable[[int], PreferenceRow] = getattr(rows, "labels", rows.__getitem__)
         self.prompts = list(prompts) if prompts is not None else [row.prompt for row in rows]
         self.train_rows, self.validation_rows = views.held_out(self.prompts, held_out_share, drawing.seed)
         self._validation_visits = validation_visits
@@ -73,7 +77,7 @@ class Offline:
         """As in `Source`; reads rows no further than to the first that teaches something, and all that are held out."""
 
         def lacks(index: int) -> str:
-            row = self._rows[index]
+            row = self._labels(index)
             return lacking(collate([row], [0], self._null)) if row.weight > 0 else "they all weigh 0"
 
         if all(reason := lacks(index) for index in self.train_rows):
@@ -115,6 +119,13 @@ class Offline:
         mine, aside = pairs[self._processes.rank :: self._processes.world], replace(self._drawing, drop=0.0)
         return Feed(lambda: self._micros(mine, aside, "validation/"))
 
+    def survey(self) -> Iterator[Micro]:
+        """Some rows to be trained on, once each with a draw of their own: the same for every process."""
+        generator = randomness.generator(self._drawing.seed, "survey")
+        index = torch.randperm(len(self.train_rows), generator=generator)[:SURVEYED]
+        chosen = [(self.train_rows[i], 0) for i in index.tolist()]
+        return self._micros(chosen, replace(self._drawing, drop=0.0), "survey/")
+
     def _micros(self, chosen: Sequence[tuple[int, int]], drawing: Drawing, salt: str) -> Iterator[Micro]:
         """Micro-batches of (row, visit), in order; rows that cannot be stacked go into different ones."""
         waiting: dict[Any, list[tuple[PreferenceRow, int]]] = {}
@@ -134,7 +145,12 @@ class Offline:
 
     @cached_property
     def _made_of(self) -> dict[str, Tensor]:
-        """By which a run that goes on knows its rows again: facts [n] exactly, latents [n, 9] to rounding."""
+        """By which a run that goes on knows its rows again: facts [n] exactly, latents [n, 9] to rounding.
+
+        Where facts are made of the media themselves, no latents [n, 0] are looked at.
+        """
+        if callable(known := getattr(self._rows, "facts", None)):
+            return {"facts": known(), "latents": torch.zeros(len(self.prompts), 0)}
         held = [(facts(row), sketch(row.x0)) for row in (self._rows[index] for index in range(len(self.prompts)))]
         return {"facts": torch.tensor([one for one, _ in held]), "latents": torch.stack([one for _, one in held])}
 

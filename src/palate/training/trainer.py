@@ -22,7 +22,7 @@ from torch import Tensor
 
 from palate.config import TrainingSettings, difference
 from palate.models.contracts import Draw, LossOutput, State, select
-from palate.training import adapters, checkpoint, durable, optimisation, randoms
+from palate.training import adapters, checkpoint, durable, hooks, optimisation, randoms
 from palate.training.export import export
 from palate.training.held_out import HeldOut
 from palate.training.logs import Logs, Progress
@@ -98,8 +98,7 @@ class Trainer:
         self._optimiser = optimisation.adamw(self.parameters, settings)
         self._scale = optimisation.LossScale(settings)
         self.ema = adapters.Ema(self.parameters, settings.ema_decay) if settings.ema_decay else None
-        known = getattr(algorithm, "start_loss", lambda _: algorithm.NEEDS.start_loss)(config)
-        self._start_loss: float | None = known if starts_at_reference else None
+        self._start_loss = hooks.start_loss(algorithm, config) if starts_at_reference else None
         self.step, self._updates, self._bad_in_a_row = 0, 0, 0
         self._held_out = HeldOut(settings.early_stopping)
         self._warnings: list[str] = []
@@ -168,6 +167,7 @@ class Trainer:
         if weight > 0:
             self._check_start(loss_sum / weight)
             metrics |= {"loss": loss_sum / weight, **self._apply(gradients, weight)}
+            hooks.observe(self._algorithm, metrics, self.state, self._config)
         self._optimiser.zero_grad()
         bad = weight <= 0 < left_out or "step/skipped" in metrics
         self._bad_in_a_row = self._bad_in_a_row + 1 if bad else 0
@@ -300,6 +300,8 @@ class Trainer:
             notes.append(f"continuing after step {self.step}")
         else:
             randoms.seed(self.settings.seed)
+            with optimisation.autocast(self.settings, self.device):
+                hooks.measure(self._algorithm, self.policy, self.reference, self.source, self.state, self._config)
         first = self.processes.first
         self._progress_bar = Progress(self.settings.max_steps, self.step, shown=self._progress and first)
         self.source.note = self._progress_bar.note
