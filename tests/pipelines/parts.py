@@ -6,6 +6,7 @@ that an initialiser left at zero.
 
 from __future__ import annotations
 
+import copy
 import re
 from typing import Any
 
@@ -18,7 +19,7 @@ from tests import zoo
 
 finish = zoo._finish  # eval mode, quiet, nothing left at a constant
 vae = zoo._vae
-clip_tokenizer, clip_text = zoo._clip_tokenizer, zoo._clip_text
+clip_tokenizer = zoo._clip_tokenizer
 t5_tokenizer, t5 = zoo._t5_tokenizer, zoo._t5
 
 # Said as it is, without roles: strings, or lists of typed parts. System messages are real pages of text: left out.
@@ -74,6 +75,13 @@ class TextProcessor:
         return [said] if tokenize and isinstance(said[0], int) else said
 
 
+def long_t5_tokenizer(max_length: int) -> transformers.T5Tokenizer:
+    """For pipelines that pad to a length which is not an argument of theirs."""
+    made = copy.deepcopy(t5_tokenizer())
+    made.model_max_length = max_length
+    return made
+
+
 # --- text encoders ----------------------------------------------------------------------------------------------------
 
 
@@ -88,11 +96,22 @@ def _decoder(tokenizer: Any, width: int, layers: int, **options: Any) -> dict[st
         "num_key_value_heads": 2,
         "head_dim": width // 2,
         "max_position_embeddings": 512,
+        "initializer_range": 0.3,  # a fresh model's 0.02 leaves all prompts nearly the same at this width
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": None,
         "eos_token_id": tokenizer.eos_token_id,
         **options,
     }
+
+
+def clip_text(kind: Any, width: int, positions: int = 32) -> Any:
+    """`positions`: 77 for pipelines that pad to that."""
+    made = zoo._clip_text(kind, width)
+    return (
+        made
+        if positions == 32
+        else kind(type(made.config)(**{**made.config.to_dict(), "max_position_embeddings": positions}))
+    )
 
 
 def qwen3(kind: Any, tokenizer: Any, width: int = 16, layers: int = 2) -> Any:
