@@ -41,21 +41,31 @@ def sample(
     The same (seed, id, prompt) under two policies starts from the same noise and sees the same noise on the way: a
     paired comparison.
     """
-    media: list[Media] = []
-    for start in range(0, len(prompts), batch_size):
-        rows = slice(start, start + batch_size)
-        out, _ = policy.generate(
-            list(prompts[rows]),
-            randomness.generators(seed, ids[rows], "x_T"),
-            step_generators=randomness.generators(seed, ids[rows], "steps"),
+    made: dict[int, Media] = {}
+    for rows in batches(policy, prompts, batch_size, guided=guidance(guidance_scale) is not None):
+        names = [ids[row] for row in rows]
+        media, _ = policy.generate(
+            [prompts[row] for row in rows],
+            randomness.generators(seed, names, "x_T"),
+            step_generators=randomness.generators(seed, names, "steps"),
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance(guidance_scale),
             eta=eta,
         )
-        media.extend(out)
+        made |= dict(zip(rows, media, strict=True))
         if progress:
-            progress(len(out))
-    return media
+            progress(len(rows))
+    return [made[row] for row in range(len(prompts))]
+
+
+def batches(policy: Any, prompts: Sequence[str], size: int, *, guided: bool) -> list[list[int]]:
+    """Rows to be sampled together, at most `size`: any, where the model pads prompts to one length; else those of one
+    length, so that no sample depends on how long its neighbours' prompts are."""
+    groups: dict[Any, list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        key = None if getattr(policy, "pads", True) else policy.condition([prompt], guided=guided).key
+        groups.setdefault(key, []).append(row)
+    return [rows[start : start + size] for rows in groups.values() for start in range(0, len(rows), size)]
 
 
 @torch.no_grad()
@@ -75,48 +85,47 @@ def rollout(
     """Samples with their stored denoising trajectories and the log-densities of every step under the policy.
 
     shared_noise: candidates of one prompt start from the same x_T (and part by the noise of the steps).
-    Raises ValueError for eta = 0, which has no log-densities, and for prompts whose conditions do not stack.
+    Raises ValueError for eta = 0, which has no log-densities.
     """
     if eta <= 0:
         raise ValueError("eta = 0 is a deterministic sampler and has no log-probabilities: set eta > 0 to roll out")
     parts: list[tuple[list[Media], Any]] = []
-    for start in range(0, len(prompts), batch_size):
-        rows = slice(start, start + batch_size)
-        initial = prompts[rows] if shared_noise else ids[rows]
+    order: list[int] = []
+    for rows in batches(policy, prompts, batch_size, guided=guidance(guidance_scale) is not None):
+        names, asked = [ids[row] for row in rows], [prompts[row] for row in rows]
         parts.append(
             policy.generate(
-                list(prompts[rows]),
-                randomness.generators(seed, initial, "x_T"),
-                step_generators=randomness.generators(seed, ids[rows], "steps"),
+                asked,
+                randomness.generators(seed, asked if shared_noise else names, "x_T"),
+                step_generators=randomness.generators(seed, names, "steps"),
                 num_inference_steps=num_inference_steps,
                 guidance_scale=guidance(guidance_scale),
                 eta=eta,
             )
         )
-        _check_stacks(parts[0][1].cond, parts[-1][1].cond)  # now, not when the whole round is sampled
+        order += rows
         if progress:
-            progress(len(prompts[rows]))
-    first = parts[0][1]
+            progress(len(rows))
+    first, place = parts[0][1], torch.tensor(order).argsort()
+    cond = Condition.cat([record.cond for _, record in parts])
+    media = [medium for some, _ in parts for medium in some]
     return Rollout(
         ids=list(ids),
         prompts=list(prompts),
-        x=torch.cat([record.x for _, record in parts]),
+        x=_ordered([record.x for _, record in parts], place),
         t=first.t,
-        logps=torch.cat([record.logps for _, record in parts]),
+        logps=_ordered([record.logps for _, record in parts], place),
         std=first.std,
-        cond=Condition.cat([record.cond for _, record in parts]),
-        media=[medium for media, _ in parts for medium in media],
+        cond=cond if order == list(range(len(ids))) else cond[place],
+        media=[media[row] for row in place.tolist()],
         guidance_scale=guidance(guidance_scale),
         kernel=first.kernel,
     )
 
 
-def _check_stacks(first: Condition | None, other: Condition | None) -> None:
-    if first is None or other is None or first.key != other.key:
-        raise ValueError(
-            "prompts of different lengths, which this model does not pad, cannot be trained on in one round: "
-            "use prompts of one length (in the model's own tokens)"
-        )
+def _ordered(parts: list[Tensor], place: Tensor) -> Tensor:
+    rows = torch.cat(parts)
+    return rows[place.to(rows.device)]
 
 
 def usable(made: Rollout, feedback: Mapping[str, Any]) -> tuple[Rollout, dict[str, Tensor], int]:

@@ -196,14 +196,25 @@ def test_encode_undoes_the_scaling_and_packing_of_decode(name: str) -> None:
     assert torch.allclose(seen[0], z, atol=1e-5)
 
 
-def test_codecs_differ_where_the_families_do() -> None:
+def test_codecs_are_read_off_the_pipelines_own_decoding() -> None:
+    """Scaled and shifted by channel, whatever the size; or packed into tokens of 2 x 2, of one size."""
+    found = {}
     for name in NAMES:
         policy(name).encode(pictures(1))
-    found = {name: policy(name)._codec for name in NAMES}
-    assert found["flux"] is not None
-    assert found["sd15"] is not None
-    assert found["flux"].packing == "2 x 2 tokens"
-    assert found["sd15"].packing == "none"
+        found[name] = policy(name)._codec
+    sd15, sd3, flux = found["sd15"], found["sd3"], found["flux"]
+    assert sd15 is not None
+    assert sd3 is not None
+    assert flux is not None
+    assert sd15.index is sd3.index is None
+    assert torch.allclose(sd15.scale.flatten(), torch.full((4,), 1 / 0.18215))
+    assert torch.allclose(sd3.shift.flatten(), torch.full((4,), 0.0609), atol=1e-6)
+    assert flux.index is not None
+    assert not torch.equal(flux.index, torch.arange(len(flux.index)))
+    wide = Image.new("RGB", (32, 16))
+    assert policy("sd15").encode([wide]).shape == (1, 4, 8, 16)
+    with pytest.raises(ValueError, match="bring all media to the size"):
+        policy("flux").encode([wide])
 
 
 # --- other weights ----------------------------------------------------------------------------------------------------

@@ -9,16 +9,26 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from palate.models.contracts import Condition
-from palate.models.explain import Run, Unlearned, learn_guided, learn_single, predictions_per_step
-from palate.models.probe import Pass, call_parameters, denoisers, gathered, leaves, rebuild, record
-from palate.models.replay import Recipe
+from palate.models.dialect import Dialect, ways_off, ways_on
+from palate.models.experts import find_switch, standing
+from palate.models.explain import (
+    Run,
+    Unlearned,
+    learn_always_guided,
+    learn_guided,
+    learn_single,
+    predictions_per_step,
+)
+from palate.models.probe import Pass, Step, call_parameters, denoisers, gathered, leaves, rebuild, record
+from palate.models.replay import Recipe, Switch
 from palate.models.schedules import Schedule
 
 ROUNDING = {torch.float32: 2e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}  # of a prediction, in another batch
@@ -30,26 +40,15 @@ OTHERS = ("a big bird", "a big fish", "a big boat")
 REMEDY = "It cannot be trained on: use a pipeline of diffusers' own, or report this one"
 
 
+class OwnCallFailed(Unlearned):
+    """The pipeline's own call does not run as it was asked to."""
+
+
 class UnsupportedPipeline(ValueError):
     """A pipeline whose predictions cannot be recomputed outside its own call."""
 
     def __init__(self, pipeline: Any, difference: str, remedy: str = ""):
         super().__init__(f"{type(pipeline).__name__}: {difference}" + (f". {remedy}" if remedy else ""))
-
-
-@dataclass(frozen=True)
-class Dialect:
-    """How a pipeline's call is asked for guidance: `off` turns it off, `on(scale, n)` on for n prompts."""
-
-    off: Mapping[str, Any]
-    scale: str | None = None  # the argument that holds the scale
-    negative: bool = False  # whether it also needs a negative prompt
-
-    def settings(self, scale: float | None, n: int) -> dict[str, Any]:
-        if scale is None:
-            return dict(self.off)
-        assert self.scale is not None
-        return {self.scale: scale} | ({"negative_prompt": [""] * n} if self.negative else {})
 
 
 class Capture:
@@ -67,70 +66,186 @@ class Capture:
                              f"{', '.join(known)}")  # fmt: skip
         self.call = {**call, **({"output_type": "latent"} if "output_type" in known else {})}
         self.guided: Recipe | None = None
-        self.dialect = Dialect({})
-        self.unguided_reason = ""
+        self.dialect, self.always_guided, self.unguided_reason = Dialect(), False, ""
+        self.switch: Switch | None = None
         try:
-            self.single, two = self._learn_off(known)
+            self.single, two = self._learn_off()
+            self.latent_shape = tuple(two.steps[0].sample.shape[1:])
+            self.output_template = gathered(two.steps[0].passes[0].output, self.single.lists)
+            self._learn_on()
         except Unlearned as reason:
             raise UnsupportedPipeline(pipeline, str(reason), REMEDY) from None
-        self.latent_shape = tuple(two.steps[0].sample.shape[1:])
-        self.output_template = gathered(two.steps[0].passes[0].output, self.single.lists)
-        try:
-            self.guided = self._learn_on(known)
-        except Unlearned as reason:
-            self._give_up_guidance(str(reason))
 
     @property
     def modules(self) -> dict[str, Any]:
         return denoisers(self.pipeline)
 
-    def run(self, prompts: Sequence[str], scale: float | None, *, seed: int, steps: int) -> Run:
-        """All steps of the pipeline's own call, with guidance at `scale` or off (None)."""
+    # --- runs of the pipeline's own call ---
+
+    def run(self, prompts: Sequence[str], scale: float | None, *, seed: int, steps: int, singly: bool = False) -> Run:
+        """All steps of the pipeline's own call, with guidance at `scale` or off (None).
+
+        singly: one call a prompt, row r seeded `seed + r` all the same; the passes are those of the first.
+        """
+        if singly and len(prompts) > 1:
+            runs = [self.run([p], scale, seed=seed + row, steps=steps) for row, p in enumerate(prompts)]
+            merged = [replace(some[0], sample=torch.cat([s.sample for s in some]),
+                              model_output=torch.cat([s.model_output for s in some]))
+                      for some in zip(*(run.steps for run in runs), strict=True)]  # fmt: skip
+            return Run(len(prompts), merged, runs[0].timesteps)
+        scheduler = self.schedule.scheduler()
+        trace = self._record(scheduler, prompts, scale, seed=seed, steps=steps)
+        times = self.schedule.times(trace.scheduler)[: len(trace.steps)]
+        return Run(len(prompts), self._read(trace.steps), list(self.schedule.timestep(times)))
+
+    def _record(self, scheduler: Any, prompts: Sequence[str], scale: float | None, *, seed: int, steps: int) -> Any:
         settings = self.call | self.dialect.settings(scale, len(prompts)) | {"num_inference_steps": steps}
-        trace = record(self.pipeline, self.schedule.scheduler(), prompts, seed=seed, steps=steps, **settings)
+        try:
+            with self.in_place(scale):
+                trace = record(self.pipeline, scheduler, prompts, seed=seed, steps=steps, **settings)
+        except (Exception, SystemExit) as error:  # whatever code that is not ours may raise
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise OwnCallFailed(f"its own call fails for {len(prompts)} prompts ({reason})") from error
         if not trace.steps:
             raise Unlearned("its call never steps its scheduler")
-        times = self.schedule.times(trace.scheduler)[: len(trace.steps)]
-        return Run(len(prompts), trace.steps, list(self.schedule.timestep(times)))
+        if trace.steps[0].sample.shape[:1] != (len(prompts),):
+            raise OwnCallFailed(f"its own call makes {tuple(trace.steps[0].sample.shape)} of {len(prompts)} prompts")
+        return trace
 
-    def _learn_off(self, known: Mapping[str, Any]) -> tuple[Recipe, Run]:
-        choices: list[dict[str, Any]] = [{}]
-        if "guidance_scale" in known:
-            choices += [{"guidance_scale": 1.0}, {"guidance_scale": 0.0}]
-        for off in choices:
-            self.dialect = Dialect(off)
-            two = self.run(PROMPTS[:2], None, seed=1, steps=3)
-            if two.steps and predictions_per_step(two) == 1:
-                return learn_single(two, self.run(PROMPTS, None, seed=9, steps=2), self.total), two
+    def _read(self, steps: list[Step]) -> list[Step]:
+        """Predictions in the path's own direction, and experts under one name."""
+        sign = self.schedule.sign
+        return [replace(step, model_output=step.model_output if sign > 0 else -step.model_output,
+                        passes=self.renamed(step.passes)) for step in steps]  # fmt: skip
+
+    def in_place(self, scale: float | None) -> AbstractContextManager[None]:
+        """What must stand in the pipeline for the length of its call, guided at that scale."""
+        return self.dialect.in_place(self.pipeline, scale)
+
+    def _two(self, scale: float | None, *, seed: int, steps: int) -> tuple[Run, Run, bool]:
+        """Runs of two and of three prompts; of one and another one, and True, where the call takes no more."""
+        try:
+            two = self.run(PROMPTS[:2], scale, seed=seed, steps=steps)
+            return two, self.run(PROMPTS, scale, seed=seed + 8, steps=2), False
+        except OwnCallFailed as first:
+            try:
+                one = self.run(PROMPTS[:1], scale, seed=seed, steps=steps)
+            except OwnCallFailed:
+                raise first from None
+            return one, self.run(PROMPTS[1:2], scale, seed=seed + 8, steps=2), True
+
+    # --- learning ---
+
+    def _learn_off(self) -> tuple[Recipe, Run]:
+        """The recipe of one prediction, and a run it was learned from."""
+        runs: list[tuple[Run, Run, bool]] = []
+        failed: OwnCallFailed | None = None
+        for dialect in ways_off(self.pipeline):
+            self.dialect = dialect
+            try:
+                two, three, singly = self._two(None, seed=1, steps=3)
+            except OwnCallFailed as error:
+                failed = failed or error
+                continue
+            if predictions_per_step(two) == 1:
+                if len(self.modules) > 1:
+                    two, three = self._find_experts(two, three)
+                return replace(learn_single(two, three, self.total), singly=singly, switch=self.switch), two
+            runs.append((two, three, singly))
+        if not runs and failed:
+            raise failed
+        for two, three, singly in reversed(runs):  # at a scale of 0 or 1 one of two predictions comes through
+            with suppress(Unlearned):
+                recipe = learn_always_guided(two, three, self.total)
+                self.always_guided = True
+                return replace(recipe, singly=singly), two
         raise Unlearned("guidance cannot be turned off: two predictions are made at guidance_scale 1 and 0")
 
-    def _learn_on(self, known: Mapping[str, Any]) -> Recipe:
-        off = self.dialect.off
-        names = [name for name in ("guidance_scale", "true_cfg_scale") if name in known]
-        for negative in (False, True) if "negative_prompt" in known else (False,):
-            for name in names:
-                self.dialect = Dialect(off, name, negative)
-                two = self.run(PROMPTS[:2], GUIDANCE, seed=3, steps=3)
+    def _find_experts(self, two: Run, three: Run) -> tuple[Run, Run]:
+        """Sets `switch` if the time decides which denoiser predicts; the runs with one name for both."""
+
+        def nothing(asked: Pass) -> Any:
+            shown = two.steps[0].passes[0].output
+            return rebuild(shown, lambda _, value: torch.zeros_like(value) if isinstance(value, Tensor) else value)
+
+        def walk(times: Tensor) -> list[str]:
+            prompts = PROMPTS[: two.n]
+            settings = self.call | self.dialect.settings(None, two.n) | {"num_inference_steps": len(times)}
+            scheduler = standing(self.schedule.scheduler(), times)
+            with self.in_place(None):
+                trace = record(self.pipeline, scheduler, prompts, seed=0, steps=len(times), stub=nothing, **settings)
+            return [heard.name for step in trace.steps for heard in step.passes]
+
+        self.switch = find_switch(walk, self.total)
+        one, other = ([replace(s, passes=self.renamed(s.passes)) for s in run.steps] for run in (two, three))
+        return replace(two, steps=one), replace(three, steps=other)
+
+    def _learn_on(self) -> None:
+        """Sets `guided` and the dialect, or the reason why there is none.
+
+        Raises Unlearned where guidance cannot be turned off either.
+        """
+        without, reason = self.dialect, "it has no guidance by two predictions"
+        for dialect in ways_on(self.pipeline, without):
+            self.dialect = dialect
+            try:
+                two, three, singly = self._two(GUIDANCE, seed=3, steps=3)
                 if predictions_per_step(two) > 1:
-                    three = self.run(PROMPTS, GUIDANCE, seed=5, steps=2)
-                    return learn_guided(self.single, two, three, self.total, GUIDANCE)
-        self.dialect = Dialect(off)
-        raise Unlearned("it has no guidance by two predictions")
+                    guided = learn_guided(self.single, two, three, self.total, GUIDANCE)
+                    self.guided = replace(guided, singly=singly, switch=self.switch)
+                    break
+            except Unlearned as error:
+                reason = str(error)
+                if not isinstance(error, OwnCallFailed):
+                    break
+        if self.guided is None:
+            self.dialect = without
+            self._give_up_guidance(reason)
+        elif self.always_guided:
+            self.dialect = replace(self.dialect, stand_in=GUIDANCE)
+            self.single = replace(self.guided.only_cond(), singly=self.guided.singly)
+
+    def _give_up_guidance(self, reason: str) -> None:
+        if self.always_guided:
+            raise Unlearned(f"its guidance cannot be turned off, nor replayed: {reason}")
+        self.guided, self.unguided_reason = None, reason
+        self.dialect = Dialect(self.dialect.off, always=self.dialect.always)
 
     # --- conditioning ---
 
     def condition(self, prompt: str, *, guided: bool) -> Condition:
         """One prompt's conditioning, [1, ...] per entry, with the denoiser stubbed."""
-        recipe = self.recipe(guided)
-        settings = self.call | self.dialect.settings(GUIDANCE if guided else None, 1) | {"num_inference_steps": 4}
-        trace = record(self.pipeline, self.schedule.scheduler(), [prompt], seed=0, steps=1, stub=self.stub, **settings)
-        return recipe.condition(trace.steps[0].passes)
+        recipe = self.recipe(guided or self.always_guided)
+        scale = GUIDANCE if guided else None
+        settings = self.call | self.dialect.settings(scale, 1) | {"num_inference_steps": 4}
+        with self.in_place(scale):
+            trace = record(
+                self.pipeline, self.schedule.scheduler(), [prompt], seed=0, steps=1, stub=self.stub, **settings
+            )
+        return self.condition_of(recipe, trace.steps[0].passes, guided)
+
+    def condition_of(self, recipe: Recipe, passes: list[Pass], guided: bool) -> Condition:
+        """The condition of one step's passes."""
+        cond = recipe.condition(self.renamed(passes))
+        return cond if guided or not self.always_guided else cond.only("cond/")
+
+    def renamed(self, passes: list[Pass]) -> list[Pass]:
+        """Passes with the experts under one name."""
+        if self.switch is None:
+            return passes
+        return [replace(p, name=self.switch.early) if p.name == self.switch.late else p for p in passes]
 
     def recipe(self, guided: bool) -> Recipe:
         if guided and self.guided is None:
             raise UnsupportedPipeline(self.pipeline, f"guidance cannot be replayed: {self.unguided_reason}",
                                       "Sample and train with guidance off (guidance_scale: null)")  # fmt: skip
         return self.guided if guided and self.guided is not None else self.single
+
+    def check_off(self) -> None:
+        """Raises UnsupportedPipeline where the pipeline cannot sample without guidance."""
+        if self.always_guided:
+            raise UnsupportedPipeline(self.pipeline, "its own call cannot sample without guidance",
+                                      "Give a guidance scale (guidance_scale: 3.0)")  # fmt: skip
 
     def stub(self, asked: Pass) -> Any:
         """Zeros of the shape the denoiser would return."""
@@ -164,18 +279,36 @@ class Capture:
                 self._give_up_guidance(str(reason))
 
     def _prove(self, scale: float | None, tolerance: float) -> None:
-        run = self.run(OTHERS, scale, seed=21, steps=4)
-        try:
-            cond = Condition.cat([self.condition(prompt, guided=scale is not None) for prompt in OTHERS])
-        except ValueError as error:
-            raise Unlearned(f"the conditions of prompts of one length do not stack ({error})") from None
+        if scale is None and self.always_guided:
+            self._prove_branch(tolerance)
+            return
+        singly = self.recipe(scale is not None).singly
+        run = self.run(OTHERS, scale, seed=21, steps=4, singly=singly)
+        cond = Condition.cat([self.condition(prompt, guided=scale is not None) for prompt in OTHERS])
         self._hold(run, cond, scale, tolerance)
-        rounding = max(ROUNDING.get(run.steps[0].model_output.dtype, 0.1), OTHER_KERNELS if tolerance else 0.0)
         for order in ([2, 0, 1], [1]):
-            self._hold(run.rows(order), cond[order], scale, max(tolerance, rounding))
+            self._hold(run.rows(order), cond[order], scale, self._rounding(run, tolerance))
         if scale is not None and len(self.recipe(True).slots) == 2:
             self._try_batched(run, cond, tolerance)
         self._prove_own(cond, scale, tolerance)
+
+    def _rounding(self, run: Run, tolerance: float) -> float:
+        """What rows in another order or number may differ by."""
+        rounding = ROUNDING.get(run.steps[0].model_output.dtype, 0.1)
+        return max(tolerance, rounding, OTHER_KERNELS if tolerance else 0.0)
+
+    def _prove_branch(self, tolerance: float) -> None:
+        """Where guidance cannot be turned off: the conditional branch alone is what it is beside the other one."""
+        assert self.guided is not None
+        run = self.run(OTHERS[:1], OTHER_GUIDANCE, seed=21, steps=4)
+        cond = self.condition(OTHERS[0], guided=False)
+        steps = []
+        for step in run.steps:
+            found: dict[str, Tensor] = {}
+            for slot, heard in zip(self.guided.slots, step.passes, strict=True):
+                found |= self.guided.predictions(slot, heard.output)
+            steps.append(replace(step, model_output=found["cond"]))
+        self._hold(replace(run, steps=steps), cond, None, self._rounding(run, tolerance))
 
     def _hold(self, run: Run, cond: Condition, scale: float | None, tolerance: float) -> None:
         """Replay a run. Differences are relative to the pipeline's prediction where that exceeds 1."""
@@ -188,17 +321,13 @@ class Capture:
             try:
                 with torch.no_grad():
                     replayed = recipe(self.modules, step.sample, times, cond, scale).float()
-            except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+            except Exception as error:  # whatever code that is not ours may raise
                 reason = str(error).strip().partition("\n")[0]
                 raise Unlearned(f"its denoiser cannot be called outside its own call {at} ({reason})") from error
             worst = float(((replayed - own).abs() / own.abs().clamp(min=1)).max())
             if not worst <= tolerance:
                 raise Unlearned(f"a replayed prediction differs from the pipeline's own by {worst:.3g} {at}: it keeps "
                                 "a state between steps, or alters predictions in a way that was not found")  # fmt: skip
-
-    def _give_up_guidance(self, reason: str) -> None:
-        self.guided, self.unguided_reason = None, reason
-        self.dialect = Dialect(self.dialect.off)
 
     def _try_batched(self, run: Run, cond: Condition, tolerance: float) -> None:
         """Make both guidance branches in one pass if that is the same."""
@@ -212,15 +341,15 @@ class Capture:
     def _prove_own(self, cond: Condition, scale: float | None, tolerance: float) -> None:
         """The same with the folder's own solver: its scaled model input is x in the path's coordinates."""
         own = copy.deepcopy(self.pipeline.scheduler)
-        if type(own) is type(self.schedule.scheduler()):
+        if type(own) is type(self.schedule.scheduler()) or self.schedule.sign < 0:
             return
-        settings = self.call | self.dialect.settings(scale, len(OTHERS)) | {"num_inference_steps": 4}
-        trace = record(self.pipeline, own, OTHERS, seed=4, steps=4, **settings)
-        steps = [step for step in trace.steps if step.passes]
+        prompts = OTHERS[:1] if self.recipe(scale is not None).singly else OTHERS
+        trace = self._record(own, prompts, scale, seed=4, steps=4)
+        steps = [step for step in self._read(trace.steps) if step.passes]
         times = [torch.as_tensor(step.timestep) for step in steps]
         walked = trace.scheduler
         scaled = [replace(s, sample=scale_input(walked, s.sample, t)) for s, t in zip(steps, times, strict=True)]
-        self._hold(Run(len(OTHERS), scaled, times), cond, scale, tolerance)
+        self._hold(Run(len(prompts), scaled, times), cond[: len(prompts)], scale, tolerance)
 
 
 def scale_input(scheduler: Any, sample: Tensor, timestep: Tensor) -> Tensor:

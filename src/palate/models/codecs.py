@@ -1,79 +1,199 @@
-"""Pictures to latents in the path's coordinates, by what undoes the pipeline's own decoding.
+"""Media to latents in the path's coordinates, by what undoes the pipeline's own decoding; no family is known here.
 
-A pipeline's decoding is listened to once: what latent its autoencoder is given for a known x0. Of the ways to go from
-an autoencoder's latent z to x0 below, the one that undoes it is taken; a new family is a line in one of the tables.
+What a pipeline makes of a clean latent x0 before it asks its autoencoder (unpacking, permuting, scaling, centring) is
+learned by value: every element of z, the autoencoder's latent, is one element of x0, scaled and shifted. Which one, it
+says itself, when x0 counts its own elements digit by digit; by how much, x0 = 0 and x0 = 1 say. The result must rebuild
+z for an x0 of noise; a pipeline that does anything else is refused.
+
+Shapes: n media; one medium's x0 [...], and its z [R, ...], R rows of the autoencoder (frames, where it takes pictures).
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-Map = Callable[[Tensor], Tensor]
+from palate.models.probe import leaves, rebuild, swapped
+
+AUTOENCODERS = ("vae", "movq", "vqvae")
+_BASE = 256  # of the digits in which x0 counts: exact in float32 after any scaling
+_MANY = 1024.0  # the size of x0 that scales are measured at
+_CLOSE = 1e-4  # of a rebuilt z, relative to its size where that exceeds 1
 
 
-def scalings(vae: Any) -> dict[str, Map]:
-    """z to normalised z: how an autoencoder's config says its latents are centred and scaled."""
-    config = vae.config
-    scale, shift = getattr(config, "scaling_factor", None) or 1.0, getattr(config, "shift_factor", None) or 0.0
-    mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
-    found: dict[str, Map] = {"scale and shift": lambda z: (z - shift) * scale, "none": lambda z: z}
-    if mean is not None and std is not None:
-        m, s = torch.tensor(mean), torch.tensor(std)
-
-        def spread(values: Tensor, z: Tensor) -> Tensor:
-            return values.to(z).view(1, -1, *[1] * (z.dim() - 2))
-
-        found["per channel"] = lambda z: (z - spread(m, z)) / spread(s, z)
-        found["per channel and scale"] = lambda z: (z - spread(m, z)) * scale / spread(s, z)
-    return found
+def autoencoder(pipeline: Any) -> str | None:
+    """What the pipeline calls its autoencoder; None without one."""
+    found = (name for name in AUTOENCODERS if hasattr(getattr(pipeline, name, None), "decode"))
+    return next(found, None)
 
 
-def packings(vae: Any) -> dict[str, Map]:
-    """Normalised z [n, C, H, W] to x0: as it is, or 2 x 2 patches as tokens (Flux and its kin)."""
-
-    def tokens(z: Tensor) -> Tensor:
-        n, c, h, w = z.shape
-        return z.view(n, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(n, h * w // 4, 4 * c)
-
-    return {"none": lambda z: z, "2 x 2 tokens": tokens}
+def media_of(output: Any) -> list[Any]:
+    """The media of a pipeline's output, one each, whatever it calls them: pictures, frames of a video, waveforms."""
+    for name in ("images", "frames", "audios"):
+        if hasattr(output, name):
+            return list(getattr(output, name))
+    return list(output[0])
 
 
 @dataclass(frozen=True)
 class Codec:
-    """media -> x0 [n, ...]: the mode of the posterior, scaled and packed."""
+    """media -> x0 [n, ...]: the mode of the posterior, scaled and packed as the pipeline's decoding undoes it.
+
+    index: for each element of a medium's z, which element of x0; None for the same order. scale, shift: z = scale x0 +
+    shift, for each element of z, or [1, C, 1, ...] where they are a channel's.
+    """
 
     vae: Any
     processor: Any
-    scaling: str
-    packing: str
+    shape: tuple[int, ...]
+    z_shape: tuple[int, ...]
+    index: Tensor | None
+    scale: Tensor
+    shift: Tensor
 
     @torch.no_grad()
     def encode(self, media: Sequence[Any]) -> Tensor:
-        pixels = self.processor.preprocess(list(media)).to(self.vae.device, self.vae.dtype)
-        encoded = self.vae.encode(pixels)
-        z = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
-        return packings(self.vae)[self.packing](scalings(self.vae)[self.scaling](z))
+        """x0 [n, ...]. Raises ValueError for media of another size, where latents are packed."""
+        pixels = self.pixels(media).to(self.vae.device, self.vae.dtype)
+        z = latent_of(self.vae.encode(pixels)).float()
+        scale, shift = self.scale.to(z.device), self.shift.to(z.device)
+        if self.index is None:
+            return (z - shift) / scale
+        if z.shape[1:] != self.z_shape[1:] or len(z) != len(media) * self.z_shape[0]:
+            raise ValueError(
+                f"media of {len(media)} give latents {tuple(z.shape)}, where the model's are {self.z_shape} each: "
+                "bring all media to the size and length the model makes"
+            )
+        x0 = torch.empty(len(media), self.index.numel(), device=z.device)
+        x0[:, self.index.to(z.device)] = (z.reshape(len(media), -1) - shift) / scale
+        return x0.view(len(media), *self.shape)
+
+    def pixels(self, media: Sequence[Any]) -> Tensor:
+        """What the autoencoder encodes: pictures [n, 3, H, W] (or with one frame), videos [n, 3, F, H, W] (or their
+        frames as rows), waveforms [n, C, L]."""
+        first = media[0]
+        if isinstance(first, Image.Image):
+            made: Tensor = self.processor.preprocess(list(media))
+            return made.unsqueeze(2) if len(self.z_shape) == 5 else made
+        if self.processor is None:
+            return torch.stack([torch.as_tensor(medium) for medium in media])
+        frames = [frame for medium in media for frame in _pictures(medium)]
+        made = self.processor.preprocess(frames)
+        if len(self.z_shape) < 5:
+            return made
+        return made.unflatten(0, (len(media), -1)).transpose(1, 2)
 
 
-def find_codec(pipeline: Any, x0: Tensor, z: Tensor) -> Codec:
-    """The codec that takes z, what the autoencoder was given to decode x0, back to x0. Raises ValueError if none."""
-    vae, processor = getattr(pipeline, "vae", None), getattr(pipeline, "image_processor", None)
-    if vae is None or processor is None or not hasattr(vae, "encode"):
-        raise ValueError(f"{type(pipeline).__name__} has no autoencoder of pictures; its media cannot be encoded")
-    for (scaling, scale), (packing, pack) in product(scalings(vae).items(), packings(vae).items()):
-        try:
-            made = pack(scale(z))
-        except (RuntimeError, ValueError):  # shapes this packing is not for
-            continue
-        if made.shape == x0.shape and torch.allclose(made.float(), x0.float(), rtol=1e-2, atol=1e-3):
-            return Codec(vae, processor, scaling, packing)
-    raise ValueError(
-        f"{type(pipeline).__name__} decodes latents {tuple(x0.shape[1:])} in a way that is not known; add its scaling "
-        "or packing to palate/models/codecs.py"
-    )
+def _pictures(video: Any) -> list[Image.Image]:
+    """Frames as pictures; arrays [F, H, W, 3] in 0 to 1 are rounded to 8 bits, as files hold them."""
+    if all(isinstance(frame, Image.Image) for frame in video):
+        return list(video)
+    array = np.asarray(video, dtype=np.float32)
+    return [Image.fromarray(frame) for frame in (array.clip(0, 1) * 255).round().astype(np.uint8)]
+
+
+def latent_of(encoded: Any) -> Tensor:
+    """The latent that an autoencoder's `encode` returns: the mode of a posterior, or the latent itself."""
+    if hasattr(encoded, "latent_dist"):
+        return encoded.latent_dist.mode()
+    for name in ("latent", "latents"):
+        if hasattr(encoded, name):
+            return getattr(encoded, name)
+    return encoded[0]
+
+
+Decode = Callable[[Tensor], Any]
+
+
+def find_codec(pipeline: Any, decode: Decode, shape: tuple[int, ...], device: torch.device) -> Codec:
+    """The codec that undoes `decode`, the pipeline's own way from x0 [1, *shape] to a medium.
+
+    Raises ValueError where latents are altered in another way than by moving, scaling and shifting their elements.
+    """
+    kind, name = type(pipeline).__name__, autoencoder(pipeline)
+    if name is None or not hasattr(getattr(pipeline, name), "encode"):
+        raise ValueError(f"{kind} has no autoencoder that encodes; its media cannot be encoded")
+    vae = getattr(pipeline, name)
+    if "vocoder" in pipeline.components:
+        raise ValueError(f"{kind} makes sound by a vocoder, which nothing undoes; its media cannot be encoded")
+    listener = _Listener(pipeline, name, decode, device)
+    zeros = listener(torch.zeros(1, *shape))
+    count = int(np.prod(shape))
+    if zeros.numel() != count:
+        raise ValueError(f"{kind} decodes latents {shape} as {tuple(zeros.shape)}: some are dropped or repeated")
+    shift = zeros.flatten()
+    scale = (listener(torch.full((1, *shape), _MANY)).flatten() - shift) / _MANY
+    index = torch.zeros(count, dtype=torch.long)
+    position, place = torch.arange(count), 1
+    while place < count:
+        digits = (position // place) % _BASE
+        read = (listener((digits / _BASE).view(1, *shape).float()).flatten() - shift) / scale * _BASE
+        if bool(read.isfinite().all()):
+            index += place * read.round().long()
+        place *= _BASE
+    noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
+    z = listener(noise).flatten()
+    known = bool(scale.all()) and torch.equal(index.sort().values, position)
+    if not known or float(((scale * noise.flatten()[index] + shift - z).abs() / z.abs().clamp(min=1)).max()) > _CLOSE:
+        raise ValueError(f"{kind} alters latents {shape} before decoding them in a way that is not known; "
+                         "its media cannot be encoded")  # fmt: skip
+    processor = getattr(pipeline, "video_processor", None) or getattr(pipeline, "image_processor", None)
+    made = Codec(vae, processor, shape, tuple(zeros.shape), index, scale, shift)
+    return _by_channel(made) or made
+
+
+def _by_channel(codec: Codec) -> Codec | None:
+    """The same for media of any size, where nothing is moved and a channel has one scale and shift."""
+    assert codec.index is not None
+    if codec.z_shape != (1, *codec.shape) or not torch.equal(codec.index, torch.arange(len(codec.index))):
+        return None
+    scale, shift = (values.view(codec.shape[0], -1) for values in (codec.scale, codec.shift))
+    if not torch.allclose(scale, scale[:, :1], rtol=1e-5) or not torch.allclose(shift, shift[:, :1], atol=1e-5):
+        return None
+    wide = (1, codec.shape[0], *[1] * (len(codec.shape) - 1))
+    return Codec(codec.vae, codec.processor, codec.shape, codec.z_shape, None,
+                 scale.mean(1).view(wide), shift.mean(1).view(wide))  # fmt: skip
+
+
+class _Listener:
+    """x0 -> what the autoencoder is given to decode it, [R, ...]; it really decodes once, then answers with zeros.
+
+    The pipeline is told that its autoencoder computes in float32, so that constants come through unrounded.
+    """
+
+    def __init__(self, pipeline: Any, name: str, decode: Decode, device: torch.device):
+        self._pipeline, self._name, self._decode, self._device = pipeline, name, decode, device
+        self._vae = getattr(pipeline, name)
+        self._answers: dict[tuple[int, ...], Any] = {}
+
+    def __call__(self, x0: Tensor) -> Tensor:
+        given: list[Tensor] = []
+        vae, kind = copy.copy(self._vae), type(self._vae)
+        vae.__class__ = type(kind.__name__, (kind,), {"dtype": torch.float32, "__module__": kind.__module__})
+
+        def listen(z: Tensor, *args: Any, **kwargs: Any) -> Any:
+            given.append(z.detach().float().cpu())
+            shape = tuple(z.shape)
+            if shape not in self._answers:
+                weight = next(self._vae.parameters())
+                answer = type(self._vae).decode(self._vae, z.to(weight.dtype), *args, **kwargs)
+                self._answers[shape] = rebuild(answer, lambda _, v: torch.zeros_like(v) if isinstance(v, Tensor) else v)
+            return self._answers[shape]
+
+        with swapped(vae, decode=listen), swapped(self._pipeline, **{self._name: vae}):
+            self._decode(x0.to(self._device))
+        if not given:
+            raise ValueError(f"{type(self._pipeline).__name__} does not decode by its {self._name}")
+        return torch.cat(given)
+
+
+def tensor_of(output: Any) -> Tensor:
+    """The first tensor in what a module returns."""
+    return next(value for _, value in leaves(output) if isinstance(value, Tensor))

@@ -9,17 +9,19 @@ Everything here is a small protocol or a frozen record: no behaviour is inherite
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from palate.models.condition import Condition as Condition
+
 PredictionKind = Literal["epsilon", "v", "sample", "velocity"]
 Media = Any  # a PIL image now; frames, a waveform or a text elsewhere
 
 
-# --- randomness and conditioning -----------------------------------------------------------------------------------
+# --- randomness -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -41,63 +43,6 @@ class Draw:
         return len(self.t)
 
 
-@dataclass(frozen=True)
-class Condition:
-    """What a denoiser is told about B prompts, row by row.
-
-    rows: entries that carry the batch, `{"cond/encoder_hidden_states": [B, L, E], "uncond/...": ...}`; the prefix names
-        the guidance branch and the rest the path of the denoiser's argument.
-    shared: entries that are the same for every row (image shapes, position ids, flags).
-
-    Rows can be indexed, stacked and cached; conditions stack only if `key` agrees (same arguments and lengths).
-    """
-
-    rows: Mapping[str, Tensor]
-    shared: Mapping[str, Any] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(next(iter(self.rows.values()))) if self.rows else 0
-
-    def __getitem__(self, index: Any) -> Condition:
-        """Rows by slice, list or index tensor [n]; an int gives a condition of one row."""
-        index = slice(index, index + 1) if isinstance(index, int) else index
-        return replace(self, rows={name: value[index] for name, value in self.rows.items()})
-
-    @property
-    def key(self) -> tuple[Any, ...]:
-        """Equal for conditions whose rows can be stacked."""
-        shapes = tuple(sorted((name, tuple(value.shape[1:]), str(value.dtype)) for name, value in self.rows.items()))
-        return (*shapes, *sorted((name, repr(value)) for name, value in self.shared.items()))
-
-    @property
-    def guided(self) -> bool:
-        """Whether the rows hold an unconditional branch, so that a guidance scale can be asked for."""
-        return any(name.startswith("uncond/") for name in self.rows)
-
-    def to(self, device: torch.device | str) -> Condition:
-        shared = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in self.shared.items()}
-        return Condition({name: value.to(device) for name, value in self.rows.items()}, shared)
-
-    def where(self, mask: Tensor, other: Condition) -> Condition:
-        """Rows of `other` (one row, or as many as self) where mask [B] is true, self's own elsewhere."""
-        if not bool(mask.any()):
-            return self
-
-        def pick(mine: Tensor, theirs: Tensor) -> Tensor:
-            keep = mask.view(-1, *[1] * (mine.dim() - 1)).to(mine.device)
-            return torch.where(keep, theirs.expand_as(mine), mine)
-
-        return replace(self, rows={name: pick(value, other.rows[name]) for name, value in self.rows.items()})
-
-    @staticmethod
-    def cat(conditions: Sequence[Condition]) -> Condition:
-        """One condition of all rows in order. Raises ValueError if the keys differ."""
-        first = conditions[0]
-        if any(condition.key != first.key for condition in conditions[1:]):
-            raise ValueError("conditions of different arguments or lengths cannot be stacked; group them by `key`")
-        return replace(first, rows={name: torch.cat([c.rows[name] for c in conditions]) for name in first.rows})
-
-
 # --- models -----------------------------------------------------------------------------------------------------------
 
 
@@ -108,6 +53,7 @@ class Path(Protocol):
     @property
     def kind(self) -> PredictionKind: ...
 
+    def alpha_sigma(self, t: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]: ...
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor: ...
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor: ...
     def to_x0(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor: ...

@@ -11,29 +11,34 @@ path's clock. Predictions are float32 whatever the module computes in.
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from palate.models.capture import Capture, UnsupportedPipeline
-from palate.models.codecs import Codec, find_codec
-from palate.models.contracts import Condition, Kernel, Media, PredictionKind
+from palate.models.capture import PROMPTS, Capture, UnsupportedPipeline
+from palate.models.codecs import Codec, autoencoder, find_codec, media_of
+from palate.models.contracts import Condition, Kernel, Media
 from palate.models.embeds import Memo, memoised_encoding, size_of
-from palate.models.probe import Pass, call, call_parameters, listening, override_step, swapped
-from palate.models.replay import RaggedError, Recipe
+from palate.models.kinds import check_prediction_kind, prediction_kind_errors
+from palate.models.loading import channels_last, quietly, resolve_model
+from palate.models.probe import Pass, Stepped, call, call_parameters, listening, override_step, swapped
 from palate.models.schedules import schedule_of
-from palate.models.stochastic import Record, Tape, recording
-from palate.paths import target
+from palate.models.stochastic import Record, Tape, joined, recording
 
-__all__ = ["DiffusionPolicy", "UnsupportedPipeline", "check_prediction_kind", "resolve_model"]
+__all__ = [
+    "DiffusionPolicy",
+    "UnsupportedPipeline",
+    "check_prediction_kind",
+    "prediction_kind_errors",
+    "resolve_model",
+]
 
 # How far a replayed prediction may lie from the pipeline's own, as a share of it where that exceeds 1. A processor
 # computes the same bits again; an accelerator may choose another kernel, which rounds in another way.
@@ -44,7 +49,8 @@ class DiffusionPolicy:
     """A pipeline whose denoiser can be asked for predictions outside its own call. Implements `Denoiser`.
 
     pipeline: the diffusers pipeline, in eval mode, nothing trainable. path: the noise path it was trained on.
-    module: its denoiser, and modules: by the pipeline's name for it. latent_shape: of one row.
+    modules: its denoisers by the pipeline's names for them (one; or two experts), and module: the first. latent_shape:
+    of one row.
     default_settings: `num_inference_steps` and `guidance_scale` of the pipeline's own call.
     """
 
@@ -68,8 +74,7 @@ class DiffusionPolicy:
         with self._encoding():
             self.capture = Capture(pipeline, self.schedule, self.call)
             self.capture.prove(tolerance_of(self.device.type, pipeline.dtype))
-        name = self.capture.single.slots[0].name
-        self.modules: dict[str, nn.Module] = {name: getattr(pipeline, name)}
+        self.modules: dict[str, nn.Module] = {name: getattr(pipeline, name) for name in self.capture.single.names}
         self.latent_shape = self.capture.latent_shape
         self._codec: Codec | None = None
 
@@ -92,7 +97,7 @@ class DiffusionPolicy:
         """
         source = resolve_model(model)
         try:
-            with _quietly():
+            with quietly():
                 from diffusers import DiffusionPipeline
 
                 pipeline = DiffusionPipeline.from_pretrained(
@@ -106,7 +111,7 @@ class DiffusionPolicy:
             ) from error
         if prepare is not None:
             prepare(pipeline)
-        return cls(_channels_last(pipeline.to(device)), call=call)
+        return cls(channels_last(pipeline.to(device)), call=call)
 
     @property
     def module(self) -> nn.Module:
@@ -129,8 +134,12 @@ class DiffusionPolicy:
 
     def with_module(self, module: nn.Module) -> DiffusionPolicy:
         """The same policy over another module of the same architecture: a frozen copy, or a wrapped one."""
+        return self.with_modules({next(iter(self.modules)): module})
+
+    def with_modules(self, modules: Mapping[str, nn.Module]) -> DiffusionPolicy:
+        """The same policy over other modules, by name; those not named stay."""
         other = copy.copy(self)
-        other.modules = {next(iter(self.modules)): module}
+        other.modules = {**self.modules, **modules}
         return other
 
     def kernel(self, eta: float) -> Kernel:
@@ -140,18 +149,20 @@ class DiffusionPolicy:
     # --- conditioning and prediction ---
 
     def condition(self, prompts: Sequence[str], *, guided: bool = False) -> Condition:
-        """Conditioning of B prompts, rows in order; `guided` adds the unconditional branch. Memoised per prompt.
-
-        Raises ValueError if the prompts' conditions differ in length and so cannot be stacked.
-        """
+        """Conditioning of B prompts, rows in order; `guided` adds the unconditional branch. Memoised per prompt."""
         place = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
         with self._encoding():
             kept = [self._conditions.get((p, guided), partial(self._capture, p, guided), _size) for p in place]
         first, key = kept[0]
         if any(other != key for _, other in kept[1:]):
-            raise ValueError("conditions of different arguments or lengths cannot be stacked; group prompts by `key`")
+            return Condition.cat([kept[place[prompt]][0] for prompt in prompts])
         stacked = replace(first, rows={name: torch.cat([cond.rows[name] for cond, _ in kept]) for name in first.rows})
         return stacked if len(place) == len(prompts) else stacked[[place[prompt] for prompt in prompts]]
+
+    @cached_property
+    def pads(self) -> bool:
+        """Whether prompts of any lengths have conditions that stack."""
+        return self.condition(["a"]).key == self.condition(["a picture of many more words than one"]).key
 
     def _capture(self, prompt: str, guided: bool) -> tuple[Condition, tuple[Any, ...]]:
         """One prompt's condition and its key, which takes longer to make than to compare."""
@@ -164,7 +175,11 @@ class DiffusionPolicy:
         if guidance_scale is not None and not cond.guided:
             raise ValueError("guidance_scale needs conditions of `condition(prompts, guided=True)`")
         timestep = self.schedule.timestep(t if t.dim() else t.expand(len(x_t)))
-        return recipe(self.modules, x_t, timestep, cond, guidance_scale).float()
+        return recipe(self._all_modules(), x_t, timestep, cond, guidance_scale).float()
+
+    def _all_modules(self) -> Mapping[str, nn.Module]:
+        """The trained denoisers, and the others that take part in a prediction."""
+        return {**self.capture.modules, **self.modules}
 
     # --- sampling ---
 
@@ -183,71 +198,109 @@ class DiffusionPolicy:
         generators: one per prompt, from which a row draws all its noise; with step_generators only its first, x_T.
         eta: DDIM's eta or a flow model's noise level; 0 is the deterministic sampler, whose steps have no likelihood.
         """
+        recipe = self.capture.recipe(guidance_scale is not None)
+        if guidance_scale is None:
+            self.capture.check_off()
+        steps = list(step_generators or generators)
+        rows = [slice(i, i + 1) for i in range(len(prompts))] if recipe.singly else [slice(0, len(prompts))]
+        made = [
+            self._generate(prompts[row], generators[row], steps[row], num_inference_steps, guidance_scale, eta)
+            for row in rows
+        ]
+        return [medium for media, _ in made for medium in media], joined([record for _, record in made])
+
+    def _generate(
+        self,
+        prompts: Sequence[str],
+        generators: Sequence[torch.Generator],
+        step_generators: Sequence[torch.Generator],
+        num_inference_steps: int,
+        guidance_scale: float | None,
+        eta: float,
+    ) -> tuple[list[Media], Record]:
         guided, heard = guidance_scale is not None, list[Pass]()
         recipe = self.capture.recipe(guided)
-        tape = Tape(self.kernel(eta), step_generators or generators, eta == 0, self.schedule.times)
-        settings = self.capture.dialect.settings(guidance_scale, len(prompts))
-        settings |= {"num_inference_steps": num_inference_steps, "output_type": "pil"}
+        tape = Tape(self.kernel(eta), step_generators, eta == 0, self.schedule.times, self.schedule.sign)
+        settings = self.capture.dialect.settings(guidance_scale, len(prompts)) | self.output_type
+        settings |= {"num_inference_steps": num_inference_steps}
         scheduler = recording(self.schedule.scheduler(), tape)
 
         def listen(asked: Pass) -> None:
             if len(heard) < len(recipe.slots):
                 heard.append(asked)
 
-        with self._in_place(scheduler), listening(self.pipeline, listen):
+        with self._in_place(scheduler, guidance_scale), listening(self.pipeline, listen):
             media = call(self.pipeline, prompts, generators, **(self.call | settings))
-        cond = _stacked(recipe, heard)
-        if cond is not None and cond.rows and len(cond) != len(prompts):
+        cond = self.capture.condition_of(recipe, heard, guided)
+        if cond.rows and len(cond) != len(prompts):
             raise ValueError(
                 f"{type(self.pipeline).__name__} ran {len(prompts)} prompts as {len(cond)} guided rows: at a guidance "
                 f"scale of {guidance_scale:g} it does not guide; pass None for no guidance"
             )
         x, logps = torch.stack(tape.x, dim=1), torch.stack(tape.logps, dim=1)
         std = torch.tensor(tape.std, device=x.device)
-        return _media(media), Record(x, tape.t, logps, std, cond, tape.kernel, guidance_scale)
+        return media_of(media), Record(x, tape.t, logps, std, cond, tape.kernel, guidance_scale)
+
+    @cached_property
+    def output_type(self) -> dict[str, Any]:
+        """The argument that asks for media: pictures and frames as PIL; sound as the pipeline gives it."""
+        known = call_parameters(self.pipeline)
+        if "output_type" not in known:
+            return {}
+        pictures = hasattr(self.pipeline, "image_processor") or hasattr(self.pipeline, "video_processor")
+        return {"output_type": "pil" if pictures else known["output_type"].default}
 
     # --- media ---
 
     def decode(self, x0: Tensor) -> list[Media]:
         """Media of x0 [n, ...], by the pipeline's own code: one step that arrives at x0."""
+        if self.capture.single.singly and len(x0) > 1:
+            return [medium for row in x0.split(1) for medium in self.decode(row)]
+        return media_of(self._arrive(x0))
 
-        def arrive(_: Any, model_output: Tensor, *args: Any, return_dict: bool = True, **kwargs: Any) -> tuple[Tensor]:
-            return (x0.to(model_output),)
+    def _arrive(self, x0: Tensor, *, as_it_is: bool = False) -> Any:
+        """The output of the pipeline's call for x0 [n, ...], in the denoiser's precision or `as_it_is`."""
 
-        settings = self.capture.dialect.settings(None, len(x0)) | {"num_inference_steps": 1, "output_type": "pil"}
+        def arrive(_: Any, model_output: Tensor, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
+            there = x0.to(model_output.device) if as_it_is else x0.to(model_output)
+            return Stepped(there) if return_dict else (there,)
+
+        settings = self.capture.dialect.settings(None, len(x0)) | self.output_type | {"num_inference_steps": 1}
         scheduler = override_step(self.schedule.scheduler(), arrive)
         generators = [torch.Generator(self.device).manual_seed(0) for _ in range(len(x0))]
-        with self._in_place(scheduler), listening(self.pipeline, lambda _: None, self.capture.stub):
-            return _media(call(self.pipeline, [""] * len(x0), generators, **(self.call | settings)))
+        with self._in_place(scheduler, None), listening(self.pipeline, lambda _: None, self.capture.stub):
+            return call(self.pipeline, [PROMPTS[0]] * len(x0), generators, **(self.call | settings))
+
+    @property
+    def autoencoder(self) -> nn.Module:
+        """What makes media of latents. Raises ValueError for a pipeline without one."""
+        name = autoencoder(self.pipeline)
+        if name is None:
+            raise ValueError(f"{type(self.pipeline).__name__} has no autoencoder")
+        module: nn.Module = getattr(self.pipeline, name)
+        return module
 
     def encode(self, media: Sequence[Media]) -> Tensor:
         """x0 [n, ...] of media, the mode of the autoencoder's posterior. Raises ValueError if it cannot be undone."""
         if self._codec is None:
-            self._codec = self._learn_codec()
+            self._codec = find_codec(
+                self.pipeline, partial(self._arrive, as_it_is=True), self.latent_shape, self.device
+            )
         return self._codec.encode(media).float()
-
-    def _learn_codec(self) -> Codec:
-        x0 = torch.randn(1, *self.latent_shape, generator=torch.Generator().manual_seed(0)).to(self.device)
-        given: list[Tensor] = []
-        decode = self.pipeline.vae.decode
-
-        def listen(z: Tensor, *args: Any, **kwargs: Any) -> Any:
-            given.append(z)
-            return decode(z, *args, **kwargs)
-
-        with swapped(self.pipeline.vae, decode=listen):
-            self.decode(x0)
-        return find_codec(self.pipeline, x0, given[0])
 
     # --- what stands in the pipeline for the length of a call ---
 
     def _encoding(self) -> Any:
         return swapped(self.pipeline, **({} if self._encode is None else {"encode_prompt": self._encode}))
 
-    def _in_place(self, scheduler: Any) -> Any:
-        encode = {} if self._encode is None else {"encode_prompt": self._encode}
+    @contextmanager
+    def _in_place(self, scheduler: Any, scale: float | None) -> Iterator[None]:
         modules = {name: unwrap(module) for name, module in self.modules.items()}
-        return swapped(self.pipeline, scheduler=scheduler, **modules, **encode)
+        with ExitStack() as stack:
+            stack.enter_context(self._encoding())
+            stack.enter_context(swapped(self.pipeline, scheduler=scheduler, **modules))
+            stack.enter_context(self.capture.in_place(scale))
+            yield
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -264,123 +317,5 @@ def tolerance_of(device: str, dtype: torch.dtype) -> float:
     return TOLERANCE if dtype in (torch.float32, torch.float64) else HALF_TOLERANCE
 
 
-def _stacked(recipe: Recipe, heard: list[Pass]) -> Condition | None:
-    """The conditions of a call's rows; None for rows of different lengths, which are pictures and no rollout."""
-    try:
-        return recipe.condition(heard)
-    except RaggedError:
-        return None
-
-
 def _size(kept: tuple[Condition, Any]) -> int:
     return size_of(dict(kept[0].rows))
-
-
-def _media(output: Any) -> list[Media]:
-    """The media of a pipeline's output, whatever it calls them."""
-    for name in ("images", "frames", "audios"):
-        if hasattr(output, name):
-            return list(getattr(output, name))
-    return list(output[0])
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Without the libraries' own loading bars and notes on optional packages; errors still come through."""
-    import transformers
-    from diffusers.utils import logging as diffusers_logging
-
-    libraries = (transformers.utils.logging, diffusers_logging)
-    held = [library.get_verbosity() for library in libraries]
-    for library in libraries:
-        library.set_verbosity_error()
-        library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for library, verbosity in zip(libraries, held, strict=True):
-            library.set_verbosity(verbosity)
-            library.enable_progress_bar()
-
-
-def _channels_last(pipeline: Any) -> Any:
-    """Weights of two-dimensional convolutions in the layout that CPUs and GPUs compute them fastest in: on a CPU a
-    step of training takes two thirds of the time. Values are the same; only their order in memory is not."""
-    for component in pipeline.components.values():
-        if isinstance(component, nn.Module) and any(isinstance(layer, nn.Conv2d) for layer in component.modules()):
-            component.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return pipeline
-
-
-def resolve_model(name: str | Path) -> str:
-    """A folder or a hub id for a model's name; `world:<name>` is the model a world ships.
-
-    Raises FileNotFoundError, naming the folder or world and the mend.
-    """
-    text = str(name)
-    if text.startswith("world:"):
-        world = text.removeprefix("world:")
-        try:
-            folder: Path = importlib.import_module(f"palate.worlds.{world}").weights_dir()
-        except ModuleNotFoundError:
-            raise FileNotFoundError(f"{text}: there is no such world; `world:shapes` is one") from None
-        if not (folder / "model_index.json").exists():
-            raise FileNotFoundError(f"{text}: its weights are not in {folder}; reinstall the package, or pretrain it")
-        return str(folder)
-    looks_local = isinstance(name, Path) or text.startswith((".", "/", "~")) or text.count("/") != 1
-    folder = Path(text).expanduser()
-    parent = text.partition("/")[0]
-    if folder.exists():
-        if not (folder / "model_index.json").exists():
-            raise FileNotFoundError(f"{folder}: has no model_index.json; give the folder `save_pretrained` wrote")
-        return str(folder)
-    if looks_local:
-        raise FileNotFoundError(f"{folder}: no such folder; give a pipeline's folder, a hub id, or world:shapes")
-    if Path(parent).is_dir():  # a slip in a local path must not go to the network
-        raise FileNotFoundError(
-            f"{folder}: no such folder in {parent}/; mend the path (or, if it is a hub id, call from another folder)"
-        )
-    return text
-
-
-def check_prediction_kind(policy: Any, media: Sequence[Media], prompts: Sequence[str], *, seed: int = 0) -> None:
-    """On a trained base, the stated kind of prediction must fit data best of all kinds. Raises ValueError if not.
-
-    A config that says epsilon over weights trained for v makes noise of every sample, and training would go on.
-    """
-    errors = prediction_kind_errors(policy, media, prompts, seed=seed)
-    best = min(errors, key=lambda kind: errors[kind])
-    if best != policy.path.kind:
-        listed = ", ".join(f"{kind} {error:.3g}" for kind, error in sorted(errors.items(), key=lambda e: e[1]))
-        raise ValueError(
-            f"the model's config says it predicts {policy.path.kind}, but its outputs on data are nearest to {best} "
-            f"(mean squared errors: {listed}): correct prediction_type in scheduler/scheduler_config.json"
-        )
-
-
-@torch.no_grad()
-def prediction_kind_errors(
-    policy: Any, media: Sequence[Media], prompts: Sequence[str], *, seed: int = 0
-) -> dict[PredictionKind, float]:
-    """Mean squared error of the network's output against what each kind of prediction would have been."""
-    generator = torch.Generator().manual_seed(seed)
-    sums: dict[PredictionKind, float] = dict.fromkeys(get_args(PredictionKind), 0.0)
-    for rows in _alike(policy, prompts):
-        x0, cond = policy.encode([media[row] for row in rows]), policy.condition([prompts[row] for row in rows])
-        for _ in range(8):
-            noise = torch.randn(x0.shape, generator=generator).to(x0.device)
-            t = policy.path.sample_t(len(x0), generator).to(x0.device)
-            output = policy.predict(policy.path.add_noise(x0, noise, t), t, cond)
-            for kind in sums:
-                error = (output - target(policy.path, x0, noise, t, kind)).square().flatten(1).mean(1)
-                sums[kind] += float(error.sum())
-    return {kind: total / (8 * len(prompts)) for kind, total in sums.items()}
-
-
-def _alike(policy: Any, prompts: Sequence[str], most: int = 4) -> Iterator[list[int]]:
-    """Rows whose conditions stack, at most so many at a time: a look at a model must not need more memory than it."""
-    groups: dict[Any, list[int]] = {}
-    for row, prompt in enumerate(prompts):
-        groups.setdefault(policy.condition([prompt]).key, []).append(row)
-    for rows in groups.values():
-        yield from (rows[start : start + most] for start in range(0, len(rows), most))

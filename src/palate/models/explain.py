@@ -8,8 +8,9 @@ What cannot be explained raises `Unlearned`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -165,17 +166,25 @@ def learn_clock(values: Sequence[Any], timesteps: Sequence[Tensor], total: int) 
     tensors = [v if isinstance(v, Tensor) else torch.tensor(v) for v in values if isinstance(v, Tensor | int | float)]
     if len(tensors) < len(values) or any(v.numel() == 0 for v in tensors):
         return None
+    tokens = None
+    if tensors[0].dim() > 1:  # a time per token: the row's own where it is not zero
+        tokens = tensors[0][0] != 0
+        if any(v.shape[1:] != tokens.shape for v in tensors):
+            return None
     for form in CLOCKS:
         for cast_first in (True, False):
-            clock = Clock(form, tensors[0].dtype, cast_first, total)
-            made = [clock(t.to(v.device)) for t, v in zip(timesteps, tensors, strict=True)]
+            clock = Clock(form, tensors[0].dtype, cast_first, total, tokens)
+            made = [clock(t.to(v.device).view(1)) for t, v in zip(timesteps, tensors, strict=True)]
             if all(bool((m == v).all()) for m, v in zip(made, tensors, strict=True)):
                 return clock
     return None
 
 
 def learn_slot(slot: int, two: Run, three: Run, total: int) -> Slot:
-    """The part every argument of one pass plays. The branches are named later, by the guidance formula."""
+    """The part every argument of one pass plays. The branches are named later, by the guidance formula.
+
+    two, three: runs of different numbers of prompts; or of one prompt each, where a pipeline takes no more.
+    """
     first = two.steps[0].passes[slot]
     latents: dict[str, Layout] = {}
     dtypes: dict[str, torch.dtype] = {}
@@ -208,6 +217,8 @@ def learn_slot(slot: int, two: Run, three: Run, total: int) -> Slot:
 def carries_rows(slot: int, path: str, parts: int, two: Run, three: Run) -> bool:
     """Whether an argument has one entry per prompt and branch, by its length in runs of two and of three prompts."""
     a, b = two.values(slot, path)[0], three.values(slot, path)[0]
+    if two.n == three.n:  # prompts one at a time: what could be a row is kept as one
+        return isinstance(a, Tensor) and a.dim() > 0 and len(a) == parts * two.n
     if isinstance(a, Ragged) and isinstance(b, Ragged):
         return (len(a.items), len(b.items)) == (parts * two.n, parts * three.n)
     if not isinstance(a, Tensor) or not isinstance(b, Tensor) or a.shape == b.shape:
@@ -237,18 +248,47 @@ def learn_single(two: Run, three: Run, total: int) -> Recipe:
     if predictions_per_step(two) != 1 or len(two.steps[0].passes) != 1:
         raise Unlearned(f"{predictions_per_step(two)} predictions are made where guidance should be off")
     slot = learn_slot(0, two, three, total)
-    handed = torch.cat([step.model_output for step in two.steps])
+    found = find_prediction(two, [slot])
+    if found is None:
+        raise Unlearned("what the scheduler is handed is not the denoiser's output, nor a part of it: the pipeline "
+                        "alters the prediction afterwards")  # fmt: skip
+    return found[1]
+
+
+def find_prediction(run: Run, slots: Sequence[Slot]) -> tuple[int, Recipe] | None:
+    """Which of a step's predictions the scheduler is handed as it is, and the recipe of that one; None if none.
+
+    The number counts branches, through the passes in order.
+    """
+    handed = torch.cat([step.model_output for step in run.steps])
     if not bool(handed.any()):
         raise Unlearned("every prediction is zero, so that nothing can be proven (a zero-initialised output layer?)")
-    for path, value in leaves(two.output(two.steps[0].passes[0])):
-        if isinstance(value, Tensor) and len(value) == two.n:
-            output = torch.cat(two.outputs(0, path))
-            for sign in (1, -1):
-                layout = find(output, sign * handed.to(output.dtype), whole=False)
-                if layout is not None:
-                    return Recipe((slot,), path, layout, sign, lists=two.output_lists)
-    raise Unlearned("what the scheduler is handed is not the denoiser's output, nor a part of it: the pipeline alters "
-                    "the prediction afterwards")  # fmt: skip
+    place = 0
+    for index, slot in enumerate(slots):
+        first = list(leaves(run.output(run.steps[0].passes[index])))
+        for path, value in first:
+            if not isinstance(value, Tensor) or len(value) != run.n * len(slot.branches):
+                continue
+            parts = zip(*(slot.split(output) for output in run.outputs(index, path)), strict=True)
+            for branch, output in enumerate(torch.cat(part) for part in parts):
+                for sign in (1, -1):
+                    layout = find(output, sign * handed.to(output.dtype), whole=False)
+                    if layout is not None:
+                        alone = (replace(slot, branches=("cond",)),)
+                        return place + branch, Recipe(alone, path, layout, sign, lists=run.output_lists)
+        place += len(slot.branches)
+    return None
+
+
+def learn_always_guided(two: Run, three: Run, total: int) -> Recipe:
+    """The recipe of one branch, of a run that makes two predictions and hands one of them on as it is."""
+    two, three = with_lists(two, three)
+    check_alike(two, three)
+    slots = [learn_slot(i, two, three, total) for i in range(len(two.steps[0].passes))]
+    found = find_prediction(two, slots)
+    if found is None:
+        raise Unlearned("guidance cannot be turned off: two predictions are combined at guidance_scale 1 and 0 too")
+    return found[1]
 
 
 def learn_guided(single: Recipe, two: Run, three: Run, total: int, scale: float) -> Recipe:
@@ -261,18 +301,22 @@ def learn_guided(single: Recipe, two: Run, three: Run, total: int, scale: float)
     for names in (("uncond", "cond"), ("cond", "uncond")):
         branches = iter(names)
         named = tuple(replace(s, branches=tuple(next(branches) for _ in s.branches)) for s in slots)
-        for combination, combine in COMBINATIONS.items():
-            recipe = replace(single, slots=named, combination=combination)
-            if all(explains(recipe, combine, step, scale) for step in two.steps):
+        for combination, widened in product(COMBINATIONS, (False, True)):
+            recipe = replace(single, slots=named, combination=combination, widened=widened)
+            if all(explains(recipe, step, scale) for step in two.steps):
                 return recipe
     raise Unlearned("no known guidance formula rebuilds what the scheduler is handed from the two predictions "
                     f"(tried {', '.join(COMBINATIONS)})")  # fmt: skip
 
 
-def explains(recipe: Recipe, combine: Callable[..., Tensor], step: Step, scale: float) -> bool:
+def explains(recipe: Recipe, step: Step, scale: float) -> bool:
     found: dict[str, Tensor] = {}
     for slot, heard in zip(recipe.slots, step.passes, strict=True):
         found |= recipe.predictions(slot, heard.output)
     if torch.equal(found["uncond"], found["cond"]):
         raise Unlearned("both guidance branches predict the same, so that nothing can be proven about guidance")
-    return torch.equal(combine(found["uncond"], found["cond"], scale), step.model_output)
+    try:
+        made = recipe.combine(found, scale)
+    except (RuntimeError, IndexError):  # a formula for other shapes
+        return False
+    return made.dtype == step.model_output.dtype and torch.equal(made, step.model_output)

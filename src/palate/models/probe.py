@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-DENOISERS = ("unet", "transformer", "transformer_2", "unet_2", "prior", "decoder", "dit")
+DENOISERS = ("unet", "transformer", "transformer_2", "unconditional_transformer", "unet_2", "prior", "decoder", "dit")
 
 
 class Enough(Exception):
@@ -99,6 +99,16 @@ class Ragged:
 
     __hash__ = None  # type: ignore[assignment]
 
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, rows: slice) -> Tensor | Ragged:
+        return Ragged(self.items[rows]).stacked()
+
+    def stacked(self) -> Tensor | Ragged:
+        """One tensor [n, L, ...] if the lengths agree."""
+        return torch.stack(self.items) if len({item.shape for item in self.items}) == 1 else self
+
 
 def gathered(tree: Any, lists: Collection[str], path: str = "") -> Any:
     """The tree with every list in `lists`, one entry per row, as one leaf: a tensor of rows, `Ragged` or `Repeated`.
@@ -110,7 +120,7 @@ def gathered(tree: Any, lists: Collection[str], path: str = "") -> Any:
     if path in lists:
         items = list(tree)
         if all(isinstance(item, Tensor) for item in items):
-            return torch.stack(items) if len({item.shape for item in items}) == 1 else Ragged(items)
+            return Ragged(items).stacked()
         if all(isinstance(item, int | float) for item in items):
             return torch.tensor(items)
         if any(item != items[0] for item in items):
@@ -141,15 +151,26 @@ def swapped(owner: Any, **values: Any) -> Iterator[None]:
 
 
 def override_step(scheduler: Any, step: Callable[..., Any]) -> Any:
-    """The scheduler with `step(self, ...)` in place of its class's own, under the same name and signature.
+    """The scheduler with `step(self, ...)` in place of its class's own, under the same name and signature."""
+    return override(scheduler, step=functools.wraps(type(scheduler).step)(step))
 
-    A class of its own rather than an attribute: pipelines copy schedulers, and look at `inspect.signature(step)` to
-    see whether they may pass `eta` and `generator`.
+
+def override(scheduler: Any, **methods: Callable[..., Any]) -> Any:
+    """The scheduler with these methods in place of its class's own.
+
+    A class of its own rather than attributes: pipelines copy schedulers, and look at `inspect.signature(step)` to see
+    whether they may pass `eta` and `generator`.
     """
     kind = type(scheduler)
-    members = {"step": functools.wraps(kind.step)(step), "__module__": kind.__module__}
-    scheduler.__class__ = type(kind.__name__, (kind,), members)
+    scheduler.__class__ = type(kind.__name__, (kind,), {**methods, "__module__": kind.__module__})
     return scheduler
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """What a scheduler's `step` returns."""
+
+    prev_sample: Tensor
 
 
 def denoisers(pipeline: Any) -> dict[str, nn.Module]:

@@ -19,14 +19,41 @@ from torch import Tensor
 from palate.models.contracts import Condition
 from palate.models.probe import Pass, Ragged, Repeated, gathered, leaves, rebuild
 
+Combine = Callable[[Tensor, Tensor, float], Tensor]
+
+
+def _plain(u: Tensor, c: Tensor, g: float) -> Tensor:
+    return u + g * (c - u)
+
+
+def _as_long_as(u: Tensor, c: Tensor, g: float) -> Tensor:
+    """Of the conditional prediction's length, along the last axis."""
+    guided = _plain(u, c, g)
+    return guided * (torch.norm(c, dim=-1, keepdim=True) / torch.norm(guided, dim=-1, keepdim=True))
+
+
+def _no_longer_than(u: Tensor, c: Tensor, g: float) -> Tensor:
+    guided = _plain(u, c, g)
+    share = torch.norm(c, dim=-1, keepdim=True) / (torch.norm(guided, dim=-1, keepdim=True) + 1e-8)
+    return guided * share.clamp(min=0.0, max=1.0)
+
+
+def _first_channels(u: Tensor, c: Tensor, g: float) -> Tensor:
+    """Guidance of three channels; the others are the conditional branch's."""
+    return torch.cat([_plain(u[:, :3], c[:, :3], g), c[:, 3:]], 1)
+
+
 # How pipelines combine the unconditional (u) and conditional (c) predictions; equal on paper, not in floating point.
-COMBINATIONS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
-    "u + g (c - u)": lambda u, c, g: u + g * (c - u),
+COMBINATIONS: dict[str, Combine] = {
+    "u + g (c - u)": _plain,
     "c + g (c - u)": lambda u, c, g: c + g * (c - u),
     "c + (g - 1) (c - u)": lambda u, c, g: c + (g - 1) * (c - u),
     "(1 + g) c - g u": lambda u, c, g: (1 + g) * c - g * u,
     "g c + (1 - g) u": lambda u, c, g: g * c + (1 - g) * u,
     "lerp(u, c, g)": lambda u, c, g: torch.lerp(u, c, g),
+    "u + g (c - u), as long as c": _as_long_as,
+    "u + g (c - u), no longer than c": _no_longer_than,
+    "u + g (c - u), 3 channels": _first_channels,
 }
 
 # How a denoiser may be told the time, from the scheduler's timestep t of T.
@@ -39,25 +66,48 @@ CLOCKS: dict[str, Callable[[Tensor, int], Tensor]] = {
 }
 
 
-class RaggedError(ValueError):
-    """Rows of different lengths, which a model takes as a list, cannot be stacked."""
-
-
 @dataclass(frozen=True)
 class Clock:
-    """The denoiser's clock: a form of `CLOCKS`, its dtype, and whether it is cast before or after the formula."""
+    """The denoiser's clock: a form of `CLOCKS`, its dtype, and whether it is cast before or after the formula.
+
+    tokens: None for one time a row; else [...] bool, the tokens that stand at the row's time, the others at 0.
+    """
 
     form: str
     dtype: torch.dtype
     cast_first: bool
     steps: int
+    tokens: Tensor | None = None
 
     def __call__(self, timestep: Tensor) -> Tensor:
+        """Of scheduler timesteps [N]: [N], or [N, ...] for a clock per token."""
+        time = self._time(timestep)
+        if self.tokens is None:
+            return time
+        tokens = self.tokens.to(time.device)
+        return time.view(-1, *[1] * tokens.dim()) * tokens
+
+    def _time(self, timestep: Tensor) -> Tensor:
         if not self.dtype.is_floating_point and timestep.is_floating_point():
             return CLOCKS[self.form](timestep, self.steps)  # whole numbers given as floats, or times between them
         if self.cast_first:
             return CLOCKS[self.form](timestep.to(self.dtype), self.steps)
         return CLOCKS[self.form](timestep, self.steps).to(self.dtype)
+
+
+@dataclass(frozen=True)
+class Switch:
+    """Two experts of one form: `early` predicts at scheduler timesteps of `at` and above, `late` below."""
+
+    early: str
+    late: str
+    at: float
+
+    def sides(self, timestep: Tensor) -> list[tuple[str, Tensor]]:
+        """Each expert that is asked, and its rows [n]; timestep: [N]."""
+        first = timestep >= self.at
+        sides = [(self.early, first), (self.late, ~first)]
+        return [(name, where.nonzero()[:, 0]) for name, where in sides if bool(where.any())]
 
 
 @dataclass(frozen=True)
@@ -112,8 +162,8 @@ class Slot:
         """The branch whose name the shared arguments are kept under."""
         return self.branches[0] if len(self.branches) == 1 else "cond"
 
-    def split(self, tensor: Tensor | Ragged) -> list[Tensor]:
-        """A pass's tensor [parts * N, ...] as one [N, ...] per branch. Raises RaggedError if a branch is ragged."""
+    def split(self, tensor: Tensor | Ragged) -> list[Any]:
+        """A pass's tensor [parts * N, ...] as one [N, ...] per branch, `Ragged` where lengths differ."""
         return split(tensor, len(self.branches), self.interleaved)
 
     def join(self, parts: list[Tensor]) -> Tensor:
@@ -121,9 +171,9 @@ class Slot:
             return parts[0]
         return torch.stack(parts, 1).flatten(0, 1) if self.interleaved else torch.cat(parts)
 
-    def condition(self, heard: Pass) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def condition(self, heard: Pass) -> tuple[dict[str, Tensor | Ragged], dict[str, Any]]:
         """Rows and shared entries of what the denoiser was given, less the noisy input and the clock."""
-        rows: dict[str, Tensor] = {}
+        rows: dict[str, Tensor | Ragged] = {}
         shared: dict[str, Any] = {}
         for path, value in leaves(gathered(heard.arguments, self.lists)):
             if path in self.rows:
@@ -170,14 +220,12 @@ class Slot:
         return [row for some in ordered for row in some]
 
 
-def split(tensor: Tensor | Ragged, parts: int, interleaved: bool) -> list[Tensor]:
-    """[parts * N, ...] as `parts` tensors [N, ...]. Raises RaggedError if one of them is ragged."""
+def split(tensor: Tensor | Ragged, parts: int, interleaved: bool) -> list[Any]:
+    """[parts * N, ...] as `parts` tensors [N, ...], or `Ragged` where their rows differ in length."""
     if isinstance(tensor, Ragged):
         rows, n = tensor.items, len(tensor.items) // parts
         groups = [rows[i::parts] if interleaved else rows[i * n : (i + 1) * n] for i in range(parts)]
-        if any(row.shape != group[0].shape for group in groups for row in group):
-            raise RaggedError("prompts of different lengths in one call are not padded, and cannot be stacked")
-        return [torch.stack(group) for group in groups]
+        return [Ragged(group).stacked() for group in groups]
     if parts == 1:
         return [tensor]
     if interleaved:
@@ -197,8 +245,10 @@ class Recipe:
     """All passes of a step, where the prediction lies in what they return, and how guidance combines the branches.
 
     sign: of the denoiser's output in what the scheduler is handed. combination: a key of `COMBINATIONS`, None for a
-    single prediction. output: the path in what a pass returns. batched: two passes of one branch each may be made in
-    one, where their arguments stack. lists: paths in what a pass returns that are lists with one entry per row.
+    single prediction. widened: branches are combined in float32. output: the path in what a pass returns. batched: two
+    passes of one branch each may be made in one, where their arguments stack. lists: paths in what a pass returns that
+    are lists with one entry per row. singly: the denoiser is asked for one row at a time, as the pipeline does it.
+    switch: experts between which the time decides.
     """
 
     slots: tuple[Slot, ...]
@@ -206,8 +256,22 @@ class Recipe:
     layout: Layout
     sign: int
     combination: str | None = None
+    widened: bool = False
     batched: bool = False
     lists: frozenset[str] = frozenset()
+    singly: bool = False
+    switch: Switch | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """The denoisers of the conditional branch: those that are trained."""
+        own = [slot.name for slot in self.slots if "cond" in slot.branches]
+        return [self.switch.early, self.switch.late] if self.switch else own
+
+    def only_cond(self) -> Recipe:
+        """The conditional branch alone."""
+        slots = tuple(replace(slot, branches=("cond",)) for slot in self.slots if "cond" in slot.branches)
+        return replace(self, slots=slots, combination=None, batched=False)
 
     def passes(self, cond: Condition) -> tuple[Slot, ...]:
         """The slots, or one that holds them all where they may be batched and these conditions allow it."""
@@ -219,8 +283,8 @@ class Recipe:
         return (replace(self.slots[0], branches=tuple(slot.branches[0] for slot in self.slots)),)
 
     def condition(self, passes: list[Pass]) -> Condition:
-        """The conditioning of one step's passes, n rows."""
-        rows: dict[str, Tensor] = {}
+        """The conditioning of one step's passes, n rows; of parts, where their lengths differ."""
+        rows: dict[str, Tensor | Ragged] = {}
         shared: dict[str, Any] = {}
         for slot, heard in zip(self.slots, passes, strict=True):
             more_rows, more_shared = slot.condition(heard)
@@ -229,7 +293,11 @@ class Recipe:
         for name in [name for name in shared if name.startswith("uncond/")]:
             if same(shared[name], shared.get("cond/" + name.removeprefix("uncond/"))):
                 del shared[name]  # said once, where both branches are told the same
-        return Condition(rows, shared)
+        if not any(isinstance(value, Ragged) for value in rows.values()):
+            return Condition(rows, shared)  # type: ignore[arg-type]
+        n = len(next(iter(rows.values())))
+        alone = [{name: value[i : i + 1] for name, value in rows.items()} for i in range(n)]
+        return Condition.cat([Condition(row, shared) for row in alone])  # type: ignore[arg-type]
 
     def predictions(self, slot: Slot, output: Any) -> dict[str, Tensor]:
         """A pass's output as one prediction [N, ...] per branch, in the path's coordinates."""
@@ -237,15 +305,41 @@ class Recipe:
         laid = [self.layout(part) for part in slot.split(raw)]
         return {b: part if self.sign > 0 else -part for b, part in zip(slot.branches, laid, strict=True)}
 
+    def combine(self, found: Mapping[str, Tensor], scale: float | None) -> Tensor:
+        """The prediction that the scheduler is handed, of one prediction per branch."""
+        if self.combination is None:
+            return found["cond"]
+        assert scale is not None
+        u, c = found["uncond"], found["cond"]
+        return COMBINATIONS[self.combination](u.float() if self.widened else u, c.float() if self.widened else c, scale)
+
     def __call__(
         self, modules: Mapping[str, Any], x: Tensor, timestep: Tensor, cond: Condition, scale: float | None = None
     ) -> Tensor:
         """The prediction [N, ...] at x [N, ...], scheduler timestep [N]; `scale` only if branches are combined."""
+        if cond.parts:
+            asked = [(where.to(x.device), part) for where, part in cond.groups()]
+            return _scattered([(w, self(modules, x[w], timestep[w], part, scale)) for w, part in asked])
+        if self.switch is not None:
+            made = []
+            for name, where in self.switch.sides(timestep):
+                own = replace(self, switch=None)
+                side = {**modules, self.switch.early: modules[name]}
+                made.append((where, own(side, x[where], timestep[where], cond[where], scale)))
+            return _scattered(made)
+        if self.singly and len(x) > 1:
+            rows = [slice(row, row + 1) for row in range(len(x))]
+            return torch.cat([self(modules, x[row], timestep[row], cond[row], scale) for row in rows])
         found: dict[str, Tensor] = {}
         for slot in self.passes(cond):
             output = modules[slot.name](**slot.arguments(x, timestep, cond))
             found |= self.predictions(slot, output)
-        if self.combination is None:
-            return found["cond"]
-        assert scale is not None
-        return COMBINATIONS[self.combination](found["uncond"], found["cond"], scale)
+        return self.combine(found, scale)
+
+
+def _scattered(made: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Rows [N, ...] of groups (which rows [n], [n, ...]) that make up all of them."""
+    if len(made) == 1:
+        return made[0][1]
+    order = torch.cat([where for where, _ in made]).argsort()
+    return torch.cat([rows for _, rows in made])[order]

@@ -35,6 +35,11 @@ class Schedule(Protocol):
         """Training timesteps."""
         ...
 
+    @property
+    def sign(self) -> int:
+        """Of the scheduler's direction in the path's: -1 where it counts from data to noise."""
+        ...
+
     def scheduler(self) -> Any:
         """A fresh deterministic scheduler of the path."""
         ...
@@ -55,6 +60,7 @@ class TableSchedule:
     """A DDPM noise table, walked by DDIM. t is the training timestep."""
 
     config: dict[str, Any]
+    sign: int = 1
 
     @cached_property
     def _model(self) -> DDIMScheduler:
@@ -100,11 +106,15 @@ class FlowSchedule:
     def scheduler(self) -> FlowMatchEulerDiscreteScheduler:
         return _build(FlowMatchEulerDiscreteScheduler, self.config)
 
+    @property
+    def sign(self) -> int:
+        return -1 if self.config.get("invert_sigmas") else 1
+
     def times(self, scheduler: FlowMatchEulerDiscreteScheduler) -> Tensor:
-        return scheduler.sigmas
+        return scheduler.sigmas if self.sign > 0 else 1 - scheduler.sigmas
 
     def timestep(self, t: Tensor) -> Tensor:
-        return t * self.total
+        return (t if self.sign > 0 else 1 - t) * self.total
 
     def kernel(self, eta: float) -> FlowSDE:
         return FlowSDE(self.path, eta)

@@ -10,30 +10,42 @@ Shapes: n rows, T steps, latents [n, ...] in the path's coordinates.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from palate.models.contracts import Condition, Kernel
-from palate.models.probe import override_step
+from palate.models.probe import Stepped, override_step
 from palate.transitions import gaussian_log_prob
 
 
 @dataclass(frozen=True)
 class Record:
     """What happened in a call. x: [n, T+1, ...] fp32. t: [T+1]. logps: [n, T], MEAN over latent dimensions, 0 where
-    std is 0 and there is no likelihood. std: [T]. cond: n rows, None where prompts of different lengths were sampled
-    together and cannot be stacked. kernel: the transitions'."""
+    std is 0 and there is no likelihood. std: [T]. cond: n rows. kernel: the transitions'."""
 
     x: Tensor
     t: Tensor
     logps: Tensor
     std: Tensor
-    cond: Condition | None
+    cond: Condition
     kernel: Kernel
     guidance_scale: float | None
+
+
+def joined(records: Sequence[Record]) -> Record:
+    """One record of all rows, of calls along the same times."""
+    first = records[0]
+    if len(records) == 1:
+        return first
+    return replace(
+        first,
+        x=torch.cat([record.x for record in records]),
+        logps=torch.cat([record.logps for record in records]),
+        cond=Condition.cat([record.cond for record in records]),
+    )
 
 
 @dataclass
@@ -44,6 +56,7 @@ class Tape:
     generators: Sequence[torch.Generator]
     deterministic: bool
     times: Callable[[Any], Tensor]
+    sign: int = 1  # of the scheduler's predictions in the path's direction
     t: Tensor = field(default_factory=lambda: torch.empty(0))
     std: list[float] = field(default_factory=list)
     x: list[Tensor] = field(default_factory=list)
@@ -98,17 +111,10 @@ def recording(scheduler: Any, tape: Tape) -> Any:
             x = own(self, model_output, timestep, sample, return_dict=False)[0]
             tape.logps.append(torch.zeros(len(x), device=x.device))
         else:
-            x = tape.advance(model_output, sample)
+            x = tape.advance(model_output if tape.sign > 0 else -model_output, sample)
             if hasattr(self, "_step_index"):
                 self._step_index = len(tape.x)
         tape.x.append(x.float())
         return Stepped(x) if return_dict else (x,)
 
     return override_step(scheduler, step)
-
-
-@dataclass(frozen=True)
-class Stepped:
-    """What a scheduler's `step` returns."""
-
-    prev_sample: Tensor
