@@ -21,7 +21,10 @@ FLOORS = [
     ("maths", {"losses", "paths", "transitions", "randomness", "metrics"}),
     ("contracts and what plugs in", {"models", "scorers"}),
     ("using a model without knowing which", {"sampling", "likelihood", "feedback", "guidance", "editing"}),
-    ("papers, the loop, the judgement", {"algorithms", "training", "datasets", "evaluation", "worlds", "relabel", "implicit_reward"}),
+    (
+        "papers, the loop, the judgement",
+        {"algorithms", "training", "datasets", "evaluation", "worlds", "relabel", "implicit_reward"},
+    ),
     (
         "doors",
         {"cli", "demo", "crowd", "meter", "run", "assembly", "encoding", "lookup", "judging", "doctor", "__main__"},

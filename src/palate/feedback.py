@@ -31,7 +31,6 @@ class PairOptions(Strict):
     sft_weight: float = Field(0.0, ge=0, description="Weight of the chosen's own MEAN error, an anchor; 0 for none.")
     ties: Literal["drop", "soft"] = Field("drop", description="What a label of 1/2 does.")
     reference: Literal["base", "start"] = Field("base", description="The weights the policy is held to.")
-
     beta_steps: int = Field(20, ge=1, description="Steps an auto beta is found in; let them outlast the warm-up.")
 
 

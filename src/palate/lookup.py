@@ -14,11 +14,13 @@ import yaml
 
 from palate import plugins, sampling
 from palate.config import ConfigError, ModelSettings
+from palate.implicit_reward import ImplicitReward
 from palate.models.contracts import Scorer
 from palate.models.diffusion import DiffusionPolicy, resolve_model
 from palate.training import adapters, loras
 
 WORLD = "world:"
+IMPLICIT = "implicit:"
 
 
 def world(name: str) -> Any:
@@ -152,12 +154,24 @@ def _text(path: Path) -> str:
 
 @cache
 def find_scorer(name: str) -> Scorer:
-    """A scorer by its file's name, a dotted path, or `world:<name>`; loaded once, since some are large."""
+    """A scorer by its file's name, a dotted path, `world:<name>`, or `implicit:<run>`, the reward a tuned model stands
+    for; loaded once, since some are large."""
+    if name.startswith(IMPLICIT):
+        return implicit_reward(name.removeprefix(IMPLICIT))
     if name.startswith(WORLD):
         scorer: Scorer = world(name).scorer()
         return scorer
     found: Any = plugins.find("scorers", name)
     return found.load() if hasattr(found, "load") else found
+
+
+def implicit_reward(model: str) -> ImplicitReward:
+    """A run's model against the base it began from. Raises ConfigError for what is no run's folder."""
+    run, base = Path(model), base_of(Path(model))
+    if base is None:
+        raise ConfigError(f"{IMPLICIT}{model}: {model} is no run's folder: give one that `palate train` made")
+    reference = DiffusionPolicy.load(base, device=pick_device()) if (run / "model").is_dir() else None
+    return ImplicitReward(load_arm(model), reference)
 
 
 def weighted(scorers: Mapping[str, float]) -> Weighted:
@@ -175,7 +189,7 @@ class Weighted:
     def __init__(self, scorers: Mapping[str, float]) -> None:
         self._weights: dict[str, dict[str, float]] = {}
         for name, weight in scorers.items():
-            whole, _, dimension = name.partition("/")
+            whole, _, dimension = (name, "", "") if name.startswith(IMPLICIT) else name.partition("/")
             self._weights.setdefault(whole, {})[dimension] = weight
         self._found = {name: find_scorer(name) for name in self._weights}
 
