@@ -23,6 +23,7 @@ from palate.records import Medium, Preference, RecordError
 
 Raw = dict[str, Any]
 MAX_ROW_CHARS = 64 * 2**20  # of one JSON row: a longer one is a bomb
+MAX_GROUP_BYTES = 4 * 2**30  # of a row group of parquet, which is held whole where its dictionary holds its media
 TABLES = (".jsonl", ".json", ".csv", ".parquet", ".arrow")
 SPLITS = ("train", "validation", "valid", "val", "dev", "test", "eval")
 _NOT_DATA = ("dataset_info", "dataset_infos", "dataset_dict", "state", "config", "package", "manifest")
@@ -30,6 +31,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.-]+)?(@[\w./-]+)?")
 _BATCH = 16
 _FIRST = 20
 _PIECE = 2**16
+_DECODER = json.JSONDecoder()
 
 
 @dataclass(frozen=True)
@@ -300,7 +302,7 @@ def json_array(file: Path) -> Iterator[Any]:
 def _element(text: str, at: int) -> tuple[Any, int | None]:
     """The JSON value that begins at a place, and where it ends; None where it is not whole."""
     try:
-        return json.JSONDecoder().raw_decode(text, at)
+        return _DECODER.raw_decode(text, at)
     except ValueError:
         return None, None
 
@@ -325,6 +327,9 @@ def _parquet_rows(file: Path) -> Iterator[Any]:
 
     # Buffered: a page at a time, where a whole column of a row group of pictures would not fit.
     with pq.ParquetFile(file, buffer_size=2**20, pre_buffer=False) as table:
+        groups = (table.metadata.row_group(i).total_byte_size for i in range(table.metadata.num_row_groups))
+        if (largest := max(groups, default=0)) > MAX_GROUP_BYTES:
+            raise DatasetError(f"{file} has a row group of {largest} bytes, more than {MAX_GROUP_BYTES}: split it")
         for batch in table.iter_batches(batch_size=_BATCH, use_threads=False):
             yield from batch.to_pylist()
 
