@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "src" / "palate"
 FLOORS = [
-    ("facts; no torch", {"records", "media", "reading", "store", "views", "config", "strict", "plugins", "studio"}),
+    ("facts; no torch", {"records", "media", "reading", "store", "views", "config", "strict", "plugins", "privacy", "studio"}),
     ("maths", {"losses", "paths", "transitions", "randomness", "metrics"}),
     ("contracts and what plugs in", {"models", "scorers"}),
     ("using a model without knowing which", {"sampling", "likelihood", "feedback", "guidance", "editing"}),
