@@ -46,22 +46,6 @@ def _two(guidance_embeds: bool) -> Any:
     return transformer
 
 
-def _two_vae() -> Any:
-    """Its latents are patched two by two, then normalised by the running statistics of a batch norm."""
-    vae = diffusers.AutoencoderKLFlux2(
-        sample_size=16,
-        down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
-        up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
-        block_out_channels=(4, 8),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-    )
-    vae.bn.running_mean.normal_()
-    vae.bn.running_var.uniform_(0.5, 2.0)
-    return vae
-
-
 def _two_scheduler() -> Any:
     return diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
 
@@ -83,7 +67,7 @@ def two() -> Build:
     config = transformers.Mistral3Config(text_config=text, vision_config=vision, image_token_index=1)
     pipeline = diffusers.Flux2Pipeline(
         scheduler=_two_scheduler(),
-        vae=_two_vae(),
+        vae=parts.flux2_vae(),
         text_encoder=transformers.Mistral3ForConditionalGeneration(config),
         tokenizer=tokenizer,
         transformer=_two(guidance_embeds=True),
@@ -97,7 +81,7 @@ def klein(is_distilled: bool = False) -> Build:
     tokenizer = parts.letters()
     pipeline = diffusers.Flux2KleinPipeline(
         scheduler=_two_scheduler(),
-        vae=_two_vae(),
+        vae=parts.flux2_vae(),
         text_encoder=parts.qwen3(transformers.Qwen3ForCausalLM, tokenizer, layers=3),
         tokenizer=tokenizer,
         transformer=_two(guidance_embeds=False),

@@ -231,3 +231,19 @@ def deep_compression_vae() -> diffusers.AutoencoderDC:
         decoder_act_fns="silu",
         scaling_factor=0.41407,
     )
+
+
+def flux2_vae() -> diffusers.AutoencoderKLFlux2:
+    """Its latents are patched two by two, then normalised by the running statistics of a batch norm."""
+    vae = diffusers.AutoencoderKLFlux2(
+        sample_size=16,
+        down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
+        up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
+        block_out_channels=(4, 8),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+    )
+    vae.bn.running_mean.normal_()
+    vae.bn.running_var.uniform_(0.5, 2.0)
+    return vae
