@@ -14,3 +14,9 @@ def _one_thread():
 
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory):
+    """Tests leave nothing in the user's cache of latents."""
+    os.environ["PALATE_CACHE"] = str(tmp_path_factory.mktemp("cache"))

@@ -14,13 +14,14 @@ import torch
 
 from palate import likelihood, sampling
 from palate.config import ConfigError, RolloutSettings, TrainingSettings
-from palate.models.contracts import Rollout, Scorer, State, TransitionBatch, select
+from palate.models.contracts import Condition, Rollout, Scorer, State, TransitionBatch, select
 from palate.models.diffusion import DiffusionPolicy
 from palate.training import adapters, optimisation
 from palate.training.offline import Offline
 from palate.training.online import Online
 from palate.training.processes import join
 from palate.training.sources import Drawing, PreferenceRow, Source, to_device
+from palate.training.stored import StoredRows
 from palate.training.trainer import Result, Trainer, TrainingError
 
 
@@ -38,10 +39,10 @@ def offline_source(
     Raises ConfigError if prompts are to be emptied at times and the empty prompt's condition is of another length.
     """
     null, drop = policy.condition([""]), getattr(options, "prompt_dropout", 0.0)
-    odd = next((row for row in rows if row.cond.key != null.to("cpu").key), None) if drop else None
+    odd = _odd(rows, null) if drop else None
     if odd is not None:
         raise ConfigError(
-            f"this model does not pad prompts, so that the empty one cannot stand in for {odd.prompt!r}: "
+            f"this model does not pad prompts, so that the empty one cannot stand in for {odd!r}: "
             "set algorithm.prompt_dropout to 0"
         )
     return Offline(
@@ -57,9 +58,18 @@ def offline_source(
         batch_size=settings.batch_size,
         micro_batch_size=settings.micro_batch_size,
         held_out_share=held_out,
+        prompts=getattr(rows, "prompts", None),
         device=policy.device,
         processes=join(policy.device),
     )
+
+
+def _odd(rows: Sequence[PreferenceRow], null: Condition) -> str | None:
+    """The first prompt that the empty one cannot stand in for; rows on disk know without being read."""
+    if isinstance(rows, StoredRows):
+        return rows.odd(null)
+    key = null.to("cpu").key
+    return next((row.prompt for row in rows if row.cond.key != key), None)
 
 
 def online_source(

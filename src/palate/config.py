@@ -78,11 +78,16 @@ class AlgorithmSettings(Strict):
 
 
 class DataSettings(Strict):
-    """Preference data for offline training."""
+    """Preference data for offline training, and the cache of what the model makes of it."""
 
-    path: str = Field(min_length=1, description="A folder of preference data.")
+    path: str = Field(min_length=1, description="A folder or file of preference data, or a hub id.")
+    format: str | None = Field(None, description="Name of a format in `palate.datasets`; null to find out.")
+    split: str | None = Field(None, description="Which split, where there are several; null for `train`.")
+    dimension: str = Field("overall", min_length=1, description="Which of several judgements of a pair is learnt.")
     held_out: float = Field(0.05, ge=0, lt=1, description="Share of the prompts kept aside for validation.")
     max_bad_fraction: float = Field(0.01, ge=0, le=1, description="Share of unreadable rows beyond which to stop.")
+    cache: str | None = Field(None, description="Folder of latents and prompt embeddings; null for the user's own.")
+    cache_gb: float = Field(100.0, gt=0, description="GiB beyond which what was not used the longest is evicted.")
 
 
 class RolloutSettings(Strict):

@@ -1,22 +1,38 @@
-"""Preferences as training takes them: read, decoded, and turned into latents and conditions."""
+"""Preferences as training takes them: read as a stream, decoded, and turned into latents and conditions.
+
+`stored` leaves them on disk: a cache of latents and conditions that all runs share, and an index of the rows. `encode`
+gives them at once, for a few.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from palate import datasets, views
 from palate.config import ConfigError
-from palate.datasets import parquet
-from palate.media import DatasetError, MediaError, decode
+from palate.media import DatasetError, MediaError, decode, medium_bytes
 from palate.models.diffusion import DiffusionPolicy, check_prediction_kind
-from palate.records import Preference
+from palate.models.identity import codec_identity, prompt_identity
+from palate.records import Medium, Preference
+from palate.training import durable
+from palate.training.cache import TensorCache, narrowed
 from palate.training.logs import Progress
-from palate.training.processes import join
+from palate.training.processes import Processes, join
 from palate.training.sources import PreferenceRow
+from palate.training.stored import Line, StoredRows, kind_of, merge, save_condition, table, write_lines
+
+INDEX = "rows.jsonl"  # in a run's folder: what it was trained on, row by row, without the media
+Change = Callable[[Preference, Sequence[Any]], Preference]  # of a row, given its decoded media
+
+
+# --- at once ----------------------------------------------------------------------------------------------------------
 
 
 def encode(
@@ -34,13 +50,7 @@ def encode(
 
 def _encoded(policy: DiffusionPolicy, row: Preference, media: Sequence[Any], batch_size: int) -> PreferenceRow:
     there = [medium for medium in media if medium is not None]
-    latents = torch.cat([policy.encode(there[i : i + batch_size]) for i in range(0, len(there), batch_size)]).cpu()
-    if latents.shape[1:] != policy.latent_shape:
-        sizes = sorted({medium.size for medium in there})
-        raise ConfigError(
-            f"{row.where or row.id}: pictures of {sizes} give latents {tuple(latents.shape[1:])}, but the model "
-            f"draws {tuple(policy.latent_shape)}: bring all pictures to the size the model draws"
-        )
+    latents = torch.cat([latents_of(policy, there[i : i + batch_size], row) for i in range(0, len(there), batch_size)])
     x0 = torch.zeros(len(media), *latents.shape[1:])
     mask = torch.tensor([medium is not None for medium in media])
     x0[mask] = latents
@@ -59,29 +69,221 @@ def _encoded(policy: DiffusionPolicy, row: Preference, media: Sequence[Any], bat
     )
 
 
+def latents_of(policy: DiffusionPolicy, media: Sequence[Any], row: Preference) -> torch.Tensor:
+    """x0 [n, ...] of a row's media, on the CPU. Raises ConfigError if the model draws another shape."""
+    latents = policy.encode(media).cpu()
+    if latents.shape[1:] != policy.latent_shape:
+        sizes = sorted({medium.size for medium in media})
+        raise ConfigError(
+            f"{row.where or row.id}: pictures of {sizes} give latents {tuple(latents.shape[1:])}, but the model "
+            f"draws {tuple(policy.latent_shape)}: bring all pictures to the size the model draws"
+        )
+    return latents
+
+
 def read_preferences(folder: str | Path, max_bad_fraction: float) -> list[tuple[Preference, list[Any]]]:
-    """Rows and their pictures. Raises DatasetError, naming the first, if more than that share cannot be read."""
-    checked = parquet.validate(folder, max_bad_fraction)
-    if not checked.ok:
-        bad = [f"{where}: {reason}" for where, reason in (*checked.bad_rows, *checked.bad_media)]
-        found = [*checked.problems, *bad]
-        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-        mend = "mend or remove them, or allow more by data.max_bad_fraction"
-        raise DatasetError(f"{folder}: {found[0] if found else checked}{more}; {mend}")
-    rows = []
-    for row in parquet.read(folder):
-        pictures = []
-        for medium, exists in zip(row.media, row.mask, strict=True):
-            try:
-                pictures.append(decode(medium, folder) if medium is not None and exists else None)
-            except MediaError:
-                pictures.append(None)  # counted by validate, within the stated share
-        if any(picture is not None for picture in pictures):
-            rows.append((row, pictures))
+    """Rows and their pictures, all at once. Raises DatasetError, as `Census.check` does."""
+    reader = datasets.open(folder)
+    census, rows = Census(max_bad_fraction, str(folder)), []
+    for row in reader:
+        media = [_decoded(medium, reader.root, row, census) for medium in _there(row)]
+        if any(medium is not None for medium in media):
+            rows.append((row, media))
+    census.check(reader.flaws)
     return rows
+
+
+def _there(row: Preference) -> Iterator[Medium | None]:
+    return (medium if exists else None for medium, exists in zip(row.media, row.mask, strict=True))
+
+
+def _decoded(medium: Medium | None, root: Path | None, row: Preference, census: Census) -> Any:
+    if medium is None:
+        return None
+    census.media += 1
+    try:
+        return decode(medium, root)
+    except MediaError as error:
+        census.bad.append(f"{row.where or row.id}: {error}")
+        return None
+
+
+class Census:
+    """Media seen, and those that cannot be read; how many may be."""
+
+    def __init__(self, max_bad_fraction: float, data: str) -> None:
+        self.media, self.bad = 0, list[str]()
+        self._allowed, self._data = max_bad_fraction, data
+
+    def check(self, flaws: datasets.Flaws | None = None, expected: int | None = None) -> None:
+        """Raises DatasetError, naming the first, if more media or rows cannot be read than may be.
+
+        flaws: rows that a reader left out. expected: media there will be in all, to stop before the last is read.
+        """
+        rows = flaws.total if flaws else 0
+        bad = [
+            *(f"{first[0].where}: {first[0].reason}" for first in (flaws.first.values() if flaws else ())),
+            *self.bad,
+        ]
+        if len(self.bad) + rows > self._allowed * max(self.media + rows, expected or 0):
+            more = f" (and {len(self.bad) + rows - 1} more)" if len(self.bad) + rows > 1 else ""
+            mend = "mend or remove them, or allow more by data.max_bad_fraction"
+            raise DatasetError(f"{self._data}: {bad[0]}{more}; {mend}")
 
 
 def check_kind(policy: DiffusionPolicy, rows: Sequence[tuple[Preference, Sequence[Any]]], n: int = 16) -> None:
     """Refuses a model whose stated kind of prediction is not the one it was trained for, judged on some pictures."""
     shown = [(medium, row.prompt) for row, media in rows for medium in media if medium is not None][:n]
     check_prediction_kind(policy, [medium for medium, _ in shown], [prompt for _, prompt in shown])
+
+
+def sample_of(reader: datasets.Reader, n: int = 16) -> list[tuple[Preference, list[Any]]]:
+    """The first rows and their pictures, for a look at the model."""
+    ignored = Census(1.0, "")
+    return [(row, [_decoded(m, reader.root, row, ignored) for m in _there(row)]) for row in islice(reader, n)]
+
+
+# --- on disk ----------------------------------------------------------------------------------------------------------
+
+
+def stored(
+    policy: DiffusionPolicy,
+    reader: datasets.Reader,
+    cache: TensorCache,
+    folder: Path,
+    *,
+    max_bad_fraction: float,
+    dimension: str = views.OVERALL,
+    change: Change | None = None,
+    processes: Processes | None = None,
+) -> StoredRows:
+    """The reader's rows with all that they need in the cache, and their index in the run's folder.
+
+    Each process encodes its share of the rows. What the cache holds is not encoded again, and what a killed process
+    had encoded is there. dimension: of the preferences. change: of each row before it is used, given its media.
+    Raises DatasetError for more unreadable media or rows than allowed; StorageError where they do not fit.
+    """
+    processes = processes or join(policy.device)
+    encoder = Encoder(policy, cache, reader, Census(max_bad_fraction, reader.source.name), change)
+    parts = [folder / f"{INDEX}.part-{rank}" for rank in range(processes.world)]
+    number = reader.number
+    bar = Progress(number or 0, 0, shown=processes.first, what="encoded" if number else "encoded rows")
+
+    def lines() -> Iterator[Line | None]:
+        for place, row in enumerate(reader):
+            if place % processes.world == processes.rank:
+                judged = views.preference_of(row, dimension)
+                line = encoder.line(judged) if judged else None
+                if line is not None and encoder.rows == 1:
+                    encoder.check_room(line, number, processes)
+                yield line
+            bar.advance(1)
+
+    with contextlib.closing(bar):
+        write_lines(parts[processes.rank], lines())
+    encoder.census.check(reader.flaws)
+    processes.tell(None)  # until all have written theirs
+    if processes.first:
+        merge(parts, folder / INDEX)
+        cache.evict()
+        if encoder.census.bad or reader.flaws.total:
+            print(f"left out: {len(encoder.census.bad)} media, {reader.flaws.total} rows: {encoder.said(reader)}")
+    processes.tell(None)
+    return StoredRows(folder / INDEX, cache)
+
+
+class Encoder:
+    """Rows into entries of a cache. census: of the media. rows: so far."""
+
+    def __init__(
+        self, policy: DiffusionPolicy, cache: TensorCache, reader: datasets.Reader, census: Census,
+        change: Change | None,
+    ) -> None:  # fmt: skip
+        self._policy, self._cache, self._reader, self._change = policy, cache, reader, change
+        self.census, self.rows, self._bytes = census, 0, 0
+        self._codec, self._words = codec_identity(policy), prompt_identity(policy)
+        self._alone = policy.device.type == "cpu"  # there the bits of a latent must not depend on its neighbours
+
+    def line(self, row: Preference) -> Line | None:
+        """The row's entries made, where the cache lacks them; None if none of its media can be read."""
+        found = [self._content(medium, row) for medium in _there(row)]
+        if not any(found):
+            return None
+        if self._change is not None:
+            media = [None if one is None else decode(one) for one in found]
+            row = self._change(row, media)
+        digests = [None if one is None or one.bytes is None else hashlib.sha256(one.bytes) for one in found]
+        keys = [None if digest is None else _key(self._codec, digest.hexdigest()) for digest in digests]
+        self._encode(row, {key: one for key, one in zip(keys, found, strict=True) if key and one})
+        self.rows += 1
+        cond, kind = self._condition(row.prompt)
+        return Line(
+            id=row.id,
+            prompt=row.prompt,
+            media=keys,
+            cond=cond,
+            kind=kind,
+            content=hashlib.sha256(b"".join(d.digest() if d else b"" for d in digests)).hexdigest(),
+            prefer=table(row.prefer),
+            votes=table(row.votes),
+            scores=table(row.scores),
+            weight=row.weight,
+        )
+
+    def _content(self, medium: Medium | None, row: Preference) -> Medium | None:
+        """The medium with its bytes; None, and counted, where it cannot be read or decoded."""
+        if medium is None:
+            return None
+        self.census.media += 1
+        try:
+            whole = Medium(medium.type, bytes=medium_bytes(medium, self._reader.root))
+            assert whole.bytes is not None
+            if not self._cache.holds(_key(self._codec, hashlib.sha256(whole.bytes).hexdigest())):
+                decode(whole)
+            return whole
+        except MediaError as error:
+            self.census.bad.append(f"{row.where or row.id}: {error}")
+            number = self._reader.number
+            self.census.check(expected=number and number * len(row.media))
+            return None
+
+    def _encode(self, row: Preference, media: dict[str, Medium]) -> None:
+        missing = {key: decode(medium) for key, medium in media.items() if not self._cache.holds(key)}
+        pictures = list(missing.values())
+        if not pictures:
+            return
+        if self._alone:
+            latents = torch.cat([latents_of(self._policy, [picture], row) for picture in pictures])
+        else:
+            latents = latents_of(self._policy, pictures, row)
+        for key, latent in zip(missing, latents, strict=True):
+            self._bytes += self._cache.put(key, {"x0": narrowed(latent)})
+
+    def _condition(self, prompt: str) -> tuple[str, str]:
+        """The key of the prompt's entry, and its kind."""
+        key = _key(self._words, prompt)
+        if (facts := self._cache.facts(key)) is None:
+            cond = self._policy.condition([prompt])
+            self._bytes += save_condition(self._cache, key, cond)
+            return key, kind_of(cond)
+        return key, str(facts["kind"])
+
+    def check_room(self, line: Line, number: int | None, processes: Processes) -> None:
+        """Says what all rows will take, by the first; makes room, and refuses if the disk has less than is missing."""
+        if not number or not processes.first:
+            return
+        whole = number * sum(self._cache.size(key) for key in {*line.media, line.cond} if key)
+        print(f"latents and conditions of {number} rows: {whole / 2**20:,.1f} MiB or less in {self._cache.folder}")
+        if whole > self._cache.budget:
+            allowed = f"{self._cache.budget / 2**30:g} GiB of data.cache_gb"
+            print(f"warning: that may be more than the {allowed}, which they will then exceed")
+        self._cache.evict(self._bytes * number)
+        durable.require_space(self._cache.folder, self._bytes * (number - 1))
+
+    def said(self, reader: datasets.Reader) -> str:
+        """The first of what was left out."""
+        return "; ".join([*self.census.bad[:3], *([str(reader.flaws)] if reader.flaws.total else [])])
+
+
+def _key(*parts: str) -> str:
+    return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()

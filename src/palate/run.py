@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 
-from palate import assembly, config, encoding, judging, lookup, plugins, sampling, views
-from palate.config import AlgorithmSettings, ConfigError, Recipe
+from palate import assembly, config, datasets, encoding, judging, lookup, plugins, sampling, views
+from palate.config import AlgorithmSettings, ConfigError, DataSettings, Recipe
 from palate.evaluation import compare as comparing
 from palate.evaluation import report
 from palate.models.diffusion import DiffusionPolicy
 from palate.training import durable
+from palate.training.cache import TensorCache, default_folder
 from palate.training.logs import Progress
 from palate.training.offline import Offline
 from palate.training.online import Online
@@ -58,20 +59,27 @@ def _train(recipe: Recipe, algorithm: Any, options: Any, folder: Path, path: Pat
         config.dump(recipe, folder / "config.yaml")
     policy = lookup.load_policy(recipe.model, recipe.training.seed)
     reference = assembly.reference_for(policy, algorithm, options)
-    source = _source(policy, recipe, algorithm, options, reference, path)
-    known = views.overlap(judging.judged_on(recipe.evaluation, beside), source.prompts) if recipe.evaluation else []
-    if known and first:
-        print(f"warning: {report.caution(len(known))}")  # before the training: the recipe can still be mended
-    evaluate = None
-    if recipe.evaluation:
-        evaluate = judging.watch(
-            policy, recipe.model.name, recipe.evaluation, folder, beside, lambda said: source.note(said)
-        )
-    result = assembly.fit(
-        policy, algorithm, options, source, recipe.training, folder, reference=reference, evaluate=evaluate, locked=True
-    )
-    if first:
-        _conclude(policy, recipe, beside, folder, result, source.prompts)
+    with _cache(recipe) as cache:
+        source = _source(policy, recipe, algorithm, options, reference, path, cache)
+        known = views.overlap(judging.judged_on(recipe.evaluation, beside), source.prompts) if recipe.evaluation else []
+        if known and first:
+            print(f"warning: {report.caution(len(known))}")  # before the training: the recipe can still be mended
+        evaluate = None
+        if recipe.evaluation:
+            evaluate = judging.watch(
+                policy, recipe.model.name, recipe.evaluation, folder, beside, lambda said: source.note(said)
+            )
+        how: dict[str, Any] = {"reference": reference, "evaluate": evaluate, "locked": True}
+        result = assembly.fit(policy, algorithm, options, source, recipe.training, folder, **how)
+        if first:
+            _conclude(policy, recipe, beside, folder, result, source.prompts)
+
+
+def _cache(recipe: Recipe) -> contextlib.AbstractContextManager[TensorCache | None]:
+    """Where latents and conditions of stored preferences are kept; nothing for an online run."""
+    if recipe.data is None:
+        return contextlib.nullcontext()
+    return TensorCache(recipe.data.cache or default_folder(), recipe.data.cache_gb * 2**30)
 
 
 def _check_inputs(recipe: Recipe, path: Path) -> None:
@@ -79,31 +87,51 @@ def _check_inputs(recipe: Recipe, path: Path) -> None:
     if recipe.model.adapter:
         lookup.check_adapter(recipe.model.name, recipe.model.adapter)
     if recipe.data:
-        _data_folder(recipe.data.path, path)
+        _reader(recipe.data, path)
     if recipe.rollout:
         lookup.weighted(recipe.rollout.scorers).check(lookup.read_prompts(recipe.rollout.prompts, path.parent))
     if recipe.evaluation:
         lookup.weighted(recipe.evaluation.scorers).check(judging.judged_on(recipe.evaluation, path.parent))
 
 
-def _data_folder(data: str, path: Path) -> Path:
-    """The folder of preferences that the recipe at `path` names, from here or from the recipe's own folder."""
-    for folder in (Path(data), path.parent / data):
-        if folder.is_dir():
-            return folder
-    mend = "`make demo` writes it" if Path(data).parts[-2:] == ("demo", "preferences") else "mend it"
-    raise ConfigError(f"{path}: data.path is {data}, and there is no such folder; {mend}")
+def _reader(data: DataSettings, path: Path) -> datasets.Reader:
+    """The preferences that the recipe at `path` names, from here or from the recipe's own folder, or on the hub.
+
+    Raises ConfigError if they are nowhere, DatasetError if they are of no known format.
+    """
+    for place in (Path(data.path), path.parent / data.path):
+        if place.exists():
+            return datasets.open(place, data.format, data.split)
+    ours = Path(data.path).parts[-2:] == ("demo", "preferences")
+    local = ours or data.path.startswith((".", "/", "~")) or Path(data.path).parent.is_dir()
+    if data.path.count("/") == 1 and not local:
+        return datasets.open(data.path, data.format, data.split)
+    mend = "`make demo` writes it" if ours else "mend it"
+    raise ConfigError(f"{path}: data.path is {data.path}, and there is no such folder; {mend}")
 
 
 def _source(
-    policy: DiffusionPolicy, recipe: Recipe, algorithm: Any, options: Any, reference: Any, path: Path
+    policy: DiffusionPolicy,
+    recipe: Recipe,
+    algorithm: Any,
+    options: Any,
+    reference: Any,
+    path: Path,
+    cache: TensorCache | None,
 ) -> Offline | Online:
     """Stored preferences, or rounds of the policy's own samples."""
-    if recipe.data:
-        read = encoding.read_preferences(_data_folder(recipe.data.path, path), recipe.data.max_bad_fraction)
+    if recipe.data and cache:
+        reader = _reader(recipe.data, path)
         if recipe.model.check_kind:
-            encoding.check_kind(policy, read)
-        rows = encoding.encode(policy, read)
+            encoding.check_kind(policy, encoding.sample_of(reader))
+        rows = encoding.stored(
+            policy,
+            reader,
+            cache,
+            Path(recipe.output),
+            max_bad_fraction=recipe.data.max_bad_fraction,
+            dimension=recipe.data.dimension,
+        )
         return assembly.offline_source(policy, rows, options, recipe.training, recipe.data.held_out, algorithm)
     assert recipe.rollout
     return assembly.online_source(

@@ -59,7 +59,7 @@ def written_aside(final: Path, *, needs: int = 0) -> Iterator[Path]:
         replace_folder(aside, final)
     except BaseException as error:
         shutil.rmtree(aside, ignore_errors=True)
-        if (said := _explained(error, final, needs)) is not None:
+        if (said := explained(error, final, needs)) is not None:
             raise StorageError(said) from error
         raise
 
@@ -96,7 +96,7 @@ def require_space(folder: Path, needs: int) -> None:
         raise StorageError(f"disk full: {folder} needs {needs:,} bytes and has {free:,} free; make room and run again")
 
 
-def _explained(error: BaseException, final: Path, needs: int) -> str | None:
+def explained(error: BaseException, final: Path, needs: int) -> str | None:
     """One line for an error of the disk; None for any other. safetensors reports them as text, without a number."""
     if isinstance(error, StorageError):
         return None
@@ -118,7 +118,7 @@ def locked(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock: IO[str] = path.open("a+")
     except OSError as error:
-        raise StorageError(_explained(error, folder, 0) or str(error)) from error
+        raise StorageError(explained(error, folder, 0) or str(error)) from error
     with lock:
         if fcntl is not None:
             try:

@@ -1,0 +1,72 @@
+"""What a model is made of, as a digest: two that agree in it encode the same media and prompts to the same numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+VERSION = 1  # of what `encode` and `condition` do with the same weights: raised where their outcome changes
+
+
+def digest_of(tensors: Mapping[str, Tensor], *facts: object) -> str:
+    """A 128-bit digest of tensors, their names, shapes and dtypes, and of whatever else prints the same everywhere."""
+    digest = hashlib.blake2b("\x1f".join(map(str, facts)).encode(), digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        raw = tensor.detach().contiguous().cpu().flatten().view(torch.uint8)
+        digest.update(f"\x1e{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(raw.numpy().data)
+    return digest.hexdigest()
+
+
+def codec_identity(policy: Any) -> str:
+    """Of what turns media into latents: the autoencoder's weights and config, the processor's, the latent's shape."""
+    names = [name for name in parts(policy.pipeline) if _encodes_media(getattr(policy.pipeline, name))]
+    return _identity(policy, names, tuple(policy.latent_shape))
+
+
+def prompt_identity(policy: Any) -> str:
+    """Of what turns prompts into conditions: text encoders, tokenizers, the call's arguments and the latent's shape."""
+    names = [name for name in parts(policy.pipeline) if not _encodes_media(getattr(policy.pipeline, name))]
+    words = {name: _vocabulary(part) for name, part in policy.pipeline.components.items() if _is_tokenizer(part)}
+    shapes = {name: dict(module.config) for name, module in policy.modules.items() if hasattr(module, "config")}
+    return _identity(policy, names, tuple(policy.latent_shape), words, shapes, sorted(policy.call.items()))
+
+
+def parts(pipeline: Any) -> Iterator[str]:
+    """Names of the pipeline's modules that are no denoiser: autoencoders, text encoders, projections."""
+    from palate.models.probe import denoisers
+
+    known = set(denoisers(pipeline))
+    return (
+        name for name, part in sorted(pipeline.components.items()) if isinstance(part, nn.Module) and name not in known
+    )
+
+
+def _encodes_media(part: Any) -> bool:
+    return callable(getattr(part, "encode", None)) and callable(getattr(part, "decode", None))
+
+
+def _is_tokenizer(part: Any) -> bool:
+    return callable(getattr(part, "get_vocab", None))
+
+
+def _vocabulary(tokenizer: Any) -> str:
+    said = json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    return hashlib.sha256(f"{type(tokenizer).__name__}{tokenizer.model_max_length}{said}".encode()).hexdigest()
+
+
+def _identity(policy: Any, names: list[str], *facts: object) -> str:
+    tensors: dict[str, Tensor] = {}
+    configs: list[object] = [VERSION, type(policy.pipeline).__name__, *facts]
+    for name in names:
+        module = getattr(policy.pipeline, name)
+        tensors |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
+        config = getattr(module, "config", None)
+        settings = config.to_dict() if hasattr(config, "to_dict") else dict(config or {})
+        configs.append((name, sorted((k, repr(v)) for k, v in settings.items() if not k.startswith("_"))))
+    return digest_of(tensors, *configs)

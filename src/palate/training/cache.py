@@ -1,0 +1,209 @@
+"""Tensors kept on disk by the digest of what they were made of, so that no run makes them twice.
+
+    cache = TensorCache("~/.cache/palate", budget=100 * 2**30)
+    if not cache.holds(key):
+        cache.put(key, {"x0": latent})
+    latent = cache.get(key)["x0"]
+
+One safetensors file an entry, written aside and renamed: it is there whole or not at all, for any number of processes
+at once. Each carries a digest of its content: what a crash or a disk has damaged is not held, and is made again. Files
+are not synced one by one, which would cost more than many are worth: after a loss of power some may be missing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from palate.models.embeds import Memo
+from palate.models.identity import digest_of
+from palate.training.durable import StorageError, explained
+
+try:
+    import fcntl
+except ImportError:  # Windows has no POSIX locks: nothing is evicted there
+    fcntl = None  # type: ignore[assignment]
+
+SUFFIX = ".safetensors"
+PRIVATE = ".part"  # ends the name of a file that is not whole yet
+_MEMORY = 2**28  # bytes of entries kept in main memory
+_STALE_S = 24 * 3600.0  # age of a private file that nobody is writing any more
+
+
+class CacheError(RuntimeError):
+    """An entry that is needed is not there; the message says what to do."""
+
+
+def default_folder() -> Path:
+    """`$PALATE_CACHE`, else `palate` in the user's cache folder: shared by all runs of a user."""
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(os.environ.get("PALATE_CACHE") or Path(home) / "palate")
+
+
+class TensorCache:
+    """Entries `{name: tensor}` with JSON facts, by key. While it is open, no other run evicts anything from it."""
+
+    def __init__(self, folder: str | Path, budget: float = 100 * 2**30, memory: int = _MEMORY) -> None:
+        """budget: bytes on disk to stay under by evicting what was not used the longest. memory: bytes kept in memory.
+
+        Raises StorageError, one line, for a folder that cannot be written.
+        """
+        self.folder, self.budget = Path(folder).expanduser(), budget
+        self._memo, self._opened = Memo(memory), time.time()
+        with self._storing():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock: IO[str] = (self.folder / "cache.lock").open("a+")
+        if fcntl is not None:
+            fcntl.flock(self._lock, fcntl.LOCK_SH)
+
+    def __enter__(self) -> TensorCache:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets other runs evict."""
+        self._lock.close()
+
+    def holds(self, key: str) -> bool:
+        """Whether there is such an entry, whole; if so it counts as used now. A damaged one is removed."""
+        return self.facts(key) is not None
+
+    def facts(self, key: str) -> dict[str, Any] | None:
+        """The facts of an entry that `holds`, None if it does not."""
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(self._path(key))
+            if (found := self._read(key)) is not None:
+                return found[1]
+            self._path(key).unlink()
+        return None
+
+    def get(self, key: str) -> dict[str, Tensor]:
+        """The entry's tensors, on the CPU. Raises CacheError if it is not there any more, or damaged."""
+        return self.entry(key)[0]
+
+    def entry(self, key: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The entry's tensors and facts."""
+        made: tuple[dict[str, Tensor], dict[str, Any]] = self._memo.get(key, lambda: self._needed(key), _size)
+        return made
+
+    def _needed(self, key: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        found = self._read(key)
+        if found is None:
+            raise CacheError(
+                f"{self._path(key)} is gone or damaged: run the same command again, and what it held is encoded anew"
+            )
+        return found
+
+    def put(self, key: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None) -> int:
+        """Stores an entry and returns its bytes on disk. Raises StorageError, one line, for a full disk."""
+        path = self._path(key)
+        kept = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        said = json.dumps(dict(facts or {}))
+        aside = path.with_name(f"{path.stem}-{os.getpid()}{PRIVATE}")
+        with self._storing():
+            path.parent.mkdir(exist_ok=True)
+            try:
+                save_file(kept, aside, metadata={"facts": said, "digest": digest_of(kept, said)})
+                size = aside.stat().st_size
+                aside.replace(path)
+            except BaseException:
+                aside.unlink(missing_ok=True)
+                raise
+        return size
+
+    def size(self, key: str) -> int:
+        """Bytes of an entry on disk, 0 if there is none."""
+        with contextlib.suppress(FileNotFoundError):
+            return self._path(key).stat().st_size
+        return 0
+
+    def used(self) -> int:
+        """Bytes of all entries."""
+        return sum(size for _, size, _ in self._entries())
+
+    def evict(self, room: int = 0) -> int:
+        """Removes what was not used the longest until `room` more bytes fit the budget. Returns the bytes removed.
+
+        Never what this run has used or made. While other runs have the cache open nothing is removed.
+        """
+        if fcntl is None:
+            return 0
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            fcntl.flock(self._lock, fcntl.LOCK_SH)
+            return 0
+        try:
+            entries = sorted(self._entries())
+            over, removed = sum(size for _, size, _ in entries) + room - self.budget, 0
+            for used_at, size, path in entries:
+                if removed >= over or used_at >= self._opened - 1:  # a second: some disks keep no finer time
+                    break
+                path.unlink(missing_ok=True)
+                removed += size
+            return removed
+        finally:
+            fcntl.flock(self._lock, fcntl.LOCK_SH)
+
+    def _entries(self) -> Iterator[tuple[float, int, Path]]:
+        """When each entry was last used, its bytes, its file. Clears away what a killed run left half written."""
+        for folder in os.scandir(self.folder):
+            if not folder.is_dir():
+                continue
+            for file in os.scandir(folder.path):
+                with contextlib.suppress(FileNotFoundError):
+                    facts = file.stat()
+                    if file.name.endswith(PRIVATE):
+                        if facts.st_mtime < time.time() - _STALE_S:
+                            Path(file.path).unlink()
+                    elif file.name.endswith(SUFFIX):
+                        yield facts.st_mtime, facts.st_size, Path(file.path)
+
+    def _path(self, key: str) -> Path:
+        return self.folder / key[:2] / f"{key}{SUFFIX}"
+
+    def _read(self, key: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """An entry, None if it is not there or not what was written."""
+        try:
+            with safe_open(self._path(key), "pt") as file:
+                meta = file.metadata() or {}
+                names: list[str] = list(file.keys())
+                tensors = {name: file.get_tensor(name) for name in names}
+            if digest_of(tensors, meta["facts"]) != meta["digest"]:
+                return None
+            facts: dict[str, Any] = json.loads(meta["facts"])
+        except (OSError, SafetensorError, KeyError, ValueError):
+            return None
+        return tensors, facts
+
+    @contextlib.contextmanager
+    def _storing(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            raise StorageError(explained(error, self.folder) or str(error)) from error
+
+
+def _size(found: tuple[dict[str, Tensor], dict[str, Any]]) -> int:
+    return sum(tensor.nbytes for tensor in found[0].values())
+
+
+def narrowed(tensor: Tensor) -> Tensor:
+    """The same numbers in half the bytes where none of them loses anything; to be widened again by whoever reads it."""
+    for dtype in (torch.bfloat16, torch.float16):
+        narrow = tensor.to(dtype)
+        if tensor.dtype == torch.float32 and torch.equal(narrow.to(tensor.dtype), tensor):
+            return narrow
+    return tensor

@@ -1,0 +1,232 @@
+"""Encoded rows that lie on disk: an index with a line a row, and the cache that holds what the lines name.
+
+A line says what is known of a row (`Line`); its latents and its condition are read when they are needed. Memory holds
+eight bytes a row and each different prompt once, however many rows there are.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from palate import randomness
+from palate.models.contracts import Condition
+from palate.models.probe import Repeated
+from palate.training.cache import CacheError, TensorCache, narrowed
+from palate.training.sources import PreferenceRow
+
+Table = list[list[float | None]]  # null for NaN
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row without its tensors. media: K cache keys, null where there is none. cond: the prompt's cache key, and kind:
+    equal for rows whose conditions can be stacked.
+
+    content: a digest of the media themselves, whatever encodes them. prefer, votes: [K, K]; scores: [K, D].
+    """
+
+    id: str
+    prompt: str
+    media: list[str | None]
+    cond: str
+    kind: str
+    content: str
+    prefer: Table
+    votes: Table
+    scores: Table
+    weight: float
+
+    @property
+    def fact(self) -> int:
+        """A number made of all that is known of the row, of its media too."""
+        return randomness.key(*(value for name, value in asdict(self).items() if name not in ("media", "cond", "kind")))
+
+
+def table(values: Iterable[Iterable[float]]) -> Table:
+    return [[None if value != value else float(value) for value in row] for row in values]
+
+
+def write_lines(path: Path, lines: Iterable[Line | None]) -> None:
+    """An index, or a process's part of one, where a row that was left out is an empty line. Whole or not at all."""
+    aside = path.with_name(f"{path.name}.partial")
+    aside.parent.mkdir(parents=True, exist_ok=True)
+    with aside.open("w", encoding="utf-8") as file:
+        for line in lines:
+            file.write(("" if line is None else json.dumps(asdict(line), separators=(",", ":"))) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def merge(parts: Sequence[Path], path: Path) -> None:
+    """One index of the parts that as many processes wrote of every n-th row; the parts are removed."""
+    files = [part.open(encoding="utf-8") for part in parts]
+    aside = path.with_name(f"{path.name}.partial")
+    with aside.open("w", encoding="utf-8") as out:
+        for lines in zip_longest(*files, fillvalue="\n"):
+            out.writelines(line for line in lines if line != "\n")
+        out.flush()
+        os.fsync(out.fileno())
+    aside.replace(path)
+    for file, part in zip(files, parts, strict=True):
+        file.close()
+        part.unlink()
+
+
+class StoredRows(Sequence[PreferenceRow]):
+    """The rows of an index, read one by one."""
+
+    def __init__(self, path: Path, cache: TensorCache) -> None:
+        self.path, self.cache = path, cache
+        self._text = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
+        self._ends = _ends(path)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def line(self, index: int) -> Line:
+        begin = int(self._ends[index - 1]) if index else 0
+        return Line(**json.loads(self._text[begin : int(self._ends[index])].tobytes()))
+
+    def lines(self) -> Iterator[Line]:
+        """All of them, in order."""
+        with self.path.open("rb") as file:
+            for text in file:
+                yield Line(**json.loads(text))
+
+    @cached_property
+    def prompts(self) -> list[str]:
+        """Of all rows; one that comes often is held once."""
+        known: dict[str, str] = {}
+        return [known.setdefault(line.prompt, line.prompt) for line in self.lines()]
+
+    def facts(self) -> Tensor:
+        """[n], a number made of all that is known of each row, its media included."""
+        return torch.tensor([line.fact for line in self.lines()], dtype=torch.int64)
+
+    def odd(self, cond: Condition) -> str | None:
+        """The first prompt whose condition cannot be stacked with this one; None if all can."""
+        kind = kind_of(cond)
+        return next((line.prompt for line in self.lines() if line.kind != kind), None)
+
+    def labels(self, index: int) -> PreferenceRow:
+        """The row without its media and with an empty condition: what can be known without reading any."""
+        line = self.line(index)
+        return self._row(line, torch.zeros(len(line.media), 0), Condition({}))
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        line = self.line(index % len(self))
+        found = [None if key is None else self.cache.get(key)["x0"].float() for key in line.media]
+        shape = next(latent.shape for latent in found if latent is not None)
+        x0 = torch.stack([torch.zeros(shape) if latent is None else latent for latent in found])
+        finite = x0.flatten(1).isfinite().all(1)
+        x0[~finite] = 0
+        row = self._row(line, x0, load_condition(self.cache, line.cond))
+        return PreferenceRow(**{**vars(row), "mask": row.mask & finite})
+
+    def _row(self, line: Line, x0: Tensor, cond: Condition) -> PreferenceRow:
+        k = len(line.media)
+        return PreferenceRow(
+            id=line.id,
+            prompt=line.prompt,
+            x0=x0,
+            cond=cond,
+            prefer=_tensor(line.prefer, k, k),
+            votes=_tensor(line.votes, k, k) if line.votes else torch.ones(k, k),
+            scores=_tensor(line.scores, k, 0),
+            mask=torch.tensor([key is not None for key in line.media]),
+            weight=line.weight,
+        )
+
+
+def _ends(path: Path) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Where each line ends."""
+    ends, at = [np.zeros(0, np.int64)], 0
+    with path.open("rb") as file:
+        while block := file.read(2**24):
+            ends.append(np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + at + 1)
+            at += len(block)
+    return np.concatenate(ends)
+
+
+def _tensor(values: Table, height: int, width: int) -> Tensor:
+    if not values or not values[0]:
+        return torch.full((height, width), torch.nan)
+    return torch.tensor([[torch.nan if value is None else value for value in row] for row in values])
+
+
+# --- conditions as entries --------------------------------------------------------------------------------------------
+
+_PLAIN = (type(None), bool, int, float, str)
+
+
+def kind_of(cond: Condition) -> str:
+    """Equal for conditions that can be stacked."""
+    return f"{randomness.key(*cond.to('cpu').key):016x}"
+
+
+def save_condition(cache: TensorCache, key: str, cond: Condition) -> int:
+    """Stores one row's condition and returns its bytes. Raises CacheError if it holds what no file can."""
+    tensors = {f"rows/{name}": value for name, value in cond.rows.items()}
+    shared = {name: _packed(value, f"shared/{name}", tensors) for name, value in cond.shared.items()}
+    dtypes = {name: str(value.dtype).removeprefix("torch.") for name, value in tensors.items()}
+    kept = {name: narrowed(value) for name, value in tensors.items()}
+    return cache.put(key, kept, {"shared": shared, "dtypes": dtypes, "kind": kind_of(cond)})
+
+
+def load_condition(cache: TensorCache, key: str) -> Condition:
+    """What `save_condition` stored, on the CPU."""
+    kept, facts = cache.entry(key)
+    tensors = {name: kept[name].to(getattr(torch, dtype)) for name, dtype in facts["dtypes"].items()}
+    rows = {name.removeprefix("rows/"): value for name, value in tensors.items() if name.startswith("rows/")}
+    return Condition(rows, {name: _unpacked(value, tensors) for name, value in facts["shared"].items()})
+
+
+def _packed(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    """A tree as JSON, its tensors put beside it."""
+    if isinstance(value, _PLAIN):
+        return {"is": value}
+    if isinstance(value, Tensor):
+        tensors[path] = value
+        return {"tensor": path}
+    if isinstance(value, torch.dtype):
+        return {"dtype": str(value).removeprefix("torch.")}
+    if isinstance(value, list | tuple):
+        kind = "tuple" if isinstance(value, tuple) else "list"
+        return {kind: [_packed(item, f"{path}/{i}", tensors) for i, item in enumerate(value)]}
+    if isinstance(value, Repeated):
+        return {"repeated": _packed(value.item, path, tensors)}
+    if type(value) is dict:
+        return {"dict": {str(k): _packed(item, f"{path}/{k}", tensors) for k, item in value.items()}}
+    raise CacheError(f"a condition holds a {type(value).__name__} at {path}, which cannot be kept on disk")
+
+
+def _unpacked(packed: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
+    (kind, value), *_ = packed.items()
+    if kind == "is":
+        return value
+    if kind == "tensor":
+        return tensors[value]
+    if kind == "dtype":
+        return getattr(torch, value)
+    if kind == "repeated":
+        return Repeated(_unpacked(value, tensors))
+    if kind == "dict":
+        return {name: _unpacked(item, tensors) for name, item in value.items()}
+    items = [_unpacked(item, tensors) for item in value]
+    return tuple(items) if kind == "tuple" else items

@@ -1,0 +1,106 @@
+"""What is kept on disk is whole or not there, is found again, and never outgrows its budget while it can be helped."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+import torch
+
+from palate.models.contracts import Condition
+from palate.models.probe import Repeated
+from palate.training import stored
+from palate.training.cache import PRIVATE, CacheError, TensorCache, narrowed
+
+
+@pytest.fixture
+def cache(tmp_path):
+    with TensorCache(tmp_path / "cache", budget=1e9, memory=0) as made:
+        yield made
+
+
+def name(number: int) -> str:
+    return f"{number:064x}"
+
+
+def test_an_entry_comes_back_as_it_went_in(cache):
+    tensors = {"x0": torch.randn(4, 2, 2), "flags": torch.tensor([True, False])}
+    assert not cache.holds(name(1)) and cache.size(name(1)) == 0
+    size = cache.put(name(1), tensors, {"kind": "a"})
+    found, facts = cache.entry(name(1))
+    assert facts == {"kind": "a"} and all(torch.equal(found[key], tensors[key]) for key in tensors)
+    assert cache.holds(name(1)) and cache.size(name(1)) == size == cache.used()
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "another"])
+def test_a_damaged_entry_is_found_and_not_held(cache, damage):
+    cache.put(name(1), {"x0": torch.arange(64.0)})
+    path = cache.folder / "00" / f"{name(1)}.safetensors"
+    whole = path.read_bytes()
+    flipped = bytes([*whole[:-5], whole[-5] ^ 1, *whole[-4:]])
+    other = whole.replace(b'"facts":"{}"', b'"facts":"[]"')
+    path.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "flipped": flipped, "another": other}[damage])
+    with pytest.raises(CacheError, match="run the same command again"):
+        cache.get(name(1))
+    assert not cache.holds(name(1)) and not path.exists()
+    cache.put(name(1), {"x0": torch.arange(64.0)})
+    assert torch.equal(cache.get(name(1))["x0"], torch.arange(64.0))
+
+
+def test_what_was_not_used_the_longest_goes_first_and_what_this_run_used_never(tmp_path):
+    with TensorCache(tmp_path) as before:
+        size = [before.put(name(number), {"x0": torch.zeros(1000)}) for number in range(6)][0]
+    for number in range(6):
+        age = time.time() - 1000 + 100 * (number if number != 0 else 3.5)  # of which 1 is the oldest, then 2 and 3
+        os.utime(tmp_path / "00" / f"{name(number)}.safetensors", (age, age))
+    with TensorCache(tmp_path, budget=3 * size) as cache:
+        assert cache.holds(name(1))  # used now, the oldest though it was
+        assert cache.evict() == 3 * size
+        assert [number for number in range(6) if cache.holds(name(number))] == [1, 4, 5]
+        cache.evict(room=10**9)
+        assert [number for number in range(6) if cache.holds(name(number))] == [1, 4, 5]  # all are used now
+
+
+def test_nothing_is_evicted_under_another_run(tmp_path):
+    with TensorCache(tmp_path) as old:
+        old.put(name(1), {"x0": torch.zeros(1000)})
+    past = time.time() - 1000
+    os.utime(tmp_path / "00" / f"{name(1)}.safetensors", (past, past))
+    with TensorCache(tmp_path, budget=0) as cache:
+        with TensorCache(tmp_path):
+            assert cache.evict() == 0
+        assert cache.evict() > 0
+
+
+def test_what_a_killed_run_left_half_written_is_cleared_away(cache):
+    cache.put(name(1), {"x0": torch.zeros(3)})
+    half, fresh = (cache.folder / "00" / f"{number}{PRIVATE}" for number in (7, 8))
+    half.write_bytes(b"half")
+    fresh.write_bytes(b"being written")
+    os.utime(half, (0, 0))
+    assert cache.used() == cache.size(name(1))
+    assert not half.exists() and fresh.exists()
+
+
+def test_entries_take_half_the_room_where_that_loses_nothing():
+    exact, not_exact = torch.randn(9).bfloat16().float(), torch.randn(9)
+    assert narrowed(exact).dtype == torch.bfloat16 and torch.equal(narrowed(exact).float(), exact)
+    assert narrowed(torch.tensor([1 + 2**-9])).dtype == torch.float16
+    assert narrowed(not_exact) is not_exact and narrowed(torch.tensor([torch.nan])).dtype == torch.float32
+    assert narrowed(torch.arange(3)).dtype == torch.int64
+
+
+def test_a_condition_comes_back_with_all_that_is_shared(cache):
+    rows = {"cond/states": torch.randn(1, 3, 4).bfloat16().float(), "cond/mask": torch.ones(1, 3, dtype=torch.bool)}
+    shared = {
+        "cond/ids": torch.arange(6).view(3, 2), "cond/sizes": [(1, 2, 3)], "cond/flag": True, "cond/none": None,
+        "cond/kw": {"scale": 1.5, "name": "x"}, "cond/dtype": torch.float16, "cond/list": Repeated((1, 2)),
+    }  # fmt: skip
+    stored.save_condition(cache, name(2), Condition(rows, shared))
+    found = stored.load_condition(cache, name(2))
+    assert found.key == Condition(rows, shared).key and stored.kind_of(found) == stored.kind_of(Condition(rows, shared))
+    assert all(torch.equal(found.rows[key], rows[key]) and found.rows[key].dtype == rows[key].dtype for key in rows)
+    assert torch.equal(found.shared.pop("cond/ids"), shared.pop("cond/ids")) and found.shared == shared
+    with pytest.raises(CacheError, match="holds a object"):
+        stored.save_condition(cache, name(3), Condition(rows, {"cond/odd": object()}))
