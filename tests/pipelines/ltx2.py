@@ -1,4 +1,4 @@
-"""LTX-2: video and sound denoised together, each by a scheduler of its own, the prediction turned into x0 in between."""
+"""LTX-2: video and sound denoised together, each by a scheduler of its own, predictions turned into x0 and back."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def text_encoder(tokenizer: Any) -> transformers.Gemma3ForConditionalGeneration:
 
 def connectors() -> LTX2TextConnectors:
     """From all the text encoder's layers to one sequence for each of the two media."""
-    made = LTX2TextConnectors(
+    return LTX2TextConnectors(
         caption_channels=16,
         text_proj_in_factor=LAYERS + 1,
         video_connector_num_attention_heads=2,
@@ -58,7 +58,6 @@ def connectors() -> LTX2TextConnectors:
         causal_temporal_positioning=False,
         rope_type="split",
     )
-    return made
 
 
 def transformer() -> diffusers.LTX2VideoTransformer3DModel:

@@ -93,6 +93,22 @@ def wan_5b() -> tuple[Any, dict[str, Any]]:
     return zoo._finish(pipeline), {**FIVE_FRAMES, "height": 32, "width": 32}
 
 
+def wan_vace() -> tuple[Any, dict[str, Any]]:
+    """VACE, the class that also edits and extends videos, with nothing given but text: an empty clip, all masked."""
+    torch.manual_seed(107)
+    transformer = diffusers.WanVACETransformer3DModel(
+        **{**SIZES, "num_layers": 2}, **NORM, vace_layers=[0, 1], vace_in_channels=96
+    )
+    pipeline = diffusers.WanVACEPipeline(
+        **text(),
+        vae=wan_vae(),
+        transformer=transformer,
+        transformer_2=None,
+        scheduler=wan_scheduler(3.0),
+    )
+    return zoo._finish(pipeline), dict(FIVE_FRAMES)
+
+
 def skyreels() -> tuple[Any, dict[str, Any]]:
     torch.manual_seed(103)
     pipeline = diffusers.SkyReelsV2Pipeline(
@@ -151,6 +167,7 @@ BUILDS = {
     "WanPipeline": wan,
     "WanPipeline (two experts)": wan_two_experts,
     "WanPipeline (clock per token)": wan_5b,
+    "WanVACEPipeline": wan_vace,
     "SkyReelsV2Pipeline": skyreels,
     "SkyReelsV2DiffusionForcingPipeline": skyreels_forcing,
     "AnyFlowPipeline": anyflow,
