@@ -17,6 +17,7 @@ from palate.strict import ConfigError, Strict, difference, dump, load, section, 
 
 __all__ = [
     "AlgorithmSettings",
+    "CardSettings",
     "ConfigError",
     "DataSettings",
     "EvaluationSettings",
@@ -155,6 +156,15 @@ class EvaluationSettings(Strict):
     eta: float | None = Field(None, ge=0, description="Noise put back at each step; null for the model's own.")
 
 
+class CardSettings(Strict):
+    """What the model card says beyond what the run knows; secrets, paths and names of users are taken out of it."""
+
+    license: str | None = Field(None, description="Licence of the result, as a hub knows it: `apache-2.0`, `other`.")
+    license_link: str | None = Field(None, description="Where its text is.")
+    description: str | None = Field(None, description="What the model is for, and what it is not for.")
+    data: str | None = Field(None, description="What the data are, where from, and on what terms.")
+
+
 class Recipe(Strict):
     """One run: a model, an algorithm, what it learns from, and how it is judged."""
 
@@ -164,6 +174,7 @@ class Recipe(Strict):
     rollout: RolloutSettings | None = Field(None, description="Own samples and rewards, for online methods.")
     training: TrainingSettings = Field(default_factory=TrainingSettings, description="The training loop.")
     evaluation: EvaluationSettings | None = Field(None, description="Comparison with the base; null for none.")
+    card: CardSettings | None = Field(None, description="Licence and words of the model card; null for none.")
     output: str = Field(min_length=1, description="The run's folder.")
 
     @model_validator(mode="after")
