@@ -104,6 +104,36 @@ def test_dpo_of_one_sample_twice_cancels() -> None:
     assert loss.item() == pytest.approx(LN2) and shared.grad is not None and shared.grad.item() == 0
 
 
+def test_flipped_labels_cost_what_clean_ones_do_on_average() -> None:
+    """rDPO: over flips of probability e the loss has the clean loss as its mean; cDPO mixes both losses."""
+    margin, e = torch.tensor([0.7, -2.0, 0.0], dtype=torch.float64), 0.3
+    robust = [losses.bradley_terry(margin, losses.smoothed(torch.full((3,), p), e, robust=True)) for p in (1.0, 0.0)]
+    torch.testing.assert_close((1 - e) * robust[0] + e * robust[1], losses.bradley_terry(margin, torch.ones(3)))
+    soft = losses.bradley_terry(margin, losses.smoothed(torch.ones(3), e))
+    mixed = 0.7 * -torch.nn.functional.logsigmoid(margin) + 0.3 * -torch.nn.functional.logsigmoid(-margin)
+    torch.testing.assert_close(soft, mixed)
+    assert losses.smoothed(torch.tensor([0.5, NAN]), e, robust=True)[0].item() == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "hinge", "ipo"])
+@pytest.mark.parametrize("robust", [False, True])
+def test_the_start_is_known_whatever_the_labels(loss: str, robust: bool) -> None:
+    same = torch.zeros(1, 2)
+    got, _ = losses.dpo(same, same, pair(0.8), 250.0, label_smoothing=0.2, loss=loss, robust=robust)  # type: ignore[arg-type]
+    assert got.item() == pytest.approx(losses.start_of(loss, 250.0), rel=1e-6)  # type: ignore[arg-type]
+
+
+def test_of_chosen() -> None:
+    values = torch.tensor([[1.0, 2.0, 4.0]] * 3)
+    prefer = torch.full((3, 3, 3), NAN)
+    prefer[0, 0, 1], prefer[0, 2, 1] = 1.0, 0.75  # (1 + (.75 x 4 + .25 x 2)) / 2
+    prefer[1, 0, 1] = 0.5
+    assert losses.of_chosen(values, prefer).tolist() == [2.25, 1.5, 0.0]
+    hidden = torch.tensor([[True, True, False]]).expand(3, 3)
+    values[:, 2] = NAN
+    assert losses.of_chosen(values, prefer, hidden).tolist() == [1.0, 1.5, 0.0]
+
+
 def test_dpo_averages_known_pairs_only() -> None:
     logps = torch.tensor([[2.0, 1.0, 0.0, NAN]] * 3, requires_grad=True)
     prefer = torch.full((3, 4, 4), NAN)
@@ -199,6 +229,94 @@ def test_d3po_gradients() -> None:
     assert drifted.grad is not None and drifted.grad.tolist() == [[0.0, 0.0]]
 
 
+# --- without a reference ----------------------------------------------------------------------------------------------
+
+
+def phi(error: float) -> float:
+    return error / math.expm1(error) if error else 1.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_mapo_score_is_exact_everywhere(dtype: torch.dtype) -> None:
+    errors = [0.0, 1e-30, 1e-8, 1e-5, 1e-3, 0.05, 0.2499, 0.25, 0.2501, 1.0, 5.0, 30.0]
+    x = torch.tensor(errors, dtype=dtype, requires_grad=True)
+    score = losses.mapo_score(x)
+    single = dtype == torch.float32
+    assert score.tolist() == pytest.approx([phi(e) for e in errors], rel=3e-6 if single else 1e-12)
+    score.sum().backward()
+    assert x.grad is not None
+
+    def slope(e: float) -> float:
+        if e < 0.01:
+            return -0.5 + e / 6 - e**3 / 180
+        return (math.expm1(e) - e * math.exp(e)) / math.expm1(e) ** 2
+
+    assert x.grad.tolist() == pytest.approx([slope(e) for e in errors], rel=2e-6 if single else 1e-11)
+    assert slope(1.0) == pytest.approx(-0.339, abs=1e-3)  # maths.md 3.6, where the paper's supplement has -.243
+    far = torch.tensor([200.0, 1e4], dtype=dtype, requires_grad=True)
+    losses.mapo_score(far).sum().backward()
+    assert far.grad is not None and far.grad.abs().max() < 1e-30 and far.grad.isfinite().all()
+
+
+def test_mapo_gradients_of_both_forms() -> None:
+    """maths.md 3: at equal errors the margin pulls 12.5 (code) and 1/4 (paper) times as hard as fine-tuning."""
+    for (weight, scale, slope), pull in (
+        ((0.1, 1000.0, 0.5), 12.5),
+        ((1 / 8, 8.0, 1.0), 0.25),
+        ((1.0, 1.0, 1.0), 0.25),
+    ):
+        error = torch.full((1, 2), 1e-6, dtype=torch.float64, requires_grad=True)
+        loss, pairs = losses.mapo(-error, pair(), weight, scale, slope)
+        loss.sum().backward()
+        assert loss.item() == pytest.approx(1e-6 + weight * LN2) and pairs.item() == 1
+        assert error.grad is not None and error.grad.tolist()[0] == pytest.approx([1 + pull, -pull], rel=1e-5)
+
+
+def test_mapo_keeps_its_margin_at_small_errors_in_float32() -> None:
+    """The official quotient is off by 10 here."""
+    loss, _ = losses.mapo(-torch.tensor([[1e-5, 3e-5]]), pair(), 1.0, 1000.0, 0.5)
+    assert loss.item() == pytest.approx(1e-5 + math.log1p(math.exp(-1000 * 0.25 * 2e-5)), abs=1e-4)
+
+
+# --- rankings ---------------------------------------------------------------------------------------------------------
+
+
+def weights_of(shares: list[float], which: str = "both") -> list[float]:
+    phi_ = torch.tensor([shares], dtype=torch.float64)
+    full = losses.lambda_weights(phi_, losses.ranks(phi_), which)  # type: ignore[arg-type]
+    torch.testing.assert_close(full, full.mT)
+    i, j = torch.triu_indices(len(shares), len(shares), 1)
+    return [round(w, 3) for w in full[0, i, j].tolist()]
+
+
+def test_lambda_weights_by_hand() -> None:
+    """maths.md 5.2, natural logarithm."""
+    assert weights_of([1.0, 2 / 3, 1 / 3, 0.0]) == [0.220, 0.534, 0.821, 0.062, 0.170, 0.026]
+    assert weights_of([0.98, 0.95, 0.89, 0.59]) == [0.022, 0.086, 0.384, 0.015, 0.123, 0.035]
+    assert weights_of([1.0, 0.0]) == [0.532]
+    assert weights_of([1.0, 0.0], "gain") == [1.0] and weights_of([0.3, 0.1], "discount") == [0.532]
+    assert weights_of([0.4, 0.4, 0.1], "none") == [0.0, 1.0, 1.0]
+    assert weights_of([0.4, NAN, 0.1]) == [0.0, weights_of([0.4, 0.1])[0], 0.0]
+
+
+def test_ranks_share_what_is_equal() -> None:
+    assert losses.ranks(torch.tensor([3.0, 1.0, 3.0, NAN, 2.0])).tolist()[:3] == [1.5, 4.0, 1.5]
+    assert losses.ranks(torch.tensor([[0.0, 0.0, 0.0], [1.0, 2.0, 3.0]])).tolist() == [[2, 2, 2], [3, 2, 1]]
+    settled = losses.ranks(torch.tensor([0.0, 0.0, 5.0, 0.0]), torch.tensor([1.0, 2.0, 0.0, 1.0]))
+    assert settled.tolist() == [3.5, 2.0, 1.0, 3.5]
+
+
+def test_win_shares_over_an_ensemble() -> None:
+    """Three candidates by two scorers: strict wins of n (K - 1) = 4 comparisons each."""
+    scores = torch.tensor([[[3.0, 1.0], [2.0, 1.0], [1.0, 5.0]]])
+    assert losses.win_shares(scores, torch.ones(1, 3).bool()).tolist() == [[0.5, 0.25, 0.5]]
+    gone = losses.win_shares(scores, torch.tensor([[True, True, False]]))[0]
+    assert gone[:2].tolist() == [0.5, 0.0] and gone[2].isnan()
+    scores[0, 0, 1] = NAN
+    assert losses.win_shares(scores, torch.ones(1, 3).bool())[0].tolist() == pytest.approx([1.0, 1 / 3, 1 / 3])
+    assert losses.win_shares(torch.zeros(1, 3, 0), torch.ones(1, 3).bool()).isnan().all()
+
+
 # --- rewards ----------------------------------------------------------------------------------------------------------
 
 
@@ -266,3 +384,11 @@ def test_reward_weights() -> None:
     assert losses.reward_weights(torch.tensor([NAN, NAN]), 1.0).eq(0).all()
     with pytest.raises(ValueError, match="positive"):
         losses.reward_weights(rewards, 0.0)
+
+
+def test_weighted_sum() -> None:
+    scores = torch.tensor([[1.0, 2.0], [3.0, NAN], [math.inf, 1.0]])
+    assert losses.weighted_sum(scores)[0].item() == 3 and losses.weighted_sum(scores)[1:].isnan().all()
+    assert losses.weighted_sum(scores, {0: -2.0})[:2].tolist() == [-2.0, -6.0]
+    assert losses.weighted_sum(scores, {2: 1.0}).isnan().all() and losses.weighted_sum(scores, {}).isnan().all()
+    assert losses.weighted_sum(torch.zeros(2, 0)).isnan().all()

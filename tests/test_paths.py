@@ -9,7 +9,18 @@ import torch
 from torch import Tensor
 
 from palate.models.contracts import Path
-from palate.paths import DDPMPath, FlowPath, PredictionKind, convert, target
+from palate.paths import (
+    DDPMPath,
+    FlowPath,
+    PredictionKind,
+    among,
+    check_times,
+    convert,
+    logit_normal,
+    noise_error_weight,
+    target,
+    uniform,
+)
 
 KINDS: list[PredictionKind] = ["epsilon", "v", "sample", "velocity"]
 
@@ -187,3 +198,42 @@ def test_sampled_times() -> None:
     assert abs(t.logit().mean()) < 0.03 and abs(t.logit().std() - 1) < 0.03
     assert abs(((1 - t) ** 2).mean() - 0.293) < 0.01  # maths.md 6.2: about .29 for logit-normal(0, 1)
     assert torch.equal(drawn(FlowPath()), drawn(FlowPath()))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_error_of_any_kind_as_an_error_of_the_noise(kind: PredictionKind) -> None:
+    """maths.md 0: v errors are 1 / alpha^2 times the noise's, velocity ones 1 / (1 - t)^2, x0 (sigma / alpha)^2."""
+    path = FlowPath() if kind == "velocity" else DDPMPath(table(), kind)
+    t = torch.tensor([0.1, 0.5, 0.9]) if kind == "velocity" else torch.tensor([10, 400, 900])
+    x0, noise, off = (torch.randn(3, 4, dtype=torch.float64) for _ in range(3))
+    x_t = path.add_noise(x0, noise, t)
+    prediction = path.target(x0, noise, t) + off
+    implied = (path.to_noise(prediction, x_t, t) - noise).square().mean(1)
+    got = noise_error_weight(path, t.double() if kind == "velocity" else t)
+    torch.testing.assert_close(got.double() * off.square().mean(1), implied, rtol=1e-5, atol=0)
+
+
+def test_where_nothing_is_left_of_the_data() -> None:
+    """An epsilon model is given the noise it is to predict; v, and a table that ends before, are fine."""
+    with pytest.raises(ValueError, match=r"timestep 999 nothing is left.*v or sample"):
+        check_times(DDPMPath(table(zero=True)))
+    with pytest.raises(ValueError, match="timestep 999"):
+        check_times(DDPMPath(table(zero=True)), [249, 999])
+    for path in (DDPMPath(table(zero=True), "v"), DDPMPath(table(zero=True), "sample"), DDPMPath(table()), FlowPath()):
+        check_times(path)
+    check_times(DDPMPath(table(zero=True)), [249, 499])
+    with pytest.raises(ValueError, match="holds 1000; this model's lie from 0 to 999"):
+        check_times(DDPMPath(table()), [1000])
+    with pytest.raises(ValueError, match="no training timesteps"):
+        check_times(FlowPath(), [1])
+    assert noise_error_weight(DDPMPath(table(zero=True), "v"), torch.tensor([999])).item() == 0
+
+
+def test_densities() -> None:
+    generator = torch.Generator().manual_seed(0)
+    steps = among([249, 999], 4000, generator)
+    assert steps.dtype == torch.long and set(steps.tolist()) == {249, 999}
+    assert (steps == 999).float().mean().item() == pytest.approx(0.5, abs=0.05)
+    even, middle = uniform(4000, generator), logit_normal(4000, generator)
+    assert ((1 - even) ** 2).mean().item() == pytest.approx(1 / 3, abs=0.02)
+    assert ((1 - middle) ** 2).mean().item() == pytest.approx(0.29, abs=0.02)  # maths.md 6.2

@@ -55,7 +55,8 @@ def errors(policy: ToyDenoiser, batch: PreferenceBatch, draw: Draw) -> torch.Ten
     out = torch.zeros(len(batch), batch.x0.shape[1], dtype=torch.double)
     for b in range(len(batch)):
         for k in range(batch.x0.shape[1]):
-            x0, noise, t = batch.x0[b, k, None].double(), draw.noise[b, None].double(), draw.t[b, None]
+            x0, t = batch.x0[b, k, None].double(), draw.t[b, None]
+            noise = (draw.noise[b] if draw.noise.dim() < batch.x0.dim() else draw.noise[b, k])[None].double()
             embedding = batch.cond.rows["cond/embedding"][b, None].double()
             x_t = policy.path.add_noise(x0, noise, t)
             clock = (t.double() / policy.scale)[:, None]
@@ -174,9 +175,9 @@ def test_good_rows_lack_nothing(name):
     assert lacking(name, preferences(ToyDenoiser(), 4, k=3)) == ""
 
 
-@pytest.mark.parametrize("name", ["diffusion_dpo", "sft"])
+@pytest.mark.parametrize("name", ["diffusion_dpo", "flow_dpo", "mapo", "sft"])
 def test_pairs_that_nobody_decided_teach_nothing(name):
-    policy = ToyDenoiser()
+    policy = toy_for(name)
     batch = preferences(policy, 4, k=3)
     for prefer in (0.5, torch.nan):
         nothing = replace(batch, prefer=torch.full_like(batch.prefer, prefer))
@@ -219,6 +220,35 @@ def test_sums_add_up_over_any_split(name):
         parts.append(run(name, moved(policy), policy, select(batch, index), one))
     assert sum(p.loss_sum.item() for p in parts) == pytest.approx(whole.loss_sum.item(), rel=1e-5)
     assert sum(p.weight.item() for p in parts) == pytest.approx(whole.weight.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", OFFLINE)
+def test_order_carries_no_meaning(name):
+    """Of prompts in a batch, and of candidates of a prompt."""
+    policy = toy_for(name)
+    batch, draw = preferences(policy, 4, k=3), draw_for(policy, 4, drop=0.5)
+    whole = run(name, moved(policy), policy, batch, draw)
+    order, k = torch.tensor([2, 0, 3, 1]), torch.tensor([1, 2, 0])
+    other = select(batch, order)
+    other = replace(other, x0=other.x0[:, k], prefer=other.prefer[:, k][:, :, k], scores=other.scores[:, k])
+    again = run(name, moved(policy), policy, other, Draw(draw.t[order], draw.noise[order], draw.drop[order]))
+    assert again.loss_sum.item() == pytest.approx(whole.loss_sum.item(), rel=1e-5)
+    for key, (total, count) in whole.metrics.items():
+        assert again.metrics[key][0].item() == pytest.approx(total.item(), rel=1e-4, abs=1e-6), key
+        assert again.metrics[key][1].item() == pytest.approx(count.item(), rel=1e-5), key
+
+
+@pytest.mark.parametrize("name", OFFLINE)
+def test_rows_that_weigh_nothing_do_not_matter(name):
+    policy = toy_for(name)
+    batch, draw = preferences(policy, 4, k=3), draw_for(policy, 4)
+    light = replace(batch, weight=torch.tensor([1.0, 0.0, 2.0, 0.0]))
+    kept = torch.tensor([0, 2])
+    rest = Draw(draw.t[kept], draw.noise[kept], draw.drop[kept])
+    a = run(name, moved(policy), policy, light, draw)
+    b = run(name, moved(policy), policy, select(light, kept), rest)
+    assert a.loss_sum.item() == pytest.approx(b.loss_sum.item(), rel=1e-5)
+    assert a.weight.item() == pytest.approx(b.weight.item())
 
 
 @pytest.mark.parametrize("name", OFFLINE)
