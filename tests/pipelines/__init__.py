@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import warnings
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -39,5 +40,13 @@ def build_names(tree: ast.Module) -> list[str]:
 
 
 def build(name: str) -> tuple[Any, dict[str, Any]]:
-    """A fresh pipeline of that name and the arguments of its call."""
-    return importlib.import_module(f"{__name__}.{places()[name]}").BUILDS[name]()
+    """A fresh pipeline of that name and the arguments of its call.
+
+    Without the warnings of libraries about each other, and without gradients: a weight-normed layer that was made with
+    them cannot be copied.
+    """
+    import torch
+
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        return importlib.import_module(f"{__name__}.{places()[name]}").BUILDS[name]()
