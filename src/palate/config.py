@@ -85,6 +85,12 @@ class DataSettings(Strict):
     format: str | None = Field(None, description="Name of a format in `palate.datasets`; null to find out.")
     split: str | None = Field(None, description="Which split, where there are several; null for `train`.")
     dimension: str = Field("overall", min_length=1, description="Which of several judgements of a pair is learnt.")
+    relabel: Scorers | None = Field(
+        None, min_length=1, description="Judge all anew by the sum of these scorers, by name and weight (AI feedback)."
+    )
+    relabel_temperature: float | None = Field(
+        None, gt=0, description="Of soft labels, in units of that sum; null prefers the greater outright."
+    )
     held_out: float = Field(0.05, ge=0, lt=1, description="Share of the prompts kept aside for validation.")
     max_bad_fraction: float = Field(0.01, ge=0, le=1, description="Share of unreadable rows beyond which to stop.")
     cache: str | None = Field(None, description="Folder of latents and prompt embeddings; null for the user's own.")

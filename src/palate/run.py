@@ -1,4 +1,4 @@
-"""What the commands do: train by a recipe, sample, compare. Each writes a folder that another command can read."""
+"""What the commands do: train by a recipe, compare. Each writes a folder that another command can read."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 
-from palate import assembly, config, datasets, encoding, judging, lookup, plugins, sampling, views
+from palate import assembly, config, datasets, encoding, judging, lookup, plugins, views
 from palate.config import AlgorithmSettings, ConfigError, DataSettings, Recipe
 from palate.evaluation import compare as comparing
 from palate.evaluation import report
 from palate.models.diffusion import DiffusionPolicy
+from palate.relabel import Relabel
 from palate.training import durable
 from palate.training.cache import TensorCache, default_folder
 from palate.training.logs import Progress
@@ -72,7 +73,7 @@ def _train(recipe: Recipe, algorithm: Any, options: Any, folder: Path, path: Pat
         how: dict[str, Any] = {"reference": reference, "evaluate": evaluate, "locked": True}
         result = assembly.fit(policy, algorithm, options, source, recipe.training, folder, **how)
         if first:
-            _conclude(policy, recipe, beside, folder, result, source.prompts)
+            _conclude(policy, recipe, beside, folder, result, source)
 
 
 def _cache(recipe: Recipe) -> contextlib.AbstractContextManager[TensorCache | None]:
@@ -88,10 +89,16 @@ def _check_inputs(recipe: Recipe, path: Path) -> None:
         lookup.check_adapter(recipe.model.name, recipe.model.adapter)
     if recipe.data:
         _reader(recipe.data, path)
+        _change(recipe.data)
     if recipe.rollout:
         lookup.weighted(recipe.rollout.scorers).check(lookup.read_prompts(recipe.rollout.prompts, path.parent))
     if recipe.evaluation:
         lookup.weighted(recipe.evaluation.scorers).check(judging.judged_on(recipe.evaluation, path.parent))
+
+
+def _change(data: DataSettings) -> encoding.Change | None:
+    """What becomes of a row before it is learnt from. Raises ConfigError for a scorer that there is not."""
+    return Relabel(lookup.weighted(data.relabel), data.relabel_temperature) if data.relabel else None
 
 
 def _reader(data: DataSettings, path: Path) -> datasets.Reader:
@@ -131,6 +138,7 @@ def _source(
             Path(recipe.output),
             max_bad_fraction=recipe.data.max_bad_fraction,
             dimension=recipe.data.dimension,
+            change=_change(recipe.data),
         )
         return assembly.offline_source(policy, rows, options, recipe.training, recipe.data.held_out, algorithm)
     assert recipe.rollout
@@ -173,9 +181,9 @@ def _finished(folder: Path, recipe: Recipe, processes: Processes) -> bool:
 
 
 def _conclude(
-    policy: DiffusionPolicy, recipe: Recipe, beside: Path, folder: Path, result: Result, trained_on: Sequence[str]
+    policy: DiffusionPolicy, recipe: Recipe, beside: Path, folder: Path, result: Result, source: Offline | Online
 ) -> None:
-    """result.json, with the comparison if the recipe asks for one, and the report."""
+    """result.json, with the comparison if the recipe asks for one, the report, and the card beside the weights."""
     facts: dict[str, Any] = {
         "method": recipe.algorithm.name,
         "seed": recipe.training.seed,
@@ -183,89 +191,29 @@ def _conclude(
         "ended": result.reason,
         "weights": f"{result.exported}, step {result.exported_step}",
         "warnings": list(result.warnings),
+        "trained_on": _trained_on(source),
         "versions": report.versions(),
     }
     if recipe.evaluation:
         base = recipe.model
-        facts |= judging.judge(policy, base.name, recipe.evaluation, folder, trained_on, beside, base.adapter)
+        facts |= judging.judge(policy, base.name, recipe.evaluation, folder, source.prompts, beside, base.adapter)
     judging.publish(folder, facts)
     print(f"done: {folder / 'report.html'}")
     for warning in result.warnings:  # once more, where nothing scrolls it away
         print(f"warning: {warning}")
 
 
-# --- sample and compare -----------------------------------------------------------------------------------------------
+def _trained_on(source: Offline | Online) -> dict[str, Any]:
+    """How much there was to train on, and a digest of it: of the prompts and, of stored preferences, all they say."""
+    content = hashlib.sha256(json.dumps(list(source.prompts)).encode())
+    made_of = source.state()["made_of"]
+    if isinstance(made_of, Mapping):
+        content.update(made_of["facts"].numpy().tobytes())
+        return {"rows": len(source.prompts), "prompts": len(set(source.prompts)), "sha256": content.hexdigest()}
+    return {"prompts": len(source.prompts), "sha256": content.hexdigest()}
 
 
-def sample(
-    model: str,
-    prompts: str | Path,
-    *,
-    k: int,
-    out: Path,
-    seed: int,
-    num_inference_steps: int | None = None,
-    guidance_scale: float | None = None,
-    eta: float | None = None,
-    batch_size: int = 8,
-) -> Path:
-    """k pictures of each prompt under out/, and samples.jsonl saying which is which. Again: only what is missing."""
-    texts = lookup.read_prompts(prompts)
-    asked = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, "eta": eta}
-    made_of = {"model": model, "seed": seed, "prompts_sha256": _digest(texts), **asked}
-    with durable.locked(out):
-        _same_folder(out / "sampling.json", made_of, "samples")
-        wanted = [(i, j) for i in range(len(texts)) for j in range(k) if not _picture(out, i, j).is_file()]
-        if wanted:
-            policy = lookup.load_arm(model)
-            draw = partial(sampling.sample, policy, seed=seed, **lookup.settings_of(model, policy, **asked))
-            _draw(out, draw, texts, wanted, batch_size)
-        rows = [
-            {"prompt": text, "file": _picture(out, i, j).name, "candidate": j, "seed": seed, "model": model}
-            for i, text in enumerate(texts)
-            for j in range(k)
-        ]
-        (out / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    print(f"{len(rows)} pictures in {out} ({len(wanted)} new)")
-    return out
-
-
-def _draw(
-    out: Path,
-    draw: Callable[..., list[Any]],
-    texts: Sequence[str],
-    wanted: Sequence[tuple[int, int]],
-    batch_size: int,
-) -> None:
-    """Pictures (prompt, candidate) by draw(prompts, ids), each written whole or not at all."""
-    with contextlib.closing(Progress(len(wanted), 0, what="picture")) as bar:
-        for start in range(0, len(wanted), batch_size):
-            part = wanted[start : start + batch_size]
-            media = draw([texts[i] for i, _ in part], [f"{texts[i]}/{j}" for i, j in part], batch_size=batch_size)
-            for (i, j), picture in zip(part, media, strict=True):
-                aside = _picture(out, i, j).with_suffix(".partial")
-                picture.save(aside, "PNG")
-                aside.replace(_picture(out, i, j))
-            bar.advance(len(part))
-
-
-def _digest(prompts: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(prompts).encode()).hexdigest()
-
-
-def _same_folder(path: Path, settings: Mapping[str, Any], what: str) -> None:
-    """Writes what the folder is made of, or raises ConfigError with the difference from what it was made of before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_file():
-        changes = config.difference(json.loads(path.read_text(encoding="utf-8")), settings)
-        if changes:
-            raise ConfigError(f"{path.parent} holds other {what}: {'; '.join(changes)}; choose another --out")
-    judging.write_json(path, settings)
-
-
-def _picture(out: Path, prompt: int, candidate: int) -> Path:
-    return out / f"{prompt:05d}-{candidate}.png"
-
+# --- compare ----------------------------------------------------------------------------------------------------------
 
 COMPARISON = "comparison.json"  # what a comparison's folder was made of
 
@@ -291,7 +239,7 @@ def compare(
     """
     texts, (weights, added_up) = lookup.read_prompts(prompts), _weights(scorers)
     asked = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, "eta": eta}
-    made_of = {"a": a, "b": b, "seed": seed, "n": n, "prompts_sha256": _digest(texts), "scorers": list(scorers)}
+    made_of = {"a": a, "b": b, "seed": seed, "n": n, "prompts_sha256": drawing.digest(texts), "scorers": list(scorers)}
     with durable.locked(out):
         if _compared(out, made_of | asked):
             print(f"{out} is finished")
@@ -343,7 +291,7 @@ def _compared(out: Path, made_of: Mapping[str, Any]) -> bool:
         return False
     if not held.is_file():
         raise ConfigError(f"{out} holds another result; choose another --out")
-    _same_folder(held, made_of, "comparisons")
+    drawing.same_folder(held, made_of, "comparisons")
     return True
 
 

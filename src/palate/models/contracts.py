@@ -309,7 +309,9 @@ class Algorithm(Protocol):
     offline, if not every row of preferences teaches something, `lacking(batch, config) -> str`: why none of these rows
     does, and the mend; empty if one does.
     It may offer, offline, `sample_t(path, config, n, generator) -> t [n]`, another density of times than the path's
-    own; and `start_loss(config) -> float | None`, where the loss at the reference depends on its options.
+    own; `start_loss(config) -> float | None`, where the loss at the reference depends on its options;
+    `measure(policy, reference, micros, state, config)`, a look at rows of the data before the first step; and
+    `observe(metrics, state, config)`, after every step, whose metrics are the same on all processes.
     """
 
     Config: type
