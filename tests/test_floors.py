@@ -17,17 +17,45 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "src" / "palate"
 FLOORS = [
-    ("facts; no torch", {"records", "media", "reading", "store", "views", "config", "strict", "plugins", "privacy", "studio"}),
+    (
+        "facts; no torch",
+        {
+            "records",
+            "media",
+            "reading",
+            "duplicates",
+            "store",
+            "views",
+            "config",
+            "strict",
+            "plugins",
+            "privacy",
+            "studio",
+        },
+    ),
     ("maths", {"losses", "paths", "transitions", "randomness", "metrics"}),
     ("contracts and what plugs in", {"models", "scorers"}),
     ("using a model without knowing which", {"sampling", "likelihood", "feedback", "guidance", "editing"}),
     (
         "papers, the loop, the judgement",
-        {"algorithms", "training", "datasets", "evaluation", "worlds", "relabel", "implicit_reward"},
+        {"algorithms", "training", "datasets", "checking", "evaluation", "worlds", "relabel", "implicit_reward"},
     ),
     (
         "doors",
-        {"cli", "demo", "crowd", "meter", "run", "assembly", "encoding", "lookup", "judging", "doctor", "__main__"},
+        {
+            "cli",
+            "data",
+            "demo",
+            "crowd",
+            "meter",
+            "run",
+            "assembly",
+            "encoding",
+            "lookup",
+            "judging",
+            "doctor",
+            "__main__",
+        },
     ),
 ]
 FLOOR = {name: floor for floor, (_, names) in enumerate(FLOORS) for name in names}

@@ -7,6 +7,7 @@ unknown or incomparable, NaN on the diagonal, and 1 - prefer[i, j] at [j, i]. No
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal, TypeVar
@@ -14,7 +15,7 @@ from typing import Literal, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from palate.records import OVERALL, Preference, Sample, Score, Vote
+from palate.records import OVERALL, Aspect, Matrix, Medium, Preference, Sample, Score, Vote
 
 Array = NDArray[np.float64]
 
@@ -93,6 +94,104 @@ def preference_of(row: Preference, dimension: str = OVERALL) -> Preference | Non
     column = row.dimensions.index(dimension)
     known = [scores[column] if there else np.nan for scores, there in zip(row.scores, row.mask, strict=True)]
     return replace(row, prefer=prefer_from_scores(known).tolist(), votes=())
+
+
+def says_something(row: Preference) -> bool:
+    """Whether anything is known of the row: a pair, overall or in some aspect, or a score."""
+    tables = (row.prefer, *(aspect.prefer for aspect in row.aspects), row.scores)
+    return any(not math.isnan(value) for table in tables for line in table for value in line)
+
+
+def without(row: Preference, gone: Sequence[bool]) -> Preference:
+    """The row with some of its candidates [K] masked: nothing is known of them any more."""
+
+    def cut(table: Matrix, empty: float) -> Matrix:
+        return tuple(
+            tuple(empty if gone[i] or gone[j] else value for j, value in enumerate(line))
+            for i, line in enumerate(table)
+        )
+
+    return replace(
+        row,
+        media=tuple(None if lost else medium for medium, lost in zip(row.media, gone, strict=True)),
+        mask=tuple(exists and not lost for exists, lost in zip(row.mask, gone, strict=True)),
+        prefer=cut(row.prefer, math.nan),
+        votes=cut(row.votes, 0.0),
+        scores=tuple(tuple(math.nan if lost else s for s in line) for line, lost in zip(row.scores, gone, strict=True)),
+        aspects=tuple(Aspect(a.dimension, cut(a.prefer, math.nan), cut(a.votes, 0.0)) for a in row.aspects),
+    )
+
+
+def merged(rows: Iterable[Preference], most: int = 64) -> Iterator[Preference]:
+    """Rows of one prompt that follow each other as one row, of at most so many candidates.
+
+    A medium that comes again is one candidate. A pair judged in several rows has their mean preference, weighed by
+    votes. Rows of different weights, or with other dimensions of scores, stay apart.
+    """
+    group: list[Preference] = []
+    for row in rows:
+        alike = group and (row.prompt, row.weight, row.dimensions) == (
+            group[0].prompt,
+            group[0].weight,
+            group[0].dimensions,
+        )
+        if group and (not alike or sum(len(part) for part in group) + len(row) > most):
+            yield _merge(group)
+            group = []
+        group.append(row)
+    if group:
+        yield _merge(group)
+
+
+def _merge(rows: Sequence[Preference]) -> Preference:
+    if len(rows) == 1:
+        return rows[0]
+    place: dict[Medium, int] = {}
+    where: list[list[int | None]] = []  # for each row, which merged candidate each of its own is
+    source: dict[int, tuple[str, int | None]] = {}
+    scores: dict[int, tuple[float, ...]] = {}
+    for row in rows:
+        where.append([])
+        for k, medium in enumerate(row.media):
+            i = None if medium is None or not row.mask[k] else place.setdefault(medium, len(place))
+            where[-1].append(i)
+            if i is not None:
+                source.setdefault(i, (row.sources[k], row.seeds[k]))
+                if i not in scores or all(math.isnan(s) for s in scores[i]):
+                    scores[i] = row.scores[k]
+    names = list(dict.fromkeys(aspect.dimension for row in rows for aspect in row.aspects))
+
+    def told(name: str) -> Iterator[tuple[Matrix, Matrix, Sequence[int | None]]]:
+        for row, at in zip(rows, where, strict=True):
+            yield from ((a.prefer, a.votes, at) for a in row.aspects if a.dimension == name)
+
+    judged = {name: _added(told(name), len(place)) for name in names}
+    prefer, votes = _added([(row.prefer, row.votes, at) for row, at in zip(rows, where, strict=True)], len(place))
+    return Preference(
+        rows[0].prompt,
+        tuple(place),
+        prefer.tolist(),
+        votes=votes.tolist(),
+        scores=tuple(scores[i] for i in range(len(place))),
+        dimensions=rows[0].dimensions,
+        weight=rows[0].weight,
+        sources=tuple(source[i][0] for i in range(len(place))),
+        seeds=tuple(source[i][1] for i in range(len(place))),
+        aspects=tuple(Aspect(name, p.tolist(), v.tolist()) for name, (p, v) in judged.items()),
+        where=rows[0].where,
+    )
+
+
+def _added(tables: Iterable[tuple[Matrix, Matrix, Sequence[int | None]]], k: int) -> tuple[Array, Array]:
+    """Preferences and votes of several rows, each with the places of its candidates among K, as one [K, K]."""
+    wins, count = np.zeros((k, k)), np.zeros((k, k))
+    for prefer, votes, at in tables:
+        for a, i in enumerate(at):
+            for b, j in enumerate(at):
+                if i is not None and j is not None and i != j and not math.isnan(prefer[a][b]):
+                    wins[i, j] += prefer[a][b] * votes[a][b]
+                    count[i, j] += votes[a][b]
+    return np.divide(wins, count, out=np.full_like(wins, np.nan), where=count > 0), count
 
 
 def held_out(prompts: Sequence[str], share: float, seed: int = 0) -> tuple[list[int], list[int]]:

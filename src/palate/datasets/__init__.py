@@ -11,7 +11,8 @@ A format is a module with
 - `rows(source) -> Iterator[Preference | Flaw]`: streamed; media as bytes or as paths relative to `source.root`;
 - where it can be written, `write(target, rows, media_root=None)`, which returns what has `rows`, the number of records,
   and `left_out` where the format cannot hold all that a row says;
-- where the files say it, `count(source) -> int`: how many rows there are.
+- where the files say it, `count(source) -> int`: how many rows there are; where they can be told to be damaged,
+  `problems(source) -> list[str]`.
 """
 
 from __future__ import annotations

@@ -249,6 +249,19 @@ def count(source: Source) -> int:
     return manifest(source.local).rows
 
 
+def problems(source: Source) -> list[str]:
+    """Shards that are not the files that were written, and a manifest that was edited."""
+    folder, facts = source.local, manifest(source.local)
+    found = [
+        f"{shard['file']} is not the file that was written (sha256 differs): copy it again"
+        for shard in facts.shards
+        if (folder / shard["file"]).is_file() and _sha256(folder / shard["file"]) != shard["sha256"]
+    ]
+    if _hash(facts.shards, facts.dimensions) != facts.hash:
+        found.append("manifest.json does not agree with its own hash: it was edited, or mixes two data sets")
+    return found
+
+
 def _raw_rows(folder: Path, facts: Manifest) -> Iterator[tuple[str, dict[str, Any]]]:
     for shard in facts.shards:
         number = 0
