@@ -94,6 +94,21 @@ def klein_distilled() -> Build:
     return klein(is_distilled=True)
 
 
+def klein_kv() -> Build:
+    """FLUX.2 klein with a cache for pictures to edit; none are given, so nothing is cached."""
+    torch.manual_seed(34)
+    tokenizer = parts.letters()
+    pipeline = diffusers.Flux2KleinKVPipeline(
+        scheduler=_two_scheduler(),
+        vae=parts.flux2_vae(),
+        text_encoder=parts.qwen3(transformers.Qwen3ForCausalLM, tokenizer, layers=3),
+        tokenizer=tokenizer,
+        transformer=_two(guidance_embeds=False),
+        is_distilled=True,
+    )
+    return parts.finish(pipeline), _two_call()
+
+
 def _two_call() -> dict[str, Any]:
     return {"height": 16, "width": 16, "max_sequence_length": 16, "text_encoder_out_layers": TEXT_LAYERS}
 
@@ -130,5 +145,6 @@ BUILDS = {
     "Flux2Pipeline": two,
     "Flux2KleinPipeline": klein,
     "Flux2KleinPipeline (distilled)": klein_distilled,
+    "Flux2KleinKVPipeline": klein_kv,
     "ChromaPipeline": chroma,
 }

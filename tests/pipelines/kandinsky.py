@@ -1,4 +1,4 @@
-"""Kandinsky 3 and the text-to-image model of Kandinsky 5."""
+"""Kandinsky 2.2 and 3, and the text-to-image model of Kandinsky 5."""
 
 from __future__ import annotations
 
@@ -30,6 +30,67 @@ def movq() -> diffusers.VQModel:
         num_vq_embeddings=12,
         vq_embed_dim=4,
     )
+
+
+def two_two(clipped: bool = True) -> Build:
+    """Kandinsky 2.2: a prior draws an image embedding, the decoder's UNet is told nothing else; two loops in one call.
+
+    Both clip x0 as published.
+    """
+    torch.manual_seed(92)
+    width = 16
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=8,
+        addition_embed_type="image",
+        down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        encoder_hid_dim=width,
+        encoder_hid_dim_type="image_proj",
+        cross_attention_dim=16,
+        attention_head_dim=8,
+        resnet_time_scale_shift="scale_shift",
+    )
+    vision = transformers.CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=16,
+        projection_dim=width,
+    )
+    pipeline = diffusers.KandinskyV22CombinedPipeline(
+        unet=unet,
+        scheduler=diffusers.DDPMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            clip_sample=clipped,
+            clip_sample_range=2.0,
+            thresholding=clipped,
+            sample_max_value=2.0,
+            variance_type="learned_range",
+        ),
+        movq=movq(),
+        prior_prior=parts.prior(width),
+        prior_image_encoder=transformers.CLIPVisionModelWithProjection(vision),
+        prior_text_encoder=parts.clip_text(transformers.CLIPTextModelWithProjection, width),
+        prior_tokenizer=parts.clip_tokenizer(),
+        prior_scheduler=diffusers.UnCLIPScheduler(
+            variance_type="fixed_small_log", prediction_type="sample", clip_sample_range=5.0
+        ),
+        prior_image_processor=None,
+    )
+    return parts.finish(pipeline), {"height": 16, "width": 16, "prior_num_inference_steps": 2}
+
+
+def two_two_unclipped() -> Build:
+    return two_two(clipped=False)
 
 
 def three(clip_sample: bool = True) -> Build:
@@ -90,6 +151,8 @@ def five_image() -> Build:
 
 
 BUILDS = {
+    "KandinskyV22CombinedPipeline": two_two,
+    "KandinskyV22CombinedPipeline (unclipped)": two_two_unclipped,
     "Kandinsky3Pipeline": three,
     "Kandinsky3Pipeline (unclipped)": three_unclipped,
     "Kandinsky5T2IPipeline": five_image,

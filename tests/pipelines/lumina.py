@@ -107,9 +107,34 @@ def z_image_turbo() -> Build:
     return z_image(shift=3.0)
 
 
+def z_image_omni() -> Build:
+    """Z-Image Omni: the same for pictures to edit, which a SigLIP sees; none are given."""
+    base, call = z_image()
+    torch.manual_seed(15)
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_patches": 16,
+        "patch_size": 4,
+    }
+    transformer = diffusers.ZImageTransformer2DModel.from_config(base.transformer.config, siglip_feat_dim=16)
+    for name, token in transformer.named_parameters():
+        if name.endswith("pad_token"):
+            torch.nn.init.normal_(token)
+    pipeline = diffusers.ZImageOmniPipeline(
+        **{**base.components, "transformer": transformer},
+        siglip=transformers.Siglip2VisionModel(transformers.Siglip2VisionConfig(**vision)),
+        siglip_processor=None,
+    )
+    return parts.finish(pipeline), call
+
+
 BUILDS = {
     "LuminaPipeline": next_dit,
     "Lumina2Pipeline": two,
     "ZImagePipeline": z_image,
     "ZImagePipeline (turbo)": z_image_turbo,
+    "ZImageOmniPipeline": z_image_omni,
 }

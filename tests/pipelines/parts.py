@@ -172,6 +172,15 @@ def qwen3_vl(kind: Any, tokenizer: Any, width: int = 16, layers: int = 2) -> Any
 # --- denoisers --------------------------------------------------------------------------------------------------------
 
 
+def prior(width: int, tokens: int = 32) -> diffusers.PriorTransformer:
+    """unCLIP's: from a text embedding to an image embedding of that width."""
+    made = diffusers.PriorTransformer(
+        num_attention_heads=2, attention_head_dim=8, num_layers=1, embedding_dim=width, num_embeddings=tokens
+    )
+    torch.nn.init.uniform_(made.clip_std, 0.5, 1.5)  # zero as made, and so would every embedding be
+    return made
+
+
 def open_gates(clock: torch.nn.Linear, factor: float = 8.0) -> None:
     """Scale the last layer of a clock's embedding up.
 
