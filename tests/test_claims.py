@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 from dataclasses import replace
 
@@ -48,6 +51,15 @@ def test_a_claim_from_its_first_arm_to_its_table(small, claim, capsys):
     claim.show(TIER)
     facts = json.loads((small / f"{claim.CLAIM.name}-cpu.json").read_text())
     assert {row["seed"] for row in facts["rows"]} == set(TIER.seeds) and facts["verdicts"]
+
+
+@pytest.mark.slow
+def test_a_claims_command_runs_its_arms_side_by_side(tmp_path):
+    command = [sys.executable, "-m", "tests.toy_claim"]
+    how = {"env": {**os.environ, "TOY_RESULTS": str(tmp_path)}, "text": True, "capture_output": True, "check": True}
+    assert "values [0, 1] processes 2" in subprocess.run(command, **how).stdout
+    again = subprocess.run(command, **how).stdout
+    assert "toy arm" not in again and "values [0, 1]" in again  # nothing was left to do
 
 
 def test_no_time_runs_no_arm(small, capsys):

@@ -10,7 +10,10 @@ import argparse
 import hashlib
 import json
 import math
+import os
 import platform
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -51,14 +54,15 @@ FULL = Tier("full", (101, 102, 103, 104, 105), 1024, 512, "auto")
 TUNING_SEED = 7  # never reported
 
 
-def arguments(description: str | None) -> tuple[Tier, float, bool]:
-    """--budget, --minutes of this call, --table to print what there is."""
+def arguments(description: str | None) -> argparse.Namespace:
+    """--budget, --minutes of this call, --processes side by side, --table to print what there is."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budget", choices=("cpu", "full"), default="cpu")
     parser.add_argument("--minutes", type=float, default=60.0, help="start no arm after so many minutes")
+    parser.add_argument("--processes", type=int, help="arms side by side, a thread each; 2 for the cpu tier, else 1")
     parser.add_argument("--table", action="store_true", help="run nothing, print the table")
-    given = parser.parse_args()
-    return {"cpu": CPU, "full": FULL}[given.budget], given.minutes, given.table
+    parser.add_argument("--part", nargs=3, help=argparse.SUPPRESS)  # phase, number and count of a process
+    return parser.parse_args()
 
 
 @dataclass(frozen=True)
@@ -114,19 +118,52 @@ def run_arms(
     return 0
 
 
+Arms = list[tuple[str, int, Callable[[], dict[str, Any]]]]
+
+
 def main(
     claim: Claim,
     description: str | None,
-    tuning: Callable[[Tier], list[Any]],
-    reported: Callable[[Tier], list[Any]],
+    tuning: Callable[[Tier], Arms],
+    reported: Callable[[Tier], Arms],
     show: Callable[[Tier], None],
 ) -> None:
     """A claim as a command: first the arms that tune, when all of these are there the reported ones; then the table."""
-    tier, minutes, only_table = arguments(description)
-    end = time.monotonic() + 60 * minutes
-    if not only_table and run_arms(claim, tier, tuning(tier), end) == 0:
-        run_arms(claim, tier, reported(tier), end)
+    given = arguments(description)
+    tier = {"cpu": CPU, "full": FULL}[given.budget]
+    phases = {"tuning": tuning, "reported": reported}
+    end = time.monotonic() + 60 * given.minutes
+    if given.part:
+        phase, number, count = given.part[0], int(given.part[1]), int(given.part[2])
+        run_arms(claim, tier, phases[phase](tier)[number::count], end)
+        return
+    processes = given.processes or (2 if tier is CPU else 1)
+    for name, arms in phases.items() if not given.table else ():
+        if processes == 1:
+            run_arms(claim, tier, arms(tier), end)
+        else:
+            side_by_side(given.budget, name, processes, end)
+        if any(load_arm(claim, tier, arm, seed) is None for arm, seed, _ in arms(tier)):
+            break
     show(tier)
+
+
+def side_by_side(budget: str, phase: str, processes: int, end: float) -> None:
+    """This very command in several processes, each with its share of the arms and one thread."""
+    left = (end - time.monotonic()) / 60
+    command = [sys.executable, "-m", _module(), "--budget", budget, "--minutes", f"{left:.3f}", "--part", phase]
+    single = {**os.environ, "OMP_NUM_THREADS": "1"}
+    running = [subprocess.Popen([*command, str(i), str(processes)], env=single) for i in range(processes)]
+    failed = [child for child in running if child.wait()]
+    if failed:
+        raise SystemExit(f"{len(failed)} of {processes} processes failed; what they said is above")
+
+
+def _module() -> str:
+    """The command's own dotted name."""
+    spec = sys.modules["__main__"].__spec__
+    assert spec, "start a claim as a module: python -m benchmarks.claims.<name>"
+    return spec.name
 
 
 def machine(tier: Tier) -> str:
@@ -303,6 +340,16 @@ def versus(
     verdict = says(low > least, high < least)
     found = f"{arm} wins {rate:.3f} [{low:.3f}, {high:.3f}] against {other} over {len(duels)} seeds"
     return [f"{text}: {found}: {verdict}"]
+
+
+def edges(name: str, best: tuple[Any, ...], grid: Sequence[tuple[Any, ...]]) -> list[str]:
+    """What of a tuned setting is an end of its grid, so that a better one may lie outside."""
+    lines = []
+    for field in getattr(best, "_fields", ()):
+        values = sorted({getattr(at, field) for at in grid if getattr(at, field) is not None})
+        if len(values) > 1 and (found := getattr(best, field)) in (values[0], values[-1]):
+            lines.append(f"{name}: the best {field}, {found:g}, is an end of the grid")
+    return lines
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

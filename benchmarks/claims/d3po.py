@@ -282,15 +282,13 @@ def verdict(tier: Tier, task: str) -> list[str]:
 
 
 def edges(tier: Tier) -> list[str]:
-    """The methods whose best rate is an end of the grid, so that a better one may lie outside."""
+    """The methods whose best setting is an end of the grid."""
     lines = []
     for task in tasks(tier):
         for method in methods(task):
             names = [f"tune-{task}-{method}-{at}" for at in GRID[method]]
             if all(common.load_arm(CLAIM, tier, name, common.TUNING_SEED) for name in names):
-                rates, found = [at.rate for at in GRID[method]], best(tier, method, task)
-                if found.rate in (min(rates), max(rates)):
-                    lines.append(f"{task}: the best rate of {method}, {found.rate:g}, is an end of the grid")
+                lines += common.edges(f"{task}: {method}", best(tier, method, task), GRID[method])
     return lines
 
 
