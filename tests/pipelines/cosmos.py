@@ -16,7 +16,7 @@ from diffusers.models.modeling_utils import ModelMixin
 
 from tests import zoo
 from tests.pipelines import parts
-from tests.pipelines.video_parts import FIVE_FRAMES, wan_scheduler, wan_vae
+from tests.pipelines.video_parts import FIVE_FRAMES, wan_vae
 
 # The default negative prompt is too long for these tokenizers.
 CALL: dict[str, Any] = {**FIVE_FRAMES, "height": 32, "width": 32, "negative_prompt": "bad"}
@@ -108,12 +108,19 @@ def cosmos2() -> tuple[Any, dict[str, Any]]:
 def cosmos25() -> tuple[Any, dict[str, Any]]:
     torch.manual_seed(212)
     tokenizer = parts.letters()
+    scheduler = diffusers.UniPCMultistepScheduler(
+        use_karras_sigmas=True,
+        use_flow_sigmas=True,
+        prediction_type="flow_prediction",
+        sigma_max=200.0,
+        sigma_min=0.01,
+    )
     pipeline = diffusers.Cosmos2_5_PredictBasePipeline(
         text_encoder=parts.qwen2_5_vl(tokenizer),
         tokenizer=tokenizer,
         transformer=transformer(16, masked=True),
         vae=wan_vae(),
-        scheduler=wan_scheduler(5.0),
+        scheduler=scheduler,
         safety_checker=Guardrail(),
     )
     return zoo._finish(pipeline), dict(CALL)
