@@ -46,6 +46,8 @@ FLOORS = [
             "cli",
             "data",
             "demo",
+            "drawing",
+            "exporting",
             "crowd",
             "meter",
             "run",

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from palate import run
+from palate import drawing, run
 from palate.algorithms import diffusion_dpo
 from palate.datasets import parquet
 from palate.models.diffusion import DiffusionPolicy
@@ -225,12 +225,12 @@ def test_samples_are_resumed_and_do_not_depend_on_the_batch(tmp_path, model):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red cat\n\na blue dog\n")
     keep = {"k": 2, "seed": 3, "num_inference_steps": 2}
-    whole = run.sample(str(model), prompts, out=tmp_path / "whole", batch_size=4, **keep)
+    whole = drawing.sample(str(model), prompts, out=tmp_path / "whole", batch_size=4, **keep)
     names = sorted(path.name for path in whole.glob("*.png"))
     assert names == ["00000-0.png", "00000-1.png", "00001-0.png", "00001-1.png"]
-    parts = run.sample(str(model), prompts, out=tmp_path / "parts", batch_size=1, **keep)
+    parts = drawing.sample(str(model), prompts, out=tmp_path / "parts", batch_size=1, **keep)
     (parts / names[2]).unlink()
-    run.sample(str(model), prompts, out=tmp_path / "parts", batch_size=3, **keep)
+    drawing.sample(str(model), prompts, out=tmp_path / "parts", batch_size=3, **keep)
     for name in names:
         a, b = (np.asarray(Image.open(folder / name), int) for folder in (whole, parts))
         assert np.abs(a - b).max() <= 1
@@ -317,13 +317,13 @@ def test_errors_name_the_thing_and_the_mend(tmp_path, model, pairs, monkeypatch)
     monkeypatch.chdir(tmp_path)  # where no demo has left its preferences
     missing = tmp_path / "nowhere.txt"
     with pytest.raises(ValueError, match=r"prompt file .*nowhere.txt does not exist: write one prompt a line"):
-        run.sample(str(model), missing, k=1, out=tmp_path / "x", seed=0)
+        drawing.sample(str(model), missing, k=1, out=tmp_path / "x", seed=0)
     empty = tmp_path / "empty.txt"
     empty.write_text("\n \n")
     with pytest.raises(ValueError, match=r"empty.txt holds no prompts"):
-        run.sample(str(model), empty, k=1, out=tmp_path / "x", seed=0)
+        drawing.sample(str(model), empty, k=1, out=tmp_path / "x", seed=0)
     with pytest.raises(OSError, match=r"has no model_index.json; give the folder"):
-        run.sample(str(tmp_path), PROMPTS, k=1, out=tmp_path / "x", seed=0)
+        drawing.sample(str(tmp_path), PROMPTS, k=1, out=tmp_path / "x", seed=0)
     recipe = recipe_for(tmp_path, model, algorithm={"name": "d3po"}, data={"path": str(pairs)})
     with pytest.raises(ValueError, match="d3po is an online method: give it the section 'rollout'"):
         run.train(recipe)

@@ -18,8 +18,8 @@ import numpy as np
 
 from palate import lookup, views
 from palate.config import EvaluationSettings
+from palate.evaluation import card, grids, report
 from palate.evaluation import compare as comparing
-from palate.evaluation import grids, report
 from palate.evaluation.win_rate import WinRate
 from palate.models.diffusion import DiffusionPolicy
 from palate.training import adapters
@@ -145,15 +145,22 @@ def _headline(verdict: WinRate) -> dict[str, Any]:
 
 
 def publish(folder: Path, facts: Mapping[str, Any]) -> None:
-    """result.json, and the report of all that the folder holds."""
+    """result.json, the card of a run's weights, and the report of all that the folder holds."""
     write_json(folder / "result.json", facts)
-    report.write(report.from_run(folder), folder / "report.html")
+    _tell(folder)
 
 
 def mend(folder: Path) -> None:
-    """The report of a finished folder that was stopped between its result and its report."""
+    """The card and report of a finished folder that was stopped between its result and its report."""
     if not (folder / "report.html").is_file():
-        report.write(report.from_run(folder), folder / "report.html")
+        _tell(folder)
+
+
+def _tell(folder: Path) -> None:
+    for weights in (folder / "adapter", folder / "model"):
+        if weights.is_dir() and (folder / "config.yaml").is_file():
+            card.write(folder, weights)
+    report.write(report.from_run(folder), folder / "report.html")
 
 
 def write_json(path: Path, facts: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from palate import assembly, config, datasets, encoding, judging, lookup, plugins, views
+from palate import assembly, config, datasets, drawing, encoding, judging, lookup, plugins, views
 from palate.config import AlgorithmSettings, ConfigError, DataSettings, Recipe
 from palate.evaluation import compare as comparing
 from palate.evaluation import report

@@ -1,0 +1,165 @@
+"""`palate sample`: pictures of prompts, from noise or out of other pictures, each from its own seed, resumable."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageOps
+
+from palate import config, editing, judging, lookup, sampling
+from palate.config import ConfigError
+from palate.media import PICTURE_FORMATS, decode
+from palate.models.diffusion import DiffusionPolicy
+from palate.records import Medium
+from palate.training import durable
+from palate.training.logs import Progress
+
+STRENGTH = 0.6  # of an edit, as Diffusion-DPO's (arXiv:2311.12908, section 5.2)
+_ENDINGS = {f".{kind.lower()}" for kind in PICTURE_FORMATS} | {".jpg"}
+
+
+def sample(
+    model: str,
+    prompts: str | Path,
+    *,
+    k: int,
+    out: Path,
+    seed: int,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    eta: float | None = None,
+    batch_size: int = 8,
+    image: str | Path | None = None,
+    strength: float | None = None,
+) -> Path:
+    """k pictures of each prompt under out/, and samples.jsonl saying which is which. Again: only what is missing.
+
+    image: a picture, or a folder of them in the order of their names, that the prompts change by `strength` (SDEdit,
+    `palate.editing`): one for all prompts, or one prompt for all, or as many of each. They are scaled to cover the size
+    that the model draws, and cropped to its middle.
+    """
+    texts = lookup.read_prompts(prompts)
+    asked = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, "eta": eta}
+    made_of = {"model": model, "seed": seed, "prompts_sha256": digest(texts), **asked}
+    begun = _begun(image, strength, texts)
+    rows = begun.rows if begun else [(text, None) for text in texts]
+    with durable.locked(out):
+        same_folder(out / "sampling.json", made_of | (begun.made_of if begun else {}), "samples")
+        wanted = [(i, j) for i in range(len(rows)) for j in range(k) if not _picture(out, i, j).is_file()]
+        if wanted:
+            policy = lookup.load_arm(model)
+            how = {"seed": seed, **lookup.settings_of(model, policy, **asked)}
+            draw = begun.draw(policy, how) if begun else partial(_drawn, policy, how)
+            _draw(out, draw, rows, wanted, batch_size)
+        lines = [
+            {"prompt": text, "file": _picture(out, i, j).name, "candidate": j, "seed": seed, "model": model}
+            | ({"image": path.name, "strength": begun.strength} if begun and path else {})
+            for i, (text, path) in enumerate(rows)
+            for j in range(k)
+        ]
+        (out / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    print(f"{len(lines)} pictures in {out} ({len(wanted)} new)")
+    return out
+
+
+Row = tuple[str, Path | None]  # a prompt, and the picture that it changes
+Draw = Callable[[Sequence[Row], Sequence[str], int], list[Any]]
+
+
+def _drawn(
+    policy: DiffusionPolicy, how: Mapping[str, Any], rows: Sequence[Row], ids: Sequence[str], batch_size: int
+) -> list[Any]:
+    return sampling.sample(policy, [text for text, _ in rows], ids, batch_size=batch_size, **how)
+
+
+class _Begun:
+    """Pictures that prompts are to change. Raises ConfigError if they cannot be paired, or the strength cannot be."""
+
+    def __init__(self, image: Path, strength: float, texts: Sequence[str]) -> None:
+        self.strength, paths = strength, _pictures(image)
+        try:
+            editing.steps_run(strength, 1)
+        except ValueError as error:
+            raise ConfigError(f"--strength: {error}") from None
+        n = max(len(paths), len(texts))
+        if {len(paths), len(texts)} - {1, n}:
+            raise ConfigError(
+                f"{image} holds {len(paths)} pictures for {len(texts)} prompts: give as many of each, or one of either"
+            )
+        self.rows = [(texts[i % len(texts)], paths[i % len(paths)]) for i in range(n)]
+        content = hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in paths))
+        self.made_of = {"image_sha256": content.hexdigest(), "strength": strength}
+
+    def draw(self, policy: DiffusionPolicy, how: Mapping[str, Any]) -> Draw:
+        blank = policy.decode(torch.zeros(1, *policy.latent_shape, device=policy.device))[0]
+        if not isinstance(blank, Image.Image):
+            raise ConfigError("the model does not draw pictures: only pictures can be changed")
+
+        def edited(rows: Sequence[Row], ids: Sequence[str], batch_size: int) -> list[Any]:
+            media = [_fitted(path, blank.size) for _, path in rows if path]
+            texts = [text for text, _ in rows]
+            return editing.edit(policy, media, texts, ids, strength=self.strength, batch_size=batch_size, **how)
+
+        return edited
+
+
+def _begun(image: str | Path | None, strength: float | None, texts: Sequence[str]) -> _Begun | None:
+    if image is None:
+        if strength is not None:
+            raise ConfigError("--strength says how far a picture is changed: give the picture by --image")
+        return None
+    return _Begun(Path(image), STRENGTH if strength is None else strength, texts)
+
+
+def _pictures(image: Path) -> list[Path]:
+    if image.is_file():
+        return [image]
+    found = sorted(path for path in image.glob("*") if path.suffix.lower() in _ENDINGS) if image.is_dir() else []
+    if not found:
+        raise ConfigError(f"--image {image}: no such file, nor a folder with {', '.join(sorted(_ENDINGS))} in it")
+    return found
+
+
+def _fitted(path: Path, size: tuple[int, int]) -> Image.Image:
+    """The picture, scaled to cover the size and cropped to its middle."""
+    picture = decode(Medium("image/*", path=path.name), path.parent)
+    return picture if picture.size == size else ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
+
+
+def _draw(out: Path, draw: Draw, rows: Sequence[Row], wanted: Sequence[tuple[int, int]], batch_size: int) -> None:
+    """Pictures (row, candidate), each written whole or not at all."""
+    with contextlib.closing(Progress(len(wanted), 0, what="picture")) as bar:
+        for start in range(0, len(wanted), batch_size):
+            part = wanted[start : start + batch_size]
+            media = draw([rows[i] for i, _ in part], [f"{rows[i][0]}/{j}" for i, j in part], batch_size)
+            for (i, j), picture in zip(part, media, strict=True):
+                aside = _picture(out, i, j).with_suffix(".partial")
+                picture.save(aside, "PNG")
+                aside.replace(_picture(out, i, j))
+            bar.advance(len(part))
+
+
+def _picture(out: Path, row: int, candidate: int) -> Path:
+    return out / f"{row:05d}-{candidate}.png"
+
+
+def digest(prompts: Sequence[str]) -> str:
+    """By which a list of prompts is known again."""
+    return hashlib.sha256("\n".join(prompts).encode()).hexdigest()
+
+
+def same_folder(path: Path, settings: Mapping[str, Any], what: str) -> None:
+    """Writes what the folder is made of, or raises ConfigError with the difference from what it was made of before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_file():
+        changes = config.difference(json.loads(path.read_text(encoding="utf-8")), settings)
+        if changes:
+            raise ConfigError(f"{path.parent} holds other {what}: {'; '.join(changes)}; choose another --out")
+    judging.write_json(path, settings)
