@@ -124,21 +124,22 @@ def test_prompts_that_cannot_be_emptied_are_refused_at_once():
         assembly.offline_source(policy, rows, dropping, settings, 0.0)
 
 
-def test_a_rollout_of_different_lengths_stops_at_the_first_that_differs():
+def test_a_rollout_of_different_lengths_samples_one_length_at_a_time():
     policy, drawn = Lengths(), []
+    policy.pads = False
 
     def generate(prompts, generators, **_):
-        drawn.extend(prompts)
+        drawn.append(list(prompts))
         made = roll_out(Toy(), list(prompts))
         return made.media, replace(made, cond=policy.condition(prompts))
 
     policy.generate = generate
-    with pytest.raises(ValueError, match=r"prompts of different lengths.* use prompts of one length"):
-        sampling.rollout(
-            policy, ["ab", "abc", "ab"], ["0", "1", "2"], seed=0, num_inference_steps=3, guidance_scale=None,
-            batch_size=1,
-        )  # fmt: skip
-    assert drawn == ["ab", "abc"]
+    made = sampling.rollout(
+        policy, ["ab", "abc", "ab"], ["0", "1", "2"], seed=0, num_inference_steps=3, guidance_scale=None
+    )
+    assert drawn == [["ab", "ab"], ["abc"]]
+    assert [made.cond[row].rows["cond/tokens"].shape[1] for row in range(3)] == [2, 3, 2]
+    assert len(made.media) == len(made.x) == 3
 
 
 # --- progress ---------------------------------------------------------------------------------------------------------

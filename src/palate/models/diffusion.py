@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from palate.models.capture import PROMPTS, Capture, UnsupportedPipeline
 from palate.models.codecs import Codec, autoencoder, find_codec, media_of
 from palate.models.contracts import Condition, Kernel, Media
-from palate.models.embeds import Memo, memoised_encoding, size_of
+from palate.models.embeds import Memo, encoder_of, memoised_encoding, size_of
 from palate.models.kinds import check_prediction_kind, prediction_kind_errors
 from palate.models.loading import channels_last, quietly, resolve_model
 from palate.models.probe import Pass, Stepped, call, call_parameters, listening, override_step, swapped
@@ -291,7 +291,7 @@ class DiffusionPolicy:
     # --- what stands in the pipeline for the length of a call ---
 
     def _encoding(self) -> Any:
-        return swapped(self.pipeline, **({} if self._encode is None else {"encode_prompt": self._encode}))
+        return swapped(self.pipeline, **({} if self._encode is None else {encoder_of(self.pipeline): self._encode}))
 
     @contextmanager
     def _in_place(self, scheduler: Any, scale: float | None) -> Iterator[None]:

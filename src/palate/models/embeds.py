@@ -48,12 +48,17 @@ def size_of(tree: Any) -> int:
     return sum(v.numel() * v.element_size() for _, v in leaves(tree) if isinstance(v, Tensor))
 
 
+def encoder_of(pipeline: Any) -> str:
+    """What the pipeline calls its method that encodes prompts."""
+    return "encode_prompt" if hasattr(pipeline, "encode_prompt") else "_encode_prompt"
+
+
 def memoised_encoding(pipeline: Any, memo: Memo) -> Callable[..., Any] | None:
-    """`encode_prompt` with a memo per prompt, or None where the pipeline has no such method.
+    """The encoding of prompts with a memo per prompt, or None where the pipeline has no such method.
 
     Calls with embeddings in hand, several images per prompt, or outputs that do not stack, go straight through.
     """
-    encode = getattr(pipeline, "encode_prompt", None)
+    encode = getattr(pipeline, encoder_of(pipeline), None)
     if encode is None or "prompt" not in inspect.signature(encode).parameters:
         return None
     signature = inspect.signature(encode)
@@ -68,6 +73,8 @@ def memoised_encoding(pipeline: Any, memo: Memo) -> Callable[..., Any] | None:
         if direct or any(isinstance(value, Tensor) for _, value in leaves(given)):
             return encode(*args, **kwargs)
         count = len(prompts) if isinstance(prompts, list) else 1
+        if given.get("batch_size") == count:
+            given["batch_size"] = 1
         rows = [{k: one(v, i, count) if "prompt" in k else v for k, v in given.items()} for i in range(count)]
         kind = repr({k: type(v) if "prompt" in k else v for k, v in given.items()})
         if kind not in carries:
@@ -91,6 +98,8 @@ def batch_leaves(encode: Callable[..., Any], row: dict[str, Any]) -> list[bool] 
     double = {k: v * 2 if "prompt" in k and isinstance(v, list) else v for k, v in row.items()}
     if not isinstance(row["prompt"], list):
         double["prompt"] = [row["prompt"]] * 2
+    if "batch_size" in row:
+        double["batch_size"] = 2 * row["batch_size"]
     alone, both = [v for _, v in leaves(encode(**row))], [v for _, v in leaves(encode(**double))]
     if len(alone) != len(both) or not all(v is None or isinstance(v, Tensor) for v in alone):
         return None

@@ -162,8 +162,18 @@ def override(scheduler: Any, **methods: Callable[..., Any]) -> Any:
     whether they may pass `eta` and `generator`.
     """
     kind = type(scheduler)
-    scheduler.__class__ = type(kind.__name__, (kind,), {**methods, "__module__": kind.__module__})
+    scheduler.__class__ = _Like(kind.__name__, (kind,), {**methods, "__module__": kind.__module__})
     return scheduler
+
+
+class _Like(type):
+    """A class that counts as the one it derives from, also where a pipeline compares types."""
+
+    def __eq__(cls, other: object) -> bool:
+        return cls is other or cls.__base__ is other
+
+    def __hash__(cls) -> int:
+        return hash(cls.__base__)
 
 
 @dataclass(frozen=True)
@@ -196,8 +206,20 @@ def listening(pipeline: Any, heard: Callable[[Pass], None], stub: Stub | None = 
     """Calls `heard` after every pass of a denoiser; with a `stub`, its answer stands for the pass."""
     with ExitStack() as stack:
         for name, module in denoisers(pipeline).items():
+            stack.callback(_put_back, [(layer, layer.processor) for layer in module.modules() if _has_processor(layer)])
             stack.enter_context(swapped(module, forward=_listener(name, module.forward, heard, stub)))
         yield
+
+
+def _has_processor(layer: nn.Module) -> bool:
+    return "processor" in vars(layer) or "processor" in layer._modules
+
+
+def _put_back(processors: Sequence[tuple[Any, Any]]) -> None:
+    """Attention processors that a pipeline exchanges for the length of its call, and keeps if that ends early."""
+    for layer, processor in processors:
+        if layer.processor is not processor:
+            layer.set_processor(processor)
 
 
 def _listener(name: str, forward: Any, heard: Callable[[Pass], None], stub: Stub | None) -> Any:

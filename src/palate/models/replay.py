@@ -184,7 +184,7 @@ class Slot:
                     parts = zip(self.branches, self.split(value), strict=True)
                     rows |= {f"{branch}/{path}": layout.blank(part) for branch, part in parts}
             elif path not in self.clocks and value is not None:
-                shared[f"{self.owner}/{path}"] = value
+                shared[f"{self.owner}/{path}"] = value.item if isinstance(value, Repeated) else value
         return rows, shared
 
     def arguments(self, x: Tensor, timestep: Tensor, cond: Condition) -> dict[str, Any]:
@@ -197,7 +197,7 @@ class Slot:
             if parts is not None:
                 return self.join(parts) if path not in self.lists else self._list(parts)
             shared = cond.shared.get(f"{self.owner}/{path}", cond.shared.get(f"cond/{path}"))
-            return [shared.item] * (len(x) * len(self.branches)) if isinstance(shared, Repeated) else shared
+            return [shared] * (len(x) * len(self.branches)) if path in self.lists else shared
 
         return rebuild(self.template, fill)
 

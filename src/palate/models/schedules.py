@@ -134,6 +134,11 @@ def schedule_of(scheduler: Any) -> Schedule:
             f"{name} clips the predicted picture at every step, which has no Gaussian transition: "
             "set clip_sample and thresholding to false in scheduler/scheduler_config.json if the model allows it"
         )
+    if config.get("timestep_scaling") is not None and hasattr(scheduler, "alphas_cumprod"):
+        raise ValueError(
+            f"{name} walks a consistency model, which jumps to clean latents and back: its steps are no Gaussian "
+            "transitions of a noise path; use the model it was distilled from"
+        )
     if name.startswith("FlowMatch") or config.get("use_flow_sigmas") or kind == "flow_prediction":
         shift = config.get("shift", config.get("flow_shift", 1.0))
         return FlowSchedule({**config, "shift": shift})
