@@ -1,6 +1,6 @@
 """CogVideoX: v-prediction of frames on a noise table with zero terminal SNR.
 
-The 2B model takes sine positions and DDIM; the 5B model rotary ones and a DPM solver that also keeps the last x0.
+The 2B model takes sine positions and DDIM; the 5B models rotary ones and a DPM solver that also keeps the last x0.
 """
 
 from __future__ import annotations
@@ -37,10 +37,9 @@ def pipeline(scheduler: Any, scaling_factor: float, **options: Any) -> Any:
         sample_width=2,
         sample_height=2,
         sample_frames=9,
-        patch_size=2,
         temporal_compression_ratio=4,
         max_text_seq_length=32,
-        **options,
+        **{"patch_size": 2, **options},
     )
     vae = diffusers.AutoencoderKLCogVideoX(
         down_block_types=("CogVideoXDownBlock3D",) * 4,
@@ -73,4 +72,16 @@ def cogvideox_5b() -> tuple[Any, dict[str, Any]]:
     return pipeline(scheduler, 0.7, use_rotary_positional_embeddings=True), dict(CALL)
 
 
-BUILDS = {"CogVideoXPipeline": cogvideox_2b, "CogVideoXPipeline (DPM)": cogvideox_5b}
+def cogvideox_15() -> tuple[Any, dict[str, Any]]:
+    """5B, version 1.5: patches of two frames, so that a frame is added to the latents and dropped in decoding."""
+    torch.manual_seed(122)
+    scheduler = diffusers.CogVideoXDPMScheduler(**TABLE, snr_shift_scale=1.0)
+    made = pipeline(scheduler, 0.7, use_rotary_positional_embeddings=True, patch_size_t=2, patch_bias=False)
+    return made, {**CALL, "num_frames": 9}
+
+
+BUILDS = {
+    "CogVideoXPipeline": cogvideox_2b,
+    "CogVideoXPipeline (DPM)": cogvideox_5b,
+    "CogVideoXPipeline (1.5)": cogvideox_15,
+}

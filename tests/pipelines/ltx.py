@@ -57,10 +57,8 @@ def parts() -> dict[str, Any]:
     return {"text_encoder": zoo._t5(32), "tokenizer": zoo._t5_tokenizer(), "transformer": transformer()}
 
 
-def ltx() -> tuple[Any, dict[str, Any]]:
-    """Version 0.9."""
-    torch.manual_seed(110)
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(
+def dynamic_scheduler() -> diffusers.FlowMatchEulerDiscreteScheduler:
+    return diffusers.FlowMatchEulerDiscreteScheduler(
         use_dynamic_shifting=True,
         base_shift=0.95,
         max_shift=2.05,
@@ -68,8 +66,23 @@ def ltx() -> tuple[Any, dict[str, Any]]:
         max_image_seq_len=4096,
         shift_terminal=0.1,
     )
+
+
+def ltx() -> tuple[Any, dict[str, Any]]:
+    """Version 0.9."""
+    torch.manual_seed(110)
+    scheduler = dynamic_scheduler()
     vae = autoencoder(timestep_conditioning=False)
     return zoo._finish(diffusers.LTXPipeline(**parts(), vae=vae, scheduler=scheduler)), dict(CALL)
+
+
+def ltx_decoder_clock() -> tuple[Any, dict[str, Any]]:
+    """Version 0.9.1: the decoder is told a time, and given a little noise."""
+    torch.manual_seed(112)
+    scheduler = dynamic_scheduler()
+    vae = autoencoder(timestep_conditioning=True)
+    pipeline = diffusers.LTXPipeline(**parts(), vae=vae, scheduler=scheduler)
+    return zoo._finish(pipeline), {**CALL, "decode_timestep": 0.05, "decode_noise_scale": 0.025}
 
 
 def ltx_condition() -> tuple[Any, dict[str, Any]]:
@@ -80,4 +93,8 @@ def ltx_condition() -> tuple[Any, dict[str, Any]]:
     return zoo._finish(diffusers.LTXConditionPipeline(**parts(), vae=vae, scheduler=scheduler)), dict(CALL)
 
 
-BUILDS = {"LTXPipeline": ltx, "LTXConditionPipeline": ltx_condition}
+BUILDS = {
+    "LTXPipeline": ltx,
+    "LTXPipeline (decoder with a clock)": ltx_decoder_clock,
+    "LTXConditionPipeline": ltx_condition,
+}
