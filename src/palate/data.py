@@ -96,7 +96,7 @@ def _left_out(made: Written) -> str:
 class Usable:
     """Rows whose media were looked at and are carried as bytes. Iterating raises at the end if too many were bad.
 
-    A bad medium is masked; a row that then compares nothing, though it did before, is left out.
+    A bad medium is masked; a row of which nothing is known any more is left out.
     """
 
     def __init__(self, reader: Reader, max_bad: float) -> None:
@@ -132,10 +132,12 @@ class Usable:
                 found[k] = replace(medium, bytes=media.medium_bytes(medium, self.reader.root), path=None)
             except MediaError as error:
                 self.bad.add(datasets.Flaw(f"{row.where or row.id}, candidate {k}", str(error), error.kind))
-        if all(f is not None for f, exists in zip(found, row.mask, strict=True) if exists):
-            return replace(row, media=tuple(found))
-        kept = views.without(replace(row, media=tuple(found)), [medium is None for medium in found])
-        return kept if views.says_something(kept) else None
+        lost = [medium is None and exists for medium, exists in zip(found, row.mask, strict=True)]
+        if any(lost):
+            row = views.without(row, lost)
+            if not views.says_something(row):
+                return None
+        return replace(row, media=tuple(found))
 
     def __str__(self) -> str:
         said = f"{self.bad.total:,} of {self.media:,} media bad" + (f" ({self.bad})" if self.bad.total else "")

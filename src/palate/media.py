@@ -94,9 +94,8 @@ def medium_bytes(medium: Medium, root: str | Path | None = None) -> bytes:
     path = inside(root, medium.path)
     try:
         if not path.is_file():  # a pipe or a device could be read for ever
-            raise MediaError(
-                f"{medium.path} cannot be read: it is {'no file' if path.exists() else 'missing'}", "missing"
-            )
+            what = "no file" if path.exists() else "missing"
+            raise MediaError(f"{medium.path} cannot be read: it is {what}", what)
         if (size := path.stat().st_size) > MAX_MEDIUM_BYTES:
             raise MediaError(f"{medium.path} has {size} bytes, more than {MAX_MEDIUM_BYTES}", "too large")
         return path.read_bytes()

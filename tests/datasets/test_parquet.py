@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from palate import datasets, media
+from palate import checking, datasets, media
 from palate.datasets import parquet
 from palate.media import DatasetError, MediaError
 from palate.records import Aspect, Medium, Preference, RecordError
@@ -47,6 +47,10 @@ def row(i: int, **changes: Any) -> Preference:
     return Preference(**{**given, **changes})
 
 
+def check(folder: Path, max_bad: float = 0.0) -> checking.Findings:
+    return checking.check(datasets.open(folder, "parquet"), max_bad=max_bad)
+
+
 def test_round_trip(tmp_path: Path) -> None:
     gone = row(1, media=[png(picture()), None], mask=[True, False], prefer=[[NAN] * 2] * 2, votes=[[0, 0], [0, 0]])
     rows = [row(0), gone, row(2)]
@@ -61,9 +65,9 @@ def test_round_trip(tmp_path: Path) -> None:
     assert [r.media for r in read] == [r.media for r in rows] and read[2].where == "part-00000.parquet row 2"
     shown = read[1].media
     assert shown[1] is None and shown[0] is not None and media.decode(shown[0]).getpixel((0, 0)) == (255, 0, 0)
-    report = parquet.validate(tmp_path / "pairs")
-    assert report.ok and (report.rows, report.prompts, report.media, report.pairs, report.ties) == (3, 3, 5, 2, 0)
-    assert "3 rows" in str(report)
+    found = check(tmp_path / "pairs")
+    assert found.good and (found.rows, found.prompts, found.media, found.pairs, found.ties) == (3, 3, 5, 2, 0)
+    assert "3 rows" in str(found)
 
 
 def test_aspects_and_all_else_survive(tmp_path: Path) -> None:
@@ -85,7 +89,7 @@ def test_aspects_and_all_else_survive(tmp_path: Path) -> None:
 def test_version_1_is_still_read(folder: Path) -> None:
     replace_shard(folder, table(folder).drop_columns(["aspects"]))
     edit_manifest(folder, version=1)
-    assert len(list(parquet.read(folder))) == 5 and parquet.validate(folder).ok
+    assert len(list(parquet.read(folder))) == 5 and check(folder).good
 
 
 def test_a_reader_goes_on_after_a_bad_row(folder: Path) -> None:
@@ -122,7 +126,7 @@ def test_many_rows_go_into_shards_and_are_read_lazily(tmp_path: Path) -> None:
 
 def test_no_rows(tmp_path: Path) -> None:
     assert parquet.write(tmp_path, []).rows == 0
-    assert list(parquet.read(tmp_path)) == [] and parquet.validate(tmp_path).ok
+    assert list(parquet.read(tmp_path)) == [] and check(tmp_path).reasons == ["there are no rows"]
 
 
 @pytest.mark.parametrize("shard_bytes", [50_000, parquet.SHARD_BYTES])
@@ -162,10 +166,10 @@ def test_paths_are_embedded_or_kept(tmp_path: Path) -> None:
     parquet.write(tmp_path, [by_path], keep_paths=True)
     (kept,) = parquet.read(tmp_path)
     assert kept.media[0] == by_path.media[0] and kept.id == by_path.id
-    assert parquet.validate(tmp_path).ok
+    assert check(tmp_path).good
     (tmp_path / "media" / "a.png").unlink()
-    report = parquet.validate(tmp_path, max_bad_fraction=0.1)
-    assert not report.ok and "cannot be read" in report.bad_media[0][1]
+    found = check(tmp_path, 0.1)
+    assert not found.good and "media/a.png cannot be read" in found.bad_media.first["missing"][0].reason
 
 
 @pytest.mark.parametrize(
@@ -231,11 +235,11 @@ def test_corrupt_pictures_are_found_and_named(tmp_path: Path, name: str) -> None
     assert len(read) == 40
     with pytest.raises(MediaError):
         media.decode(read[17].media[1], tmp_path)
-    report = parquet.validate(tmp_path)
-    assert [where for where, _ in report.bad_media] == ["part-00000.parquet row 17, candidate 1"]
-    assert not report.ok and not parquet.validate(tmp_path, max_bad_fraction=0.01).ok
-    assert parquet.validate(tmp_path, max_bad_fraction=0.02).ok  # 1 of 80
-    assert "row 17" in str(report)
+    found = check(tmp_path)
+    (flaws,) = found.bad_media.first.values()
+    assert [flaw.where for flaw in flaws] == ["part-00000.parquet row 17, candidate 1"]
+    assert not found.good and check(tmp_path, 0.02).good  # 1 of 80
+    assert "row 17" in str(found)
 
 
 def test_other_refusals_of_media() -> None:
@@ -282,8 +286,8 @@ def test_truncated_shard(folder: Path) -> None:
     edit_manifest(folder, shards=[shard])
     with pytest.raises(DatasetError, match=r"part-00000\.parquet cannot be read .* copy it again"):
         parquet.read(folder)
-    report = parquet.validate(folder)
-    assert not report.ok and "part-00000.parquet" in report.problems[0]
+    found = check(folder)
+    assert not found.good and "part-00000.parquet" in found.problems[0]
 
 
 def test_flipped_bytes_in_a_shard(folder: Path) -> None:
@@ -291,7 +295,7 @@ def test_flipped_bytes_in_a_shard(folder: Path) -> None:
     content = bytearray(path.read_bytes())
     content[40:80] = bytes(40)
     path.write_bytes(bytes(content))
-    assert not parquet.validate(folder).ok
+    assert not check(folder).good
     with pytest.raises((DatasetError, RecordError), match=r"part-00000\.parquet"):
         list(parquet.read(folder))
 
@@ -303,8 +307,7 @@ def test_missing_pieces(folder: Path) -> None:
     (folder / "manifest.json").unlink()
     with pytest.raises(DatasetError, match=r"manifest\.json is missing"):
         parquet.read(folder)
-    with pytest.raises(DatasetError, match="missing"):
-        parquet.validate(folder)
+    assert "missing" in check(folder).problems[0]
 
 
 def test_wrong_manifests(folder: Path) -> None:
@@ -320,7 +323,7 @@ def test_wrong_manifests(folder: Path) -> None:
         with pytest.raises(DatasetError, match=message):
             parquet.read(folder)
     edit_manifest(folder, **{**good, "dimensions": ["match", "style"]})
-    assert "its own hash" in parquet.validate(folder).problems[0]
+    assert "its own hash" in check(folder).problems[0]
     (folder / "manifest.json").write_text("{")
     with pytest.raises(DatasetError, match="cannot be read"):
         parquet.read(folder)
@@ -364,12 +367,13 @@ def test_wrong_rows_are_named(folder: Path) -> None:
     replace_shard(folder, pa.Table.from_pylist(raw, parquet.SCHEMA))
     with pytest.raises(RecordError, match=r"part-00000\.parquet row 2: field `prefer`"):
         list(parquet.read(folder))
-    report = parquet.validate(folder)
-    assert [where for where, _ in report.bad_rows] == [f"part-00000.parquet row {i}" for i in (2, 3, 4)]
-    assert [reason.split()[1] for _, reason in report.bad_rows] == ["`prefer`", "`prompt`", "`media`"]
-    assert not report.ok and report.rows == 5
+    found = check(folder, 0.5)
+    assert {kind: flaws[0].where for kind, flaws in found.bad_rows.first.items()} == {
+        f"bad {name}": f"part-00000.parquet row {i}" for i, name in ((2, "prefer"), (3, "prompt"), (4, "media"))
+    }
+    assert not found.good and found.rows == 2  # 3 of 5 are bad
 
 
 def test_duplicates_are_counted(tmp_path: Path) -> None:
     parquet.write(tmp_path, [row(0), row(0), row(1)])
-    assert parquet.validate(tmp_path).duplicate_ids == 1
+    assert check(tmp_path).duplicate_ids == 1

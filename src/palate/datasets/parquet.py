@@ -2,8 +2,7 @@
 
     write("pairs", rows)                 # rows: palate.records.Preference, streamed
     for row in read("pairs"): ...        # lazily, media undecoded
-    picture = decode(row.media[0], root="pairs")
-    print(validate("pairs"))
+    picture = palate.media.decode(row.media[0], root="pairs")
 
 A medium in a row is `{bytes | path, type}`; paths are relative to the folder and may not leave it. The manifest is
 written last: a folder without one was not finished. Nothing in the folder is executed, and nothing is pickled.
@@ -15,16 +14,15 @@ import hashlib
 import json
 import os
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from palate.media import DatasetError, MediaError, decode, inside, medium_bytes
+from palate.media import DatasetError, inside, medium_bytes
 from palate.reading import Flaw, Source, converted
 from palate.records import Aspect, Medium, Preference, RecordError
 
@@ -348,89 +346,3 @@ def _to_row(raw: dict[str, Any], dimensions: tuple[str, ...], where: str) -> Pre
     if "aspects" in given:
         given["aspects"] = tuple(Aspect(a["dimension"], a["prefer"], a["votes"] or ()) for a in given["aspects"])
     return Preference(media=media, dimensions=dimensions, where=where, **given)
-
-
-# --- checking ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Report:
-    """What `validate` found. bad_media and bad_rows: (where, reason). pairs: known unordered pairs, ties among them."""
-
-    rows: int
-    prompts: int
-    media: int
-    pairs: int
-    ties: int
-    duplicate_ids: int
-    max_bad_fraction: float
-    bad_media: tuple[tuple[str, str], ...] = ()
-    bad_rows: tuple[tuple[str, str], ...] = ()
-    problems: tuple[str, ...] = field(default=())
-
-    @property
-    def ok(self) -> bool:
-        """No bad row, no problem, and no more bad media than allowed."""
-        return not self.bad_rows and not self.problems and len(self.bad_media) <= self.max_bad_fraction * self.media
-
-    def __str__(self) -> str:
-        lines = [f"{self.rows} rows, {self.prompts} prompts, {self.media} media, {self.pairs} pairs, {self.ties} ties"]
-        lines += [f"{len(self.bad_media)} media cannot be decoded"] if self.bad_media else []
-        lines += [f"{where}: {reason}" for where, reason in (*self.bad_rows, *self.bad_media)[:20]]
-        return "\n".join([*lines, *self.problems, "good" if self.ok else "not good"])
-
-
-def validate(folder: str | Path, max_bad_fraction: float = 0.01) -> Report:
-    """Read everything and decode every picture, collecting what is wrong instead of stopping at it.
-
-    Raises DatasetError only if there is no readable manifest.
-    """
-    folder = Path(folder)
-    facts = manifest(folder)
-    count: Counter[str] = Counter()
-    prompts, ids = set[str](), set[str]()
-    bad_media: list[tuple[str, str]] = []
-    bad_rows: list[tuple[str, str]] = []
-    problems: list[str] = []
-    for shard in facts.shards:
-        try:
-            _open(folder, shard).close()
-            if _sha256(folder / shard["file"]) != shard["sha256"]:
-                problems.append(f"{shard['file']} is not the file that was written (sha256 differs): copy it again")
-            for where, raw in _raw_rows(folder, Manifest(0, facts.dimensions, "", (shard,))):
-                count["rows"] += 1
-                try:
-                    row = _to_row(raw, facts.dimensions, where)
-                except RecordError as error:
-                    bad_rows.append((where, f"field `{error.field}` {error.reason}"))
-                    continue
-                count["duplicates"] += row.id in ids
-                prompts.add(row.prompt)
-                ids.add(row.id)
-                _count_pairs(row, count)
-                _check_media(row, folder, count, bad_media)
-        except DatasetError as error:
-            problems.append(str(error))
-    if _hash(facts.shards, facts.dimensions) != facts.hash:
-        problems.append("manifest.json does not agree with its own hash: it was edited, or mixes two data sets")
-    found = (count["rows"], len(prompts), count["media"], count["pairs"], count["ties"], count["duplicates"])
-    return Report(*found, max_bad_fraction, tuple(bad_media), tuple(bad_rows), tuple(problems))
-
-
-def _count_pairs(row: Preference, count: Counter[str]) -> None:
-    for i in range(len(row)):
-        for j in range(i):
-            p = row.prefer[i][j]
-            count["pairs"] += p == p
-            count["ties"] += p == 0.5
-
-
-def _check_media(row: Preference, folder: Path, count: Counter[str], bad: list[tuple[str, str]]) -> None:
-    for k, (medium, exists) in enumerate(zip(row.media, row.mask, strict=True)):
-        if medium is None or not exists:
-            continue
-        count["media"] += 1
-        try:
-            decode(medium, folder)
-        except MediaError as error:
-            bad.append((f"{row.where}, candidate {k}", str(error)))
