@@ -1,7 +1,7 @@
 """Cosmos: pipelines that precondition the prediction themselves, in Karras's way, before their scheduler sees it.
 
 The first calls `step` twice, once to have the scheduler turn a prediction into x0; the second scales its input and
-output by the scheduler's sigma; 2.5 says rectified flow and masks frames that are given.
+output by the scheduler's sigma; 2.5 and 3 say rectified flow; 2.5 masks frames that are given.
 """
 
 from __future__ import annotations
@@ -51,6 +51,16 @@ def transformer(channels: int, *, masked: bool = False, text: int = 32) -> diffu
         rope_scale=(2.0, 1.0, 1.0),
         concat_padding_mask=False,  # with it, torchvision is needed to resize the mask
         extra_pos_embed_type="learnable",
+    )
+
+
+def karras_flow() -> diffusers.UniPCMultistepScheduler:
+    return diffusers.UniPCMultistepScheduler(
+        use_karras_sigmas=True,
+        use_flow_sigmas=True,
+        prediction_type="flow_prediction",
+        sigma_max=200.0,
+        sigma_min=0.01,
     )
 
 
@@ -108,26 +118,52 @@ def cosmos2() -> tuple[Any, dict[str, Any]]:
 def cosmos25() -> tuple[Any, dict[str, Any]]:
     torch.manual_seed(212)
     tokenizer = parts.letters()
-    scheduler = diffusers.UniPCMultistepScheduler(
-        use_karras_sigmas=True,
-        use_flow_sigmas=True,
-        prediction_type="flow_prediction",
-        sigma_max=200.0,
-        sigma_min=0.01,
-    )
     pipeline = diffusers.Cosmos2_5_PredictBasePipeline(
         text_encoder=parts.qwen2_5_vl(tokenizer),
         tokenizer=tokenizer,
         transformer=transformer(16, masked=True),
         vae=wan_vae(),
-        scheduler=scheduler,
+        scheduler=karras_flow(),
         safety_checker=Guardrail(),
     )
     return zoo._finish(pipeline), dict(CALL)
+
+
+def cosmos3() -> tuple[Any, dict[str, Any]]:
+    """No text encoder: the one transformer reads the tokens. One prompt at a time."""
+    torch.manual_seed(213)
+    tokenizer = parts.letters(max_length=512)
+    tokenizer.add_tokens(["<|vision_start|>", "<|vision_end|>"], special_tokens=True)
+    transformer = diffusers.Cosmos3OmniTransformer(
+        head_dim=8,
+        hidden_size=16,
+        intermediate_size=32,
+        latent_channel=16,
+        latent_patch_size=1,
+        num_attention_heads=2,
+        num_hidden_layers=1,
+        num_key_value_heads=1,
+        patch_latent_dim=16,
+        qk_norm_for_text=False,
+        rope_axes_dim=[2, 1, 1],
+        vocab_size=len(tokenizer),
+    )
+    pipeline = diffusers.Cosmos3OmniPipeline(
+        transformer=transformer,
+        text_tokenizer=tokenizer,
+        vae=wan_vae(),
+        scheduler=karras_flow(),
+        sound_tokenizer=None,
+        safety_checker=Guardrail(),
+        enable_safety_checker=False,
+    )
+    said = {"use_system_prompt": False, "add_resolution_template": False, "add_duration_template": False}
+    return zoo._finish(pipeline), {"height": 16, "width": 16, "num_frames": 5, **said}
 
 
 BUILDS = {
     "CosmosTextToWorldPipeline": cosmos,
     "Cosmos2TextToImagePipeline": cosmos2,
     "Cosmos2_5_PredictBasePipeline": cosmos25,
+    "Cosmos3OmniPipeline": cosmos3,
 }
