@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import itertools
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from palate.worlds.shapes import data, language
@@ -53,7 +55,7 @@ def build_unet() -> UNet2DConditionModel:
     )
 
 
-def build_tokenizer() -> CLIPTokenizer:
+def build_tokenizer(tokens: int = MAX_TOKENS) -> CLIPTokenizer:
     """A CLIP tokenizer with the byte alphabet and the merges that make each word of the captions one token."""
     alphabet = _byte_alphabet()
     vocabulary = alphabet + [letter + "</w>" for letter in alphabet]
@@ -63,9 +65,7 @@ def build_tokenizer() -> CLIPTokenizer:
             merges.append((parts[0], parts[1]))
             vocabulary.append(parts[0] + parts[1])
     vocabulary += ["<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(
-        vocab={token: i for i, token in enumerate(vocabulary)}, merges=merges, model_max_length=MAX_TOKENS
-    )
+    return CLIPTokenizer(vocab={token: i for i, token in enumerate(vocabulary)}, merges=merges, model_max_length=tokens)
 
 
 def _words() -> list[str]:
@@ -94,6 +94,15 @@ def _byte_alphabet() -> list[str]:
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     spare = iter(range(256, 512))
     return [chr(b if b in printable else next(spare)) for b in range(256)]
+
+
+def tokenise(texts: list[str], tokens: int = MAX_TOKENS) -> Tensor:
+    """Token ids [n, tokens], padded."""
+    tokenizer = _tokenizer(tokens)
+    return tokenizer(texts, padding="max_length", max_length=tokens, truncation=True, return_tensors="pt").input_ids
+
+
+_tokenizer = cache(build_tokenizer)
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
