@@ -6,10 +6,9 @@ import io
 import time
 
 import numpy as np
-import pytest
 from PIL import Image
 
-from palate.duplicates import DISTANCE, dhash, telling, twins
+from palate.duplicates import DISTANCE, Looks, colours, dhash, telling, twins
 
 
 def photo(seed: int) -> Image.Image:
@@ -37,6 +36,10 @@ def test_changes_that_keep_a_picture_and_pictures_that_differ():
         assert bits(dhash(picture), dhash(photo(seed + 100))) > 10
 
 
+def looks(hashes, tints=0):
+    return Looks(hashes, np.broadcast_to(np.asarray(tints, np.uint8), (27, len(hashes))).T)
+
+
 def everyone(hashes, others):
     return [[j for j, b in enumerate(others) if bits(int(a), int(b)) <= DISTANCE] for a in hashes]
 
@@ -47,22 +50,30 @@ def test_twins_are_all_found():
     for i in range(0, 120, 3):  # twins at 0 to 4 bits
         flipped = np.bitwise_or.reduce(np.uint64(1) << rng.permutation(64)[: i % 5].astype(np.uint64), initial=0)
         hashes[i + 1] = hashes[i] ^ np.uint64(flipped)
-    found = twins(hashes)
+    found = twins(looks(hashes))
     for i, near in enumerate(everyone(hashes, hashes)):
         near.remove(i)
         assert (found[i] in near) if near else found[i] == -1
-    across = twins(hashes[:100], hashes[100:])
+    across = twins(looks(hashes[:100]), looks(hashes[100:]))
     for i, near in enumerate(everyone(hashes[:100], hashes[100:])):
         assert (across[i] in near) if near else across[i] == -1
-    assert twins(hashes[:0]).shape == (0,) and (twins(hashes[:1]) == -1).all()
-    with pytest.raises(ValueError, match="below 4"):
-        twins(hashes, distance=4)
+    assert twins(looks(hashes[:0])).shape == (0,) and (twins(looks(hashes[:1])) == -1).all()
+
+
+def test_another_colour_is_another_picture():
+    red, green = (Image.new("RGB", (64, 64), "white") for _ in range(2))
+    red.paste((200, 0, 0), (20, 20, 40, 44))
+    green.paste((0, 102, 0), (20, 20, 40, 44))  # as bright
+    assert bits(dhash(red), dhash(green)) == 0
+    hashes = np.array([dhash(red), dhash(green), dhash(red)], np.uint64)
+    tints = np.array([list(colours(p)) for p in (red, green, red.resize((50, 50)))], np.uint8)
+    assert twins(Looks(hashes, tints)).tolist() == [2, -1, 0]
 
 
 def test_many_alike_are_no_trouble():
     start = time.perf_counter()
     crowd = np.random.default_rng(0).integers(0, 2**12, 60_000, dtype=np.uint64)  # flat pictures share three bands
-    assert (twins(np.concatenate([crowd, np.array([2**64 - 1], np.uint64)])) >= 0).sum() == 60_000
+    assert (twins(looks(np.append(crowd, np.uint64(2**64 - 1)))) >= 0).sum() == 60_000
     assert time.perf_counter() - start < 20
 
 

@@ -4,7 +4,7 @@
     print(found)               # counts, label balance, what is bad and where, what is repeated, what leaks
     assert found.good
 
-Memory holds some 30 bytes a medium, 10 a row and 100 a prompt, never the media: hashes tell repeated pictures, near
+Memory holds some 50 bytes a medium, 10 a row and 100 a prompt, never the media: hashes tell repeated pictures, near
 duplicates and prompts that two splits share.
 """
 
@@ -188,17 +188,16 @@ def _look(row: Preference, reader: Reader, found: Findings, seen: _Seen) -> None
         found.media += 1
         try:
             picture = media.check(medium, reader.root)
-            dhash = None if picture is None else duplicates.dhash(picture)
-            seen.medium(media.medium_bytes(medium, reader.root), dhash)
+            seen.medium(media.medium_bytes(medium, reader.root), picture)
         except MediaError as error:
             named = f"{row.where or row.id}, candidate {k}" + (f" ({medium.path})" if medium.path else "")
             found.bad_media.add(Flaw(named, str(error), error.kind))
             continue
         if picture is not None and len(found.sizes) < MAX_NAMES:
             found.sizes[f"{picture.width}x{picture.height}"] += 1
-    hashes = np.array(seen.hashes[first:], np.uint64)
-    told = duplicates.telling(hashes) & np.array(seen.pictures[first:], bool)
-    if len(set(seen.digests[first:])) < len(hashes) or (duplicates.twins(hashes[told]) >= 0).any():
+    looks = seen.looks(slice(first, None))
+    told = duplicates.telling(looks.hashes)
+    if len(set(seen.digests[first:])) < len(told) or (duplicates.twins(looks[told]) >= 0).any():
         found.same_in_row.add(Flaw(row.where or row.id, "two candidates are the same or look alike", "alike"))
 
 
@@ -226,7 +225,7 @@ class _Seen:
         self.prompts: dict[int, int] = {}  # hash of the folded prompt -> its number
         self.ids = array("Q")
         self.digests, self.hashes, self.prompt = array("Q"), array("Q"), array("L")  # of each medium
-        self.pictures = bytearray()  # 1 where the medium is a picture
+        self.colours = bytearray()
         self.known = known.prompts if known is not None else {}
         self.first_shared: dict[int, str] = {}
 
@@ -237,18 +236,25 @@ class _Seen:
         if key in self.known and len(self.first_shared) < SHOWN:
             self.first_shared[key] = row.prompt[:80]
 
-    def medium(self, content: bytes, dhash: int | None) -> None:
+    def medium(self, content: bytes, picture: Any) -> None:
+        """picture: decoded; None for a medium that is none, whose hash then tells nothing."""
         self.digests.append(_hash(content))
-        self.hashes.append(dhash or 0)
-        self.pictures.append(dhash is not None)
+        self.hashes.append(0 if picture is None else duplicates.dhash(picture))
+        self.colours += bytes(duplicates.COLOURS) if picture is None else duplicates.colours(picture)
         self.prompt.append(self.current)
 
-    def unique(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Digests of distinct pictures that a hash tells apart, and their hashes."""
+    def looks(self, at: slice) -> duplicates.Looks:
+        every = np.array(self.hashes[at], np.uint64)
+        start = (at.start or 0) * duplicates.COLOURS
+        colours = np.frombuffer(bytes(self.colours[start:]), np.uint8).reshape(-1, duplicates.COLOURS)
+        return duplicates.Looks(every, colours)
+
+    def unique(self) -> tuple[NDArray[Any], duplicates.Looks]:
+        """Digests of distinct pictures that a hash tells apart, and their looks."""
         digests, first = np.unique(np.array(self.digests, np.uint64), return_index=True)
-        hashes = np.array(self.hashes, np.uint64)[first]
-        told = duplicates.telling(hashes) & np.frombuffer(self.pictures, bool)[first]
-        return digests[told], hashes[told]
+        looks = self.looks(slice(None))[first]
+        told = duplicates.telling(looks.hashes)
+        return digests[told], looks[told]
 
     def repeated(self, found: Findings) -> None:
         digests, prompts = np.array(self.digests, np.uint64), np.array(self.prompt, np.int64)
@@ -263,8 +269,8 @@ class _Seen:
         found.first_shared = list(others.first_shared.values())
         mine, theirs = np.unique(np.array(self.digests, np.uint64)), np.array(others.digests, np.uint64)
         same = set(mine[np.isin(mine, theirs)].tolist())
-        digests, hashes = self.unique()
-        alike = digests[duplicates.twins(hashes, others.unique()[1]) >= 0]
+        digests, looks = self.unique()
+        alike = digests[duplicates.twins(looks, others.unique()[1]) >= 0]
         found.shared_media = len(same | set(alike.tolist()))
 
 
