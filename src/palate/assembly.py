@@ -16,7 +16,7 @@ from palate import likelihood, sampling
 from palate.config import ConfigError, RolloutSettings, TrainingSettings
 from palate.models.contracts import Condition, Rollout, Scorer, State, TransitionBatch, select
 from palate.models.diffusion import DiffusionPolicy
-from palate.training import adapters, optimisation
+from palate.training import adapters, known, optimisation
 from palate.training.offline import Offline
 from palate.training.online import Online
 from palate.training.processes import join
@@ -32,9 +32,11 @@ def offline_source(
     settings: TrainingSettings,
     held_out: float,
     algorithm: Any = None,
+    draws: int = 0,
 ) -> Offline:
     """Rows shuffled by the seed, a share of the prompts kept aside for validation.
 
+    draws: of a row, which then come again in turn; 0 for another one at every visit.
     algorithm: times are drawn by its `sample_t` where it has one, else by the path's own.
     Raises ConfigError if prompts are to be emptied at times and the empty prompt's condition is of another length.
     """
@@ -54,6 +56,7 @@ def offline_source(
             drop,
             times=partial(algorithm.sample_t, policy.path, options) if hasattr(algorithm, "sample_t") else None,
             shared_noise=getattr(options, "shared_noise", True),
+            visits=draws or None,
         ),
         batch_size=settings.batch_size,
         micro_batch_size=settings.micro_batch_size,
@@ -180,7 +183,22 @@ def fit(
     ).run()
 
 
+def know_reference(
+    policy: DiffusionPolicy, algorithm: Any, options: Any, source: Offline, settings: TrainingSettings, folder: Path
+) -> None:
+    """Asks the reference about all draws of the source before it is trained, so that none is needed any more.
+
+    Without an adapter the policy is its reference until then: no copy of its weights is made.
+    """
+    adapted = _reference_kind(algorithm, options) == "base" and adapters.has_adapter(policy)
+    known.precompute(policy, adapters.Reference(policy) if adapted else policy, source, settings, folder)
+
+
 def reference_for(policy: DiffusionPolicy, algorithm: Any, options: Any) -> adapters.Reference | None:
     """What the options or the algorithm ask for: `base`, `round:<n>`, ... or None where no pass is needed."""
-    kind = getattr(options, "reference", algorithm.NEEDS.reference)
-    return adapters.reference_of(policy, "base" if kind == "frozen" else kind)
+    return adapters.reference_of(policy, _reference_kind(algorithm, options))
+
+
+def _reference_kind(algorithm: Any, options: Any) -> str:
+    kind: str = getattr(options, "reference", algorithm.NEEDS.reference)
+    return "base" if kind == "frozen" else kind

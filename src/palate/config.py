@@ -93,6 +93,9 @@ class DataSettings(Strict):
     )
     held_out: float = Field(0.05, ge=0, lt=1, description="Share of the prompts kept aside for validation.")
     max_bad_fraction: float = Field(0.01, ge=0, le=1, description="Share of unreadable rows beyond which to stop.")
+    reference_draws: int = Field(
+        0, ge=0, description="Draws a row has, at which the reference is asked once, before training; 0 asks it live."
+    )
     cache: str | None = Field(None, description="Folder of latents and prompt embeddings; null for the user's own.")
     cache_gb: float = Field(100.0, gt=0, description="GiB beyond which what was not used the longest is evicted.")
 

@@ -59,9 +59,12 @@ def _train(recipe: Recipe, algorithm: Any, options: Any, folder: Path, path: Pat
     if first:
         config.dump(recipe, folder / "config.yaml")
     policy = lookup.load_policy(recipe.model, recipe.training.seed)
-    reference = assembly.reference_for(policy, algorithm, options)
+    draws = recipe.data.reference_draws if recipe.data else 0
+    reference = None if draws else assembly.reference_for(policy, algorithm, options)
     with _cache(recipe) as cache:
         source = _source(policy, recipe, algorithm, options, reference, path, cache)
+        if draws and isinstance(source, Offline):
+            assembly.know_reference(policy, algorithm, options, source, recipe.training, folder / "reference")
         known = views.overlap(judging.judged_on(recipe.evaluation, beside), source.prompts) if recipe.evaluation else []
         if known and first:
             print(f"warning: {report.caution(len(known))}")  # before the training: the recipe can still be mended
@@ -140,7 +143,9 @@ def _source(
             dimension=recipe.data.dimension,
             change=_change(recipe.data),
         )
-        return assembly.offline_source(policy, rows, options, recipe.training, recipe.data.held_out, algorithm)
+        return assembly.offline_source(
+            policy, rows, options, recipe.training, recipe.data.held_out, algorithm, recipe.data.reference_draws
+        )
     assert recipe.rollout
     return assembly.online_source(
         policy,
@@ -161,6 +166,8 @@ def _check_source(recipe: Recipe, algorithm: Any, path: str | Path) -> None:
     if wants != has:
         section = "data" if wants == "offline" else "rollout"
         raise ConfigError(f"{path}: {recipe.algorithm.name} is an {wants} method: give it the section '{section}'")
+    if recipe.data and recipe.data.reference_draws and algorithm.NEEDS.reference == "none":
+        raise ConfigError(f"{path}: {recipe.algorithm.name} has no reference: leave out data.reference_draws")
     if recipe.rollout and algorithm.NEEDS.k is None and recipe.rollout.k < 2:
         raise ConfigError(
             f"{path}: {recipe.algorithm.name} compares candidates of a prompt: set rollout.k to 2 or more"

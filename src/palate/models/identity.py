@@ -66,7 +66,7 @@ def _identity(policy: Any, names: list[str], *facts: object) -> str:
     for name in names:
         module = getattr(policy.pipeline, name)
         tensors |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
-        config = getattr(module, "config", None)
-        settings = config.to_dict() if hasattr(config, "to_dict") else dict(config or {})
+        config: Any = getattr(module, "config", None) or {}
+        settings = config.to_dict() if hasattr(config, "to_dict") else dict(config)
         configs.append((name, sorted((k, repr(v)) for k, v in settings.items() if not k.startswith("_"))))
     return digest_of(tensors, *configs)

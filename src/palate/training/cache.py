@@ -193,7 +193,7 @@ class TensorCache:
         try:
             yield
         except (OSError, SafetensorError) as error:
-            raise StorageError(explained(error, self.folder) or str(error)) from error
+            raise StorageError(explained(error, self.folder, 0) or str(error)) from error
 
 
 def _size(found: tuple[dict[str, Tensor], dict[str, Any]]) -> int:

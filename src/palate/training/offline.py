@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -27,8 +27,17 @@ from palate.training.sources import (
 
 SURVEYED = 256  # rows that are looked at before training
 FEW = 10  # held-out prompts below which their mean loss is mostly chance
+Chosen = list[tuple[int, int]]  # rows by place, and the visit of each
 _SKETCH = 8  # numbers that stand for a row's latents
 _ROUNDING = 0.1  # of a row's size: another device or thread count encodes a medium a little differently
+
+
+class KnownErrors(Protocol):
+    """The reference's log-likelihoods by (row, draw): see `palate.training.known`."""
+
+    def get(self, salt: str, places: Chosen, k: int) -> Tensor:
+        """[B, k], NaN where there is no candidate."""
+        ...
 
 
 class Offline:
@@ -62,13 +71,14 @@ class Offline:
         self._rows, self._null, self._drawing = rows, null, drawing
         self._batch_size, self._micro = batch_size, micro_batch_size or batch_size
         self._epochs = epochs
-        self._device, self._processes = torch.device(device), processes or Processes()
+        self._device, self.processes = torch.device(device), processes or Processes()
         self._labels: Callable[[int], PreferenceRow] = getattr(rows, "labels", rows.__getitem__)
         self.prompts = list(prompts) if prompts is not None else [row.prompt for row in rows]
         self.train_rows, self.validation_rows = views.held_out(self.prompts, held_out_share, drawing.seed)
         self._validation_visits = validation_visits
         self.epoch, self.cursor = 0, 0
         self.note: Callable[[str], None] = lambda message: None  # nothing here takes long
+        self.known: KnownErrors | None = None  # of the reference, where they were computed beforehand
         self._shuffled: tuple[int, Tensor] | None = None
         if not self.train_rows:
             raise SourceError("there are no preferences to train on: the data is empty")
@@ -98,53 +108,98 @@ class Offline:
     def next(self, state: State) -> Feed | None:
         if self._epochs is not None and self.epoch >= self._epochs:
             return None
-        index = self._processes.mine(self._order()[self.cursor : self.cursor + self._batch_size])
-        chosen = [(self.train_rows[i], self.epoch) for i in index.tolist()]
+        chosen = self._step(self.epoch, self.cursor)
         self.cursor += self._batch_size
         if self.cursor >= len(self.train_rows):
             self.epoch, self.cursor = self.epoch + 1, 0
-        return Feed(lambda: self._micros(chosen, self._drawing, ""))
+        return Feed(lambda: self._micros(chosen, ""))
 
-    def _order(self) -> Tensor:
+    def _step(self, epoch: int, cursor: int) -> Chosen:
+        """This process's rows of an optimiser step."""
+        index = self.processes.mine(self._order(epoch)[cursor : cursor + self._batch_size])
+        return [(self.train_rows[i], epoch) for i in index.tolist()]
+
+    def _order(self, epoch: int) -> Tensor:
         """The epoch's permutation of the rows, made once."""
-        if self._shuffled is None or self._shuffled[0] != self.epoch:
-            generator = randomness.generator(self._drawing.seed, "order", self.epoch)
-            self._shuffled = (self.epoch, torch.randperm(len(self.train_rows), generator=generator))
+        if self._shuffled is None or self._shuffled[0] != epoch:
+            generator = randomness.generator(self._drawing.seed, "order", epoch)
+            self._shuffled = (epoch, torch.randperm(len(self.train_rows), generator=generator))
         return self._shuffled[1]
 
     def validation(self) -> Feed | None:
         if not self.validation_rows:
             return None
+        return Feed(lambda: self._micros(self._aside(), "validation/"))
+
+    def _aside(self) -> Chosen:
+        """This process's held-out rows."""
         pairs = [(row, visit) for row in self.validation_rows for visit in range(self._validation_visits)]
-        mine, aside = pairs[self._processes.rank :: self._processes.world], replace(self._drawing, drop=0.0)
-        return Feed(lambda: self._micros(mine, aside, "validation/"))
+        return pairs[self.processes.rank :: self.processes.world]
 
     def survey(self) -> Iterator[Micro]:
         """Some rows to be trained on, once each with a draw of their own: the same for every process."""
+        return self._micros(self._surveyed(), "survey/")
+
+    def _surveyed(self) -> Chosen:
         generator = randomness.generator(self._drawing.seed, "survey")
         index = torch.randperm(len(self.train_rows), generator=generator)[:SURVEYED]
-        chosen = [(self.train_rows[i], 0) for i in index.tolist()]
-        return self._micros(chosen, replace(self._drawing, drop=0.0), "survey/")
+        return [(self.train_rows[i], 0) for i in index.tolist()]
 
-    def _micros(self, chosen: Sequence[tuple[int, int]], drawing: Drawing, salt: str) -> Iterator[Micro]:
-        """Micro-batches of (row, visit), in order; rows that cannot be stacked go into different ones."""
-        waiting: dict[Any, list[tuple[PreferenceRow, int]]] = {}
-        for index, visit in chosen:
-            row = self._rows[index]
-            group = waiting.setdefault(row.key, [])
-            group.append((row, visit))
-            if len(group) == self._micro:
-                yield self._micro_batch(waiting.pop(row.key), drawing, salt)
-        for group in waiting.values():
-            yield self._micro_batch(group, drawing, salt)
+    def recurring(self) -> Iterator[tuple[str, Chosen]]:
+        """All (row, visit) of this process that come again and again, in the batches in which they first come.
 
-    def _micro_batch(self, group: Sequence[tuple[PreferenceRow, int]], drawing: Drawing, salt: str) -> Micro:
-        batch = collate([row for row, _ in group], [visit for _, visit in group], self._null)
+        The name before each says which draws they get.
+        """
+        yield "survey/", self._surveyed()
+        if held_out := self._aside():
+            yield "validation/", held_out
+        for epoch in range(self.draws()):
+            for cursor in range(0, len(self.train_rows), self._batch_size):
+                if chosen := self._step(epoch, cursor):
+                    yield "", chosen
+
+    def draws(self, salt: str = "") -> int:
+        """How many draws a row has under a name. Raises SourceError if each visit in training has one of its own."""
+        if salt:
+            return {"survey/": 1, "validation/": self._validation_visits}[salt]
+        if self._drawing.visits is None:
+            raise SourceError("every visit has a draw of its own, so that nothing can be computed beforehand")
+        return self._drawing.visits
+
+    def _micros(self, chosen: Chosen, salt: str) -> Iterator[Micro]:
+        return (micro for _, micro in self.placed(chosen, salt))
+
+    def placed(self, chosen: Chosen, salt: str) -> Iterator[tuple[Chosen, Micro]]:
+        """Micro-batches of (row, visit), in order, and which these are; rows that cannot be stacked go into different
+        ones. salt: names the draws; only those of training empty prompts.
+        """
+        drawing = replace(self._drawing, drop=0.0) if salt else self._drawing
+        waiting: dict[Any, tuple[list[tuple[int, int]], list[PreferenceRow]]] = {}
+        for place in chosen:
+            row = self._rows[place[0]]
+            places, rows = waiting.setdefault(row.key, ([], []))
+            places.append(place)
+            rows.append(row)
+            if len(rows) == self._micro:
+                yield self._micro_batch(*waiting.pop(row.key), drawing, salt)
+        for places, rows in waiting.values():
+            yield self._micro_batch(places, rows, drawing, salt)
+
+    def _micro_batch(
+        self, places: Chosen, rows: Sequence[PreferenceRow], drawing: Drawing, salt: str
+    ) -> tuple[Chosen, Micro]:
+        batch = collate(rows, [visit for _, visit in places], self._null)
         draw = drawing([f"{salt}{name}" for name in batch.ids], batch.visits, batch.x0.shape[1:])
-        return to_device(batch, self._device), to_device(draw, self._device)
+        if self.known is not None:
+            batch = replace(batch, ref_logps=self.known.get(salt, self._again(places, salt), batch.x0.shape[1]))
+        return places, (to_device(batch, self._device), to_device(draw, self._device))
+
+    def _again(self, places: Chosen, salt: str) -> Chosen:
+        """By row and draw: visits of training come again in turn."""
+        return places if salt else [(row, self._drawing.visit(visit)) for row, visit in places]
 
     @cached_property
-    def _made_of(self) -> dict[str, Tensor]:
+    def made_of(self) -> dict[str, Tensor]:
         """By which a run that goes on knows its rows again: facts [n] exactly, latents [n, 9] to rounding.
 
         Where facts are made of the media themselves, no latents [n, 0] are looked at.
@@ -155,7 +210,7 @@ class Offline:
         return {"facts": torch.tensor([one for one, _ in held]), "latents": torch.stack([one for _, one in held])}
 
     def _check_same(self, before: Mapping[str, Tensor]) -> None:
-        now = self._made_of
+        now = self.made_of
         was, number = len(before["facts"]), len(self.prompts)
         if was != number:
             raise changed("preferences", f"{was} rows then, {number} now")
@@ -165,7 +220,7 @@ class Offline:
             raise changed("preferences", f"{int(other.sum())} of {number} rows differ, first that of {first!r}")
 
     def state(self) -> dict[str, Any]:
-        return {"made_of": self._made_of, "epoch": self.epoch, "cursor": self.cursor}
+        return {"made_of": self.made_of, "epoch": self.epoch, "cursor": self.cursor}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self._check_same(state["made_of"])
