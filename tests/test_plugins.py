@@ -32,6 +32,17 @@ def test_a_dropped_file_is_registered(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "palate.scorers.brightness")
 
 
+def test_a_world_may_ship_further_models():
+    from palate.worlds import shapes
+    from palate.worlds.shapes import flow
+
+    assert plugins.world("world:shapes") is plugins.world("shapes") is shapes
+    assert plugins.world("world:shapes-flow") is flow
+    for name, message in (("world:shape", "did you mean 'shapes'"), ("world:shapes-nothing", "there is no module")):
+        with pytest.raises(plugins.PluginError, match=message):
+            plugins.world(name)
+
+
 def test_dotted_paths_serve_third_parties():
     assert plugins.find("scorers", "json.decoder") is json.decoder
     assert plugins.find("scorers", "json:loads") is json.loads

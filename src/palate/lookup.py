@@ -25,7 +25,7 @@ IMPLICIT = "implicit:"
 
 def world(name: str) -> Any:
     """The module of `world:<name>`. Raises PluginError, with the worlds there are, for another name."""
-    return plugins.find("worlds", name.removeprefix(WORLD))
+    return plugins.world(name)
 
 
 def pick_device(device: str = "auto") -> str:

@@ -3,6 +3,7 @@
 available("algorithms")                    # ['d3po', 'ddpo', ...], without importing any of them
 find("algorithms", "d3po")                 # the module palate.algorithms.d3po
 find("scorers", "my_lab.scorers:sharp")    # anyone's module, or an attribute of it, by dotted path
+world("world:shapes-flow")                 # the module palate.worlds.shapes.flow: one world, another model
 """
 
 from __future__ import annotations
@@ -41,6 +42,13 @@ def find(package: str, name: str) -> Any:
     except AttributeError:
         public = [other for other in vars(module) if not other.startswith("_")]
         raise PluginError(f"module {path} has no '{attribute}'{_nearest(attribute, public)}") from None
+
+
+def world(name: str) -> Any:
+    """The module of `world:<world>`, or of `world:<world>-<model>` where a world ships further models."""
+    base, dash, model = name.removeprefix("world:").partition("-")
+    found = find("worlds", base)
+    return find("worlds", f"{found.__name__}.{model}") if dash else found
 
 
 def _check_known(package: str, name: str) -> None:

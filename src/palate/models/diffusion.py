@@ -27,7 +27,7 @@ from palate.models.codecs import Codec, autoencoder, find_codec, media_of
 from palate.models.contracts import Condition, Kernel, Media
 from palate.models.embeds import Memo, encoder_of, memoised_encoding, size_of
 from palate.models.kinds import check_prediction_kind, prediction_kind_errors
-from palate.models.loading import channels_last, quietly, resolve_model
+from palate.models.loading import absent_components, call_defaults, channels_last, quietly, resolve_model
 from palate.models.probe import Pass, Stepped, call, call_parameters, listening, override_step, swapped
 from palate.models.schedules import schedule_of
 from palate.models.stochastic import Record, Tape, joined, recording
@@ -91,6 +91,7 @@ class DiffusionPolicy:
     ) -> DiffusionPolicy:
         """A hub id, a local folder, or `world:<name>`. Never runs code of the model's own; safetensors only.
 
+        call: arguments of every call of the pipeline, over those a world's model is used with.
         prepare(pipeline): what is done to it before it is listened to, such as loading a LoRA.
 
         Raises FileNotFoundError for a folder that is not there or not a pipeline's, naming it and the mend.
@@ -100,8 +101,13 @@ class DiffusionPolicy:
             with quietly():
                 from diffusers import DiffusionPipeline
 
+                index = DiffusionPipeline.load_config(source, local_files_only=local_files_only)
                 pipeline = DiffusionPipeline.from_pretrained(
-                    source, dtype=dtype, use_safetensors=True, local_files_only=local_files_only
+                    source,
+                    dtype=dtype,
+                    use_safetensors=True,
+                    local_files_only=local_files_only,
+                    **absent_components(index),
                 )
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
@@ -111,7 +117,7 @@ class DiffusionPolicy:
             ) from error
         if prepare is not None:
             prepare(pipeline)
-        return cls(channels_last(pipeline.to(device)), call=call)
+        return cls(channels_last(pipeline.to(device)), call={**call_defaults(model), **(call or {})})
 
     @property
     def module(self) -> nn.Module:

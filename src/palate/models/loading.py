@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+
+from palate import plugins
 
 
 @contextlib.contextmanager
@@ -40,6 +41,19 @@ def channels_last(pipeline: Any) -> Any:
     return pipeline
 
 
+def call_defaults(name: str | Path) -> dict[str, Any]:
+    """Arguments of every call of the pipeline that a world's model is to be used with; none for another model."""
+    if not str(name).startswith("world:"):
+        return {}
+    return getattr(plugins.world(str(name)), "call_defaults", dict)()
+
+
+def absent_components(index: Mapping[str, Any]) -> dict[str, None]:
+    """Parts a `model_index.json` says are not there, as arguments that say so: Stable Diffusion 3 without its T5 does
+    not load unless it is told, in its folder and again in the call."""
+    return {name: None for name, kind in index.items() if kind in ([None, None], (None, None))}
+
+
 def resolve_model(name: str | Path) -> str:
     """A folder or a hub id for a model's name; `world:<name>` is the model a world ships.
 
@@ -47,11 +61,10 @@ def resolve_model(name: str | Path) -> str:
     """
     text = str(name)
     if text.startswith("world:"):
-        world = text.removeprefix("world:")
         try:
-            folder: Path = importlib.import_module(f"palate.worlds.{world}").weights_dir()
-        except ModuleNotFoundError:
-            raise FileNotFoundError(f"{text}: there is no such world; `world:shapes` is one") from None
+            folder: Path = plugins.world(text).weights_dir()
+        except plugins.PluginError as error:
+            raise FileNotFoundError(f"{text}: there is no such world ({error}); `world:shapes` is one") from None
         if not (folder / "model_index.json").exists():
             raise FileNotFoundError(f"{text}: its weights are not in {folder}; reinstall the package, or pretrain it")
         return str(folder)
