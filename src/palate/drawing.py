@@ -103,7 +103,7 @@ class _Begun:
             raise ConfigError("the model does not draw pictures: only pictures can be changed")
 
         def edited(rows: Sequence[Row], ids: Sequence[str], batch_size: int) -> list[Any]:
-            media = [_fitted(path, blank.size) for _, path in rows if path]
+            media = [fitted(path, blank.size) for _, path in rows if path]
             texts = [text for text, _ in rows]
             return editing.edit(policy, media, texts, ids, strength=self.strength, batch_size=batch_size, **how)
 
@@ -127,7 +127,7 @@ def _pictures(image: Path) -> list[Path]:
     return found
 
 
-def _fitted(path: Path, size: tuple[int, int]) -> Image.Image:
+def fitted(path: Path, size: tuple[int, int]) -> Image.Image:
     """The picture, scaled to cover the size and cropped to its middle."""
     picture = decode(Medium("image/*", path=path.name), path.parent)
     return picture if picture.size == size else ImageOps.fit(picture, size, Image.Resampling.LANCZOS)

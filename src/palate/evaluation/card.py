@@ -125,10 +125,11 @@ def _front(recipe: Mapping[str, Any], kind: str, private: Private) -> str:
 
 
 def _title(recipe: Mapping[str, Any], facts: Mapping[str, Any], kind: str, private: Private) -> str:
-    base, method = _base(recipe, private) or "a model that has no public name", _method(recipe, facts, private)
-    lines = [f"# {base}, aligned by {method}", "", f"{_KINDS[kind]} of {base}, trained with Palate by `{method}`."]
+    base, method = _base(recipe, private) or "a model without a public name", _method(recipe, facts, private)
+    title = f"{base[:1].upper()}{base[1:]}" if " " in base else base
+    lines = [f"# {title}, aligned by {method}", "", f"{_KINDS[kind]} of {base}, trained with Palate by `{method}`."]
     if facts.get("weights"):
-        lines.append(f"The weights are those of {facts['weights']}.")
+        lines.append(f"Weights of the run: {facts['weights']}.")
     if description := _stated(recipe, "description", private):
         lines += ["", description]
     return "\n".join([*lines, ""])
@@ -136,13 +137,16 @@ def _title(recipe: Mapping[str, Any], facts: Mapping[str, Any], kind: str, priva
 
 def _loading(recipe: Mapping[str, Any], folder: Path, kind: str, private: Private) -> str:
     """The lines that load it with plain diffusers."""
-    base = _base(recipe, private)
-    own = base and not base.startswith("world:")
+    base = _base(recipe, private) or "the base model"
     code = ["from diffusers import DiffusionPipeline", ""]
     if kind != "adapter":
         code.append('pipeline = DiffusionPipeline.from_pretrained("this folder")')
         return _code("## How to load it", code)
-    code.append(f'pipeline = DiffusionPipeline.from_pretrained("{base if own else "the base model"}")')
+    place = f'"{base}"'
+    if base.startswith("world:"):
+        code.insert(1, "from palate.models.diffusion import resolve_model")
+        place = f"resolve_model({place})"
+    code.append(f"pipeline = DiffusionPipeline.from_pretrained({place})")
     weights = 'weight_name="pytorch_lora_weights.safetensors"'
     below = sorted(path.parent.name for path in folder.glob("base*/*.safetensors"))
     names = [*below, "aligned"]
