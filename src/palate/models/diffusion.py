@@ -168,7 +168,7 @@ class DiffusionPolicy:
     @cached_property
     def pads(self) -> bool:
         """Whether prompts of any lengths have conditions that stack."""
-        return self.condition(["a"]).key == self.condition(["a picture of many more words than one"]).key
+        return self.condition(["a"]).key == self.condition([PROMPTS[0]]).key
 
     def _capture(self, prompt: str, guided: bool) -> tuple[Condition, tuple[Any, ...]]:
         """One prompt's condition and its key, which takes longer to make than to compare."""
@@ -233,7 +233,7 @@ class DiffusionPolicy:
 
         def listen(asked: Pass) -> None:
             if len(heard) < len(recipe.slots):
-                heard.append(asked)
+                heard.append(asked.kept())
 
         with self._in_place(scheduler, guidance_scale), listening(self.pipeline, listen):
             media = call(self.pipeline, prompts, generators, **(self.call | settings))
@@ -269,7 +269,7 @@ class DiffusionPolicy:
 
         def arrive(_: Any, model_output: Tensor, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
             there = x0.to(model_output.device) if as_it_is else x0.to(model_output)
-            return Stepped(there) if return_dict else (there,)
+            return Stepped(there) if return_dict else (there, there)
 
         settings = self.capture.dialect.settings(None, len(x0)) | self.output_type | {"num_inference_steps": 1}
         scheduler = override_step(self.schedule.scheduler(), arrive)
