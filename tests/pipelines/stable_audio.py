@@ -53,7 +53,7 @@ def stable_audio() -> tuple[Any, dict[str, Any]]:
     return zoo._finish(pipeline), {"audio_end_in_s": 6.0}
 
 
-def stable_audio_3() -> tuple[Any, dict[str, Any]]:
+def version_3(*, stochastic_sampling: bool) -> tuple[Any, dict[str, Any]]:
     torch.manual_seed(251)
     transformer = diffusers.StableAudio3DiTModel(
         io_channels=8,
@@ -101,6 +101,9 @@ def stable_audio_3() -> tuple[Any, dict[str, Any]]:
     config = transformers.T5GemmaConfig(
         encoder=module.to_dict(), decoder=module.to_dict(), is_encoder_decoder=False, vocab_size=len(tokenizer)
     )
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(
+        num_train_timesteps=1, stochastic_sampling=stochastic_sampling
+    )
     pipeline = diffusers.StableAudio3Pipeline(
         vae=vae,
         text_encoder=transformers.T5GemmaEncoderModel(config),
@@ -109,9 +112,24 @@ def stable_audio_3() -> tuple[Any, dict[str, Any]]:
         duration_embedder=diffusers.pipelines.stable_audio_3.StableAudio3DurationEmbedder(
             output_dim=16, fourier_dim=16
         ),
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=1, stochastic_sampling=False),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(
+            num_train_timesteps=1, stochastic_sampling=stochastic_sampling
+        ),
     )
     return zoo._finish(pipeline), {"duration": 4.0}
 
 
-BUILDS = {"StableAudioPipeline": stable_audio, "StableAudio3Pipeline": stable_audio_3}
+def stable_audio_3() -> tuple[Any, dict[str, Any]]:
+    return version_3(stochastic_sampling=False)
+
+
+def distilled() -> tuple[Any, dict[str, Any]]:
+    """In few steps, each of which goes all the way to x0 and adds fresh noise."""
+    return version_3(stochastic_sampling=True)
+
+
+BUILDS = {
+    "StableAudioPipeline": stable_audio,
+    "StableAudio3Pipeline": stable_audio_3,
+    "StableAudio3Pipeline (distilled)": distilled,
+}
