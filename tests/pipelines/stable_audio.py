@@ -112,9 +112,7 @@ def version_3(*, stochastic_sampling: bool) -> tuple[Any, dict[str, Any]]:
         duration_embedder=diffusers.pipelines.stable_audio_3.StableAudio3DurationEmbedder(
             output_dim=16, fourier_dim=16
         ),
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(
-            num_train_timesteps=1, stochastic_sampling=stochastic_sampling
-        ),
+        scheduler=scheduler,
     )
     return zoo._finish(pipeline), {"duration": 4.0}
 
