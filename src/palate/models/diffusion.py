@@ -29,6 +29,7 @@ from palate.models.embeds import Memo, encoder_of, memoised_encoding, size_of
 from palate.models.kinds import check_prediction_kind, prediction_kind_errors
 from palate.models.loading import absent_components, call_defaults, channels_last, quietly, resolve_model
 from palate.models.probe import Pass, Stepped, call, call_parameters, listening, override_step, swapped
+from palate.models.residency import Residency
 from palate.models.schedules import schedule_of
 from palate.models.stochastic import Record, Tape, joined, recording
 
@@ -77,6 +78,7 @@ class DiffusionPolicy:
         self.modules: dict[str, nn.Module] = {name: getattr(pipeline, name) for name in self.capture.single.names}
         self.latent_shape = self.capture.latent_shape
         self._codec: Codec | None = None
+        self.residency = Residency(pipeline)
 
     @classmethod
     def load(
@@ -117,7 +119,9 @@ class DiffusionPolicy:
             ) from error
         if prepare is not None:
             prepare(pipeline)
-        return cls(channels_last(pipeline.to(device)), call={**call_defaults(model), **(call or {})})
+        policy = cls(channels_last(pipeline.to(device)), call={**call_defaults(model), **(call or {})})
+        policy.residency.source = source
+        return policy
 
     @property
     def module(self) -> nn.Module:
@@ -157,7 +161,7 @@ class DiffusionPolicy:
     def condition(self, prompts: Sequence[str], *, guided: bool = False) -> Condition:
         """Conditioning of B prompts, rows in order; `guided` adds the unconditional branch. Memoised per prompt."""
         place = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
-        with self._encoding():
+        with self.residency.visit(), self._encoding():
             kept = [self._conditions.get((p, guided), partial(self._capture, p, guided), _size) for p in place]
         first, key = kept[0]
         if any(other != key for _, other in kept[1:]):
@@ -292,7 +296,8 @@ class DiffusionPolicy:
             self._codec = find_codec(
                 self.pipeline, partial(self._arrive, as_it_is=True), self.latent_shape, self.device
             )
-        return self._codec.encode(media).float()
+        with self.residency.visit():
+            return self._codec.encode(media).float()
 
     # --- what stands in the pipeline for the length of a call ---
 
@@ -303,6 +308,7 @@ class DiffusionPolicy:
     def _in_place(self, scheduler: Any, scale: float | None) -> Iterator[None]:
         modules = {name: unwrap(module) for name, module in self.modules.items()}
         with ExitStack() as stack:
+            stack.enter_context(self.residency.visit())
             stack.enter_context(self._encoding())
             stack.enter_context(swapped(self.pipeline, scheduler=scheduler, **modules))
             stack.enter_context(self.capture.in_place(scale))

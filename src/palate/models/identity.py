@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from palate.models.probe import denoisers
+
 VERSION = 1  # of what `encode` and `condition` do with the same weights: raised where their outcome changes
 
 
@@ -25,13 +27,13 @@ def digest_of(tensors: Mapping[str, Tensor], *facts: object) -> str:
 
 def codec_identity(policy: Any) -> str:
     """Of what turns media into latents: the autoencoder's weights and config, the processor's, the latent's shape."""
-    names = [name for name in parts(policy.pipeline) if _encodes_media(getattr(policy.pipeline, name))]
+    names = [name for name in parts(policy.pipeline) if encodes_media(getattr(policy.pipeline, name))]
     return _identity(policy, names, tuple(policy.latent_shape))
 
 
 def prompt_identity(policy: Any) -> str:
     """Of what turns prompts into conditions: text encoders, tokenizers, the call's arguments and the latent's shape."""
-    names = [name for name in parts(policy.pipeline) if not _encodes_media(getattr(policy.pipeline, name))]
+    names = [name for name in parts(policy.pipeline) if not encodes_media(getattr(policy.pipeline, name))]
     words = {name: _vocabulary(part) for name, part in policy.pipeline.components.items() if _is_tokenizer(part)}
     shapes = {name: dict(module.config) for name, module in policy.modules.items() if hasattr(module, "config")}
     return _identity(policy, names, tuple(policy.latent_shape), words, shapes, sorted(policy.call.items()))
@@ -39,15 +41,13 @@ def prompt_identity(policy: Any) -> str:
 
 def parts(pipeline: Any) -> Iterator[str]:
     """Names of the pipeline's modules that are no denoiser: autoencoders, text encoders, projections."""
-    from palate.models.probe import denoisers
-
     known = set(denoisers(pipeline))
     return (
         name for name, part in sorted(pipeline.components.items()) if isinstance(part, nn.Module) and name not in known
     )
 
 
-def _encodes_media(part: Any) -> bool:
+def encodes_media(part: Any) -> bool:
     return callable(getattr(part, "encode", None)) and callable(getattr(part, "decode", None))
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from palate import likelihood
 from palate.config import TrainingSettings
-from palate.models.contracts import Denoiser, Draw, PreferenceBatch
+from palate.models.contracts import Draw, PreferenceBatch
 from palate.models.identity import digest_of
 from palate.training import adapters, durable, optimisation
 from palate.training.logs import Progress
@@ -75,7 +75,7 @@ class KnownErrors:
 
 def precompute(
     policy: Any,
-    reference: Denoiser,
+    reference: Any,
     source: Offline,
     settings: TrainingSettings,
     folder: Path,
@@ -115,7 +115,7 @@ def precompute(
 
 
 @torch.no_grad()
-def ask(reference: Denoiser, batch: PreferenceBatch, draw: Draw, settings: TrainingSettings) -> Tensor:
+def ask(reference: Any, batch: PreferenceBatch, draw: Draw, settings: TrainingSettings) -> Tensor:
     """The reference's log-likelihoods [B, K], in the precision of training."""
     with optimisation.autocast(settings, batch.x0.device):
         return likelihood.denoising(reference, batch.x0, batch.cond.where(draw.drop, batch.null), draw)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from palate import randomness, views
-from palate.models.contracts import Condition, State
+from palate.models.contracts import Condition, Draw, PreferenceBatch, State
 from palate.training.processes import Processes
 from palate.training.sources import (
     Drawing,
@@ -27,6 +27,7 @@ from palate.training.sources import (
 
 SURVEYED = 256  # rows that are looked at before training
 FEW = 10  # held-out prompts below which their mean loss is mostly chance
+Known = tuple[PreferenceBatch, Draw]
 Chosen = list[tuple[int, int]]  # rows by place, and the visit of each
 _SKETCH = 8  # numbers that stand for a row's latents
 _ROUNDING = 0.1  # of a row's size: another device or thread count encodes a medium a little differently
@@ -169,7 +170,7 @@ class Offline:
     def _micros(self, chosen: Chosen, salt: str) -> Iterator[Micro]:
         return (micro for _, micro in self.placed(chosen, salt))
 
-    def placed(self, chosen: Chosen, salt: str) -> Iterator[tuple[Chosen, Micro]]:
+    def placed(self, chosen: Chosen, salt: str) -> Iterator[tuple[Chosen, Known]]:
         """Micro-batches of (row, visit), in order, and which these are; rows that cannot be stacked go into different
         ones. salt: names the draws; only those of training empty prompts.
         """
@@ -187,7 +188,7 @@ class Offline:
 
     def _micro_batch(
         self, places: Chosen, rows: Sequence[PreferenceRow], drawing: Drawing, salt: str
-    ) -> tuple[Chosen, Micro]:
+    ) -> tuple[Chosen, Known]:
         batch = collate(rows, [visit for _, visit in places], self._null)
         draw = drawing([f"{salt}{name}" for name in batch.ids], batch.visits, batch.x0.shape[1:])
         if self.known is not None:
