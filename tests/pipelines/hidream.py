@@ -13,7 +13,7 @@ from tests.pipelines import parts
 Build = tuple[Any, dict[str, Any]]
 
 
-def hidream() -> Build:
+def hidream(scheduler: Any = None) -> Build:
     """HiDream I1: two CLIPs, a T5 and every layer of a Llama; routed experts; the prediction is negated."""
     torch.manual_seed(60)
     tokenizer = parts.letters(begin=True)
@@ -37,7 +37,7 @@ def hidream() -> Build:
     text_encoder_4 = parts.llama(transformers.LlamaForCausalLM, tokenizer, layers=4)
     text_encoder_4.set_attn_implementation("eager")  # the pipeline asks for attentions
     pipeline = diffusers.HiDreamImagePipeline(
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        scheduler=scheduler or diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=parts.vae(4, scaling_factor=0.3611, shift_factor=0.1159),
         text_encoder=clips[0],
         tokenizer=parts.clip_tokenizer(),
@@ -51,6 +51,18 @@ def hidream() -> Build:
     )
     pipeline.default_sample_size = 8  # every size is scaled to the area of this one
     return parts.finish(pipeline), {"height": 16, "width": 16, "max_sequence_length": 32}
+
+
+def hidream_unipc() -> Build:
+    """The same with a multistep flow solver, whose steps the pipeline spaces in another way."""
+    return hidream(
+        diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    )
+
+
+def hidream_dev() -> Build:
+    """Distilled: jumps to x0 and back to noise, with shift 6."""
+    return hidream(diffusers.FlowMatchLCMScheduler(shift=6.0))
 
 
 def aura_flow() -> Build:
@@ -80,4 +92,9 @@ def aura_flow() -> Build:
     return parts.finish(pipeline), {"height": 16, "width": 16, "max_sequence_length": 32}
 
 
-BUILDS = {"HiDreamImagePipeline": hidream, "AuraFlowPipeline": aura_flow}
+BUILDS = {
+    "HiDreamImagePipeline": hidream,
+    "HiDreamImagePipeline (UniPC)": hidream_unipc,
+    "HiDreamImagePipeline (dev)": hidream_dev,
+    "AuraFlowPipeline": aura_flow,
+}
