@@ -9,7 +9,7 @@ import io
 import re
 from pathlib import Path, PurePosixPath
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from palate.records import Medium
 
@@ -134,6 +134,8 @@ def decode(medium: Medium, root: str | Path | None = None, *, max_pixels: int = 
                 raise MediaError(f"picture has {pixels} pixels, more than {max_pixels}", "too many pixels")
             picture.load()
             upright = ImageOps.exif_transpose(picture)
+            if upright.mode.startswith("I"):  # 16 bits of grey, which `convert` would cut off at 255
+                upright = upright.convert("I").point(lambda value: value * (1 / 257)).convert("L")
             if upright.has_transparency_data:
                 solid = Image.new("RGBA", upright.size, "white")
                 solid.alpha_composite(upright.convert("RGBA"))
@@ -142,11 +144,12 @@ def decode(medium: Medium, root: str | Path | None = None, *, max_pixels: int = 
     except MediaError:
         raise
     except Exception as error:  # decoders of damaged data raise nearly anything
-        kind = {"UnidentifiedImageError": "not PNG, JPEG or WebP", "DecompressionBombError": "too many pixels"}
-        raise MediaError(
-            f"not a readable PNG, JPEG or WebP picture ({type(error).__name__}: {error})",
-            kind.get(type(error).__name__, "damaged"),
-        ) from None
+        if isinstance(error, UnidentifiedImageError):
+            shown = type_of_bytes(content)
+            found = "" if shown == UNKNOWN else f", its first bytes show {shown}"
+            raise MediaError(f"not a PNG, JPEG or WebP picture{found}", "not PNG, JPEG or WebP") from None
+        kind = "too many pixels" if isinstance(error, Image.DecompressionBombError) else "damaged"
+        raise MediaError(f"not a readable PNG, JPEG or WebP picture ({type(error).__name__}: {error})", kind) from None
 
 
 def check(medium: Medium, root: str | Path | None = None) -> Image.Image | None:

@@ -129,8 +129,8 @@ def converted(convert: Callable[[Any, str], Made], raw: Any, where: str) -> Made
         return Flaw(where, f"field `{error.field}` {error.reason}", f"bad {error.field}")
     except KeyError as error:
         return Flaw(where, f"lacks {error.args[0]!r}", f"lacks {error.args[0]}")
-    except (DatasetError, TypeError, ValueError, IndexError, OverflowError) as error:
-        return Flaw(where, " ".join(str(error).split()), type(error).__name__)
+    except (DatasetError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+        return Flaw(where, f"is not as it should be ({type(error).__name__}: {_short(str(error))})")
 
 
 # --- what rows are made of --------------------------------------------------------------------------------------------
