@@ -50,8 +50,8 @@ def test_parts_leave_and_come_for_the_length_of_a_call(folder):
 
 def test_a_prompt_met_before_brings_no_text_encoder(folder, monkeypatch):
     policy = DiffusionPolicy.load(folder)
-    policy.condition(PROMPTS, guided=True)
-    policy.residency.leave()
+    drawn(policy)  # once, by which the way the encoding carries the batch is learned
+    policy.settle(PROMPTS, guided=True)
     read, real = [], policy.residency._read
     monkeypatch.setattr(policy.residency, "_read", lambda name, gone: (read.append(name), real(name, gone))[1])
     drawn(policy)
@@ -61,6 +61,21 @@ def test_a_prompt_met_before_brings_no_text_encoder(folder, monkeypatch):
         policy.decode(torch.zeros(1, *policy.latent_shape))
         assert policy.residency.away == PARTS - {"vae"}
     assert read == ["vae", "vae"] and policy.residency.away == PARTS
+
+
+def test_all_is_there_to_be_written(folder, tmp_path):
+    policy = DiffusionPolicy.load(folder)
+    policy.settle([])
+    with policy.residency.whole():
+        assert not policy.residency.away
+        policy.pipeline.save_pretrained(tmp_path)
+    assert policy.residency.away == PARTS
+    again, whole = DiffusionPolicy.load(tmp_path), DiffusionPolicy.load(folder)
+    assert all(torch.equal(a, b) for a, b in zip(all_weights(again), all_weights(whole), strict=True))
+
+
+def all_weights(policy):
+    return [weight for name in sorted(PARTS) for weight in getattr(policy.pipeline, name).parameters()]
 
 
 def test_the_denoiser_is_trained_with_nothing_else_there(folder):

@@ -169,6 +169,15 @@ class DiffusionPolicy:
         stacked = replace(first, rows={name: torch.cat([cond.rows[name] for cond, _ in kept]) for name in first.rows})
         return stacked if len(place) == len(prompts) else stacked[[place[prompt] for prompt in prompts]]
 
+    def settle(self, prompts: Sequence[str], *, guided: bool = False) -> None:
+        """All but the denoiser leave; of the prompts met so far only the embeddings of these are kept."""
+        self._embeds.clear()
+        self._conditions.clear()
+        for prompt in prompts:
+            self.condition([prompt], guided=guided)
+        self._conditions.clear()
+        self.residency.leave(readable=self._encode is not None)
+
     @cached_property
     def pads(self) -> bool:
         """Whether prompts of any lengths have conditions that stack."""

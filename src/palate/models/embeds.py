@@ -36,6 +36,11 @@ class Memo:
         self.put(key, value, size(value))
         return value
 
+    def clear(self) -> None:
+        """Forgets everything."""
+        self._kept.clear()
+        self.held = 0
+
     def put(self, key: Hashable, value: Any, size: int) -> None:
         self.held += size - self._kept.pop(key, (None, 0))[1]
         self._kept[key] = (value, size)

@@ -53,11 +53,14 @@ class Residency:
         """Names of the parts whose weights are not there now."""
         return frozenset(self._away)
 
-    def leave(self) -> None:
-        """All parts but the denoisers leave, as far as that frees anything: on a CPU only what can be read again."""
+    def leave(self, *, readable: bool = True) -> None:
+        """All parts but the denoisers leave, as far as that frees anything: on a CPU only what can be read again.
+
+        readable: False if none is to be read again, because all are asked too often; they then wait in main memory.
+        """
         for name in parts(self._pipeline):
             if name not in self._away:
-                self._leave(name)
+                self._leave(name, readable and self._readable(name))
 
     @contextmanager
     def visit(self) -> Iterator[None]:
@@ -71,14 +74,22 @@ class Residency:
                 for name in self._left.keys() - self._away.keys():
                     self._empty(name, self._left[name])
 
-    def _leave(self, name: str) -> None:
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Within the block all parts are there, to be written or copied."""
+        with self.visit():
+            for name in list(self._away):
+                self._come(name)
+            yield
+
+    def _leave(self, name: str, readable: bool) -> None:
         module = self._module(name)
         weights = dict(module.named_parameters())
         on_cpu = all(weight.device.type == "cpu" for weight in weights.values())
-        if not weights or (on_cpu and not self._readable(name)) or self._shares(weights):
+        if not weights or (on_cpu and not readable) or self._shares(weights):
             return
         dtypes = {key: weight.dtype for key, weight in weights.items()}
-        if self._readable(name) and (on_cpu or not encodes_media(module)):
+        if readable and (on_cpu or not encodes_media(module)):
             gone = _Away(None, dtypes, digest_of(weights))
         else:  # an autoencoder is small and comes often
             gone = _Away({key: weight.detach().to("cpu") for key, weight in weights.items()}, dtypes, "")

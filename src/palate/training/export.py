@@ -30,7 +30,8 @@ def export(policy: Any, run: Path) -> Path:
     final = run / "model"
     with durable.written_aside(final) as folder:
         if (pipeline := getattr(policy, "pipeline", None)) is not None:
-            save_pipeline(pipeline, folder)
+            with policy.residency.whole():
+                save_pipeline(pipeline, folder)
         else:
             weights = {name: weight.detach().contiguous() for name, weight in adapters.trainable(policy).items()}
             save_file(weights, folder / "model.safetensors")
