@@ -99,7 +99,7 @@ def test_files_that_changed_meanwhile_are_refused(folder, tmp_path):
         vae.post_quant_conv.weight += 1e-3
         vae.save_pretrained(copied / "vae")
         vae.post_quant_conv.weight.copy_(held)
-    with pytest.raises(ResidencyError, match="vae is not in .* as it was loaded"):
+    with pytest.raises(ResidencyError, match=r"vae is not in .* as it was loaded"):
         policy.decode(torch.zeros(1, *policy.latent_shape))
 
 

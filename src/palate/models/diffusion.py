@@ -175,6 +175,7 @@ class DiffusionPolicy:
         self._conditions.clear()
         for prompt in prompts:
             self.condition([prompt], guided=guided)
+        self.condition([PROMPTS[0]])  # with which latents are decoded
         self._conditions.clear()
         self.residency.leave(readable=self._encode is not None)
 
