@@ -104,7 +104,7 @@ def attempt(job: Callable[[], str]) -> Held:
         return Held(True, job())
     except Broken as error:
         return Held(False, f"BROKEN: {first_line(error)}")
-    except (ValueError, RuntimeError, TypeError, LookupError, AttributeError, AssertionError, OSError) as error:
+    except Exception as error:
         return Held(False, first_line(error))
 
 
@@ -367,6 +367,7 @@ def adapter(policy: DiffusionPolicy, name: str) -> str:
         weight.data = 0.5 * torch.randn(weight.shape, generator=generator)
     plain, call = pipelines.build(name)
     plain.set_progress_bar_config(disable=True)
+    call = {**call, **policy.capture.dialect.settings(scale_or_off(policy), 1)}
     base = picture(plain, call)
     with swapped(policy.pipeline, **trained.modules):
         own = picture(policy.pipeline, call)
@@ -386,14 +387,17 @@ def picture(pipeline: Any, call: dict[str, Any]) -> np.ndarray:
 def load_adapter(pipeline: Any, folder: Path, parts: list[str]) -> str:
     """As a user would, without Palate; what it took."""
     first, *experts = parts
-    if callable(getattr(pipeline, "load_lora_weights", None)):
-        pipeline.load_lora_weights(folder)
-        for expert in experts:
-            pipeline.load_lora_weights(folder / expert, load_into_transformer_2=True)
-        return "load_lora_weights"
-    module = getattr(pipeline, first)
+    module, whole = getattr(pipeline, first), callable(getattr(pipeline, "load_lora_weights", None))
+    try:
+        if whole:
+            pipeline.load_lora_weights(folder)
+            for expert in experts:
+                pipeline.load_lora_weights(folder / expert, load_into_transformer_2=True)
+            return "load_lora_weights"
+    except AttributeError:  # a loader that looks for a part which this pipeline does not have
+        pass
     if callable(getattr(module, "load_lora_adapter", None)):
-        module.load_lora_adapter(folder, prefix=None, use_safetensors=True)
+        module.load_lora_adapter(folder, prefix=first if whole else None, use_safetensors=True)
         return "load_lora_adapter"
     with safe_open(folder / WEIGHTS, "pt") as file:
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -44,6 +44,10 @@ class OwnCallFailed(Unlearned):
     """The pipeline's own call does not run as it was asked to."""
 
 
+class Rounded(Unlearned):
+    """A replay is right but for rounding."""
+
+
 class UnsupportedPipeline(ValueError):
     """A pipeline whose predictions cannot be recomputed outside its own call."""
 
@@ -71,7 +75,7 @@ class Capture:
         try:
             self.single, two = self._learn_off()
             self.latent_shape = tuple(two.steps[0].sample.shape[1:])
-            self.output_template = gathered(two.steps[0].passes[0].output, self.single.lists)
+            self.shown = {heard.name: heard for heard in two.steps[0].passes}
             self._learn_on()
         except Unlearned as reason:
             raise UnsupportedPipeline(pipeline, str(reason), REMEDY) from None
@@ -154,7 +158,7 @@ class Capture:
             runs.append((two, three, singly))
         if not runs and failed:
             raise failed
-        for two, three, singly in reversed(runs):  # at a scale of 0 or 1 one of two predictions comes through
+        for two, three, singly in runs:  # at a scale of 0 or 1 one of two predictions comes through
             with suppress(Unlearned):
                 recipe = learn_always_guided(two, three, self.total)
                 self.always_guided = True
@@ -185,7 +189,7 @@ class Capture:
 
         Raises Unlearned where guidance cannot be turned off either.
         """
-        without, reason = self.dialect, "it has no guidance by two predictions"
+        without, reason = self.dialect, ""
         for dialect in ways_on(self.pipeline, without):
             self.dialect = dialect
             try:
@@ -194,13 +198,13 @@ class Capture:
                     guided = learn_guided(self.single, two, three, self.total, GUIDANCE)
                     self.guided = replace(guided, singly=singly, switch=self.switch)
                     break
+            except OwnCallFailed:
+                continue
             except Unlearned as error:
-                reason = str(error)
-                if not isinstance(error, OwnCallFailed):
-                    break
+                reason = reason or str(error)
         if self.guided is None:
             self.dialect = without
-            self._give_up_guidance(reason)
+            self._give_up_guidance(reason or "it has no guidance by two predictions")
         elif self.always_guided:
             self.dialect = replace(self.dialect, stand_in=GUIDANCE)
             self.single = replace(self.guided.only_cond(), singly=self.guided.singly)
@@ -249,14 +253,21 @@ class Capture:
 
     def stub(self, asked: Pass) -> Any:
         """Zeros of the shape the denoiser would return."""
+        shown = self.shown[self.renamed([asked])[0].name]
         slot = self.single.slots[0]
-        rows = len(dict(leaves(gathered(asked.arguments, slot.lists)))[next(iter(slot.latents))])
+        path = next(iter(slot.latents))
+        given, before = (dict(leaves(gathered(p.arguments, slot.lists)))[path] for p in (asked, shown))
 
         def zeros(path: str, value: Any) -> Any:
-            blank = value.new_zeros(rows, *value.shape[1:]) if isinstance(value, Tensor) else value
+            if not isinstance(value, Tensor):
+                return value
+            shape = [len(given), *value.shape[1:]]
+            if len(shape) == given.dim():  # sizes that follow the input's
+                shape = [given.shape[d] if n == before.shape[d] else n for d, n in enumerate(shape)]
+            blank = value.new_zeros(shape)
             return list(blank) if path in self.single.lists else blank
 
-        return rebuild(self.output_template, zeros)
+        return rebuild(gathered(shown.output, self.single.lists), zeros)
 
     # --- proof ---
 
@@ -269,14 +280,31 @@ class Capture:
         row they belong to.
         """
         try:
-            self._prove(None, tolerance)
+            self._prove_somehow(None, tolerance)
+            if self.guided is not None:
+                try:
+                    self._prove_somehow(OTHER_GUIDANCE, tolerance)
+                except Unlearned as reason:
+                    self._give_up_guidance(str(reason))
         except Unlearned as reason:
             raise UnsupportedPipeline(self.pipeline, str(reason), REMEDY) from None
-        if self.guided is not None:
-            try:
-                self._prove(OTHER_GUIDANCE, tolerance)
-            except Unlearned as reason:
-                self._give_up_guidance(str(reason))
+
+    def _prove_somehow(self, scale: float | None, tolerance: float) -> None:
+        """Of prompts together; or, if that holds to rounding only, of one prompt at a time."""
+        recipe, guided = self.recipe(scale is not None), scale is not None
+        try:
+            self._prove(scale, tolerance)
+        except Rounded:
+            if recipe.singly:
+                raise
+            self._set(replace(recipe, singly=True, batched=False), guided)
+            self._prove(scale, tolerance)
+
+    def _set(self, recipe: Recipe, guided: bool) -> None:
+        if guided:
+            self.guided = recipe
+        else:
+            self.single = recipe
 
     def _prove(self, scale: float | None, tolerance: float) -> None:
         if scale is None and self.always_guided:
@@ -287,11 +315,10 @@ class Capture:
         cond = Condition.cat([self.condition(prompt, guided=scale is not None) for prompt in OTHERS])
         try:
             self._hold(run, cond, scale, tolerance)
-        except Unlearned:
+        except Rounded:
             if singly:
                 raise
             # Encoders may round a prompt's embedding in another way in company: then with the call's own.
-            self._hold(run, cond, scale, self._rounding(run, tolerance))
             cond = self.condition_of(self.recipe(scale is not None), run.steps[0].passes, scale is not None)
             self._hold(run, cond, scale, tolerance)
         for order in ([2, 0, 1], [1]):
@@ -334,7 +361,8 @@ class Capture:
                 raise Unlearned(f"its denoiser cannot be called outside its own call {at} ({reason})") from error
             worst = float(((replayed - own).abs() / own.abs().clamp(min=1)).max())
             if not worst <= tolerance:
-                raise Unlearned(f"a replayed prediction differs from the pipeline's own by {worst:.3g} {at}: it keeps "
+                reason = Rounded if worst <= self._rounding(run, tolerance) else Unlearned
+                raise reason(f"a replayed prediction differs from the pipeline's own by {worst:.3g} {at}: it keeps "
                                 "a state between steps, or alters predictions in a way that was not found")  # fmt: skip
 
     def _try_batched(self, run: Run, cond: Condition, tolerance: float) -> None:

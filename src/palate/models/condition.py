@@ -57,7 +57,7 @@ class Condition:
         """Whether the rows hold an unconditional branch, so that a guidance scale can be asked for."""
         if self.parts:
             return all(part.guided for part in self.parts)
-        return any(name.startswith("uncond/") for name in self.rows)
+        return any(name.startswith("uncond/") for name in (*self.rows, *self.shared))
 
     def to(self, device: torch.device | str) -> Condition:
         if self.parts:

@@ -273,7 +273,7 @@ class DiffusionPolicy:
     # --- media ---
 
     def decode(self, x0: Tensor) -> list[Media]:
-        """Media of x0 [n, ...], by the pipeline's own code: one step that arrives at x0."""
+        """Media of x0 [n, ...], by the pipeline's own code: steps that arrive at x0."""
         if self.capture.single.singly and len(x0) > 1:
             return [medium for row in x0.split(1) for medium in self.decode(row)]
         return media_of(self._arrive(x0))
@@ -285,7 +285,7 @@ class DiffusionPolicy:
             there = x0.to(model_output.device) if as_it_is else x0.to(model_output)
             return Stepped(there) if return_dict else (there, there)
 
-        settings = self.capture.dialect.settings(None, len(x0)) | self.output_type | {"num_inference_steps": 1}
+        settings = self.capture.dialect.settings(None, len(x0)) | self.output_type | {"num_inference_steps": 4}
         scheduler = override_step(self.schedule.scheduler(), arrive)
         generators = [torch.Generator(self.device).manual_seed(0) for _ in range(len(x0))]
         with self._in_place(scheduler, None), listening(self.pipeline, lambda _: None, self.capture.stub):

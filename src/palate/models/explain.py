@@ -44,8 +44,12 @@ def find(source: Tensor, target: Tensor, *, whole: bool) -> Layout | None:
     missing = len(index[hit].unique()) < len(have) if whole else not bool(hit.all())
     if missing or not bool(hit.any()):
         return None
-    same = len(index) == len(have) and torch.equal(index, torch.arange(len(have), device=index.device))
-    return Layout(tuple(target.shape[1:]), None if same else index)
+    order = torch.arange(len(index), device=index.device)
+    if len(index) == len(have) and torch.equal(index, order):
+        return Layout(tuple(target.shape[1:]))
+    short = min(len(index), len(have))  # the last elements of the longer one, whatever comes before them
+    tail = torch.cat([torch.full_like(order[short:], -1), order[:short]]) if whole else order + len(have) - short
+    return Layout(tuple(target.shape[1:]), index, torch.equal(index, tail))
 
 
 # --- learning one step's passes ---------------------------------------------------------------------------------------

@@ -32,6 +32,14 @@ class Pass:
     arguments: dict[str, Any]
     output: Any
 
+    def kept(self) -> Pass:
+        """With copies of its tensors: pipelines write into them as they go on."""
+
+        def copied(_: str, value: Any) -> Any:
+            return value.clone() if isinstance(value, Tensor) else value
+
+        return Pass(self.name, rebuild(self.arguments, copied), rebuild(self.output, copied))
+
 
 @dataclass(frozen=True)
 class Step:
@@ -243,9 +251,7 @@ def _listener(name: str, forward: Any, heard: Callable[[Pass], None], stub: Stub
 def call(pipeline: Any, prompts: Sequence[str], generators: Sequence[torch.Generator], **settings: Any) -> Any:
     """The pipeline's own call, without gradients and without warnings of its libraries about each other."""
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="__array__ implementation doesn't accept", category=DeprecationWarning
-        )
+        warnings.simplefilter("ignore")
         return pipeline(prompt=list(prompts), generator=list(generators), **settings)
 
 
@@ -277,6 +283,6 @@ def record(
     device = pipeline._execution_device
     generators = [torch.Generator(device).manual_seed(seed + row) for row in range(len(prompts))]
     in_place = swapped(pipeline, scheduler=override_step(scheduler, step))
-    with in_place, listening(pipeline, passes.append, stub), suppress(Enough):
+    with in_place, listening(pipeline, lambda heard: passes.append(heard.kept()), stub), suppress(Enough):
         call(pipeline, prompts, generators, **settings)
     return trace

@@ -115,15 +115,22 @@ class Layout:
     """Where the elements of one row lie in another tensor's row of that shape.
 
     index: for each element of the target, which element of the source; -1 none of it; None for the same order.
+    tail: the shorter of the two is the end of the longer one, whose length may vary with the prompt's.
     """
 
     shape: tuple[int, ...]
     index: Tensor | None = None
+    tail: bool = False
 
     def __call__(self, rows: Tensor, rest: Tensor | None = None) -> Tensor:
         """rows [N, ...] -> [N, *shape]; what is not of the rows is taken from `rest` [N, *shape]."""
         if self.index is None:
             return rows.reshape(len(rows), *self.shape)
+        if self.tail and rest is None:
+            return rows.flatten(1)[:, -len(self.index) :].view(len(rows), *self.shape)
+        if self.tail and rest is not None:
+            flat = rows.flatten(1)
+            return torch.cat([rest.flatten(1)[:, : -flat.shape[1]].to(flat.dtype), flat], 1).view_as(rest)
         index = self.index.to(rows.device)
         laid = rows.flatten(1)[:, index.clamp(min=0)].view(len(rows), *self.shape)
         return laid if rest is None else torch.where(index.view(self.shape) >= 0, laid, rest.to(laid.dtype))
@@ -135,6 +142,11 @@ class Layout:
     def blank(self, rows: Tensor) -> Tensor:
         """rows [N, *shape] without the source's elements: what `rest` needs to be."""
         assert self.index is not None
+        if self.tail:
+            held = int((self.index >= 0).sum())
+            return torch.cat([rows.flatten(1)[:, :-held], torch.zeros_like(rows.flatten(1)[:, -held:])], 1).view_as(
+                rows
+            )
         return torch.where(self.index.view(self.shape).to(rows.device) >= 0, torch.zeros_like(rows), rows)
 
 

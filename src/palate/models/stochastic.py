@@ -71,7 +71,7 @@ class Tape:
         self.std = [0.0] * (len(self.t) - 1)
         if not self.deterministic:
             self.std = transition_std(self.kernel, self.t.cpu()).tolist()
-        self.x.append(sample.float())
+        self.x.append(sample.float().clone())  # some pipelines write the next one into it
 
     def noise(self, like: Tensor) -> Tensor:
         """[n, ...], row r from its own generator."""
@@ -103,18 +103,25 @@ def recording(scheduler: Any, tape: Tape) -> Any:
     own = type(scheduler).step
 
     def step(
-        self: Any, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, return_dict: bool = True, **_: Any
+        self: Any,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        *args: Any,
+        return_dict: bool = True,
+        **rest: Any,
     ) -> Any:
         if not tape.x:
             tape.start(self, sample)
         if tape.deterministic:
-            x = own(self, model_output, timestep, sample, return_dict=False)[0]
+            rest = {name: value for name, value in rest.items() if name not in ("eta", "generator")}
+            x = own(self, model_output, timestep, sample, **rest, return_dict=False)[0]
             tape.logps.append(torch.zeros(len(x), device=x.device))
         else:
             x = tape.advance(model_output if tape.sign > 0 else -model_output, sample)
             if hasattr(self, "_step_index"):
                 self._step_index = len(tape.x)
         tape.x.append(x.float())
-        return Stepped(x) if return_dict else (x,)
+        return Stepped(x) if return_dict else (x, x)
 
     return override_step(scheduler, step)
