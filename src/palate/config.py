@@ -58,6 +58,9 @@ class ModelSettings(Strict):
     name: str = Field(min_length=1, description="A hub id, a local folder, or `world:shapes`.")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Type of the frozen weights.")
     device: str = Field("auto", min_length=1, description="`auto`, `cpu`, `cuda`, `cuda:1`, `mps`.")
+    call: dict[str, bool | int | float | str] = Field(
+        default_factory=dict, description="Arguments of every call of the pipeline: `height`, `width`, `num_frames`."
+    )
     adapter: str | None = Field(
         None, min_length=1, description="A LoRA of your own, part of the base: hub id, file, folder, or a run's folder."
     )

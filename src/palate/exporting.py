@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import torch
-import yaml
 
 from palate import lookup
 from palate.config import ConfigError
@@ -52,8 +51,8 @@ def _merge(run: Path, folder: Path) -> None:
         loras.load_run(pipeline, run)
         loras.fuse(pipeline)
 
-    pipeline = DiffusionPolicy.load(base, prepare=prepare).pipeline
-    recipe = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    if dtype := _DTYPES.get(recipe["model"].get("dtype", "")):
+    settings = lookup.recipe_of(run)["model"]
+    pipeline = DiffusionPolicy.load(base, prepare=prepare, call=settings.get("call")).pipeline
+    if dtype := _DTYPES.get(settings.get("dtype", "")):
         pipeline.to(dtype)
     save_pipeline(pipeline, folder)

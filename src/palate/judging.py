@@ -103,7 +103,8 @@ def base_of(policy: DiffusionPolicy, model: str, adapter: str | None = None) -> 
         with adapters.without_adapter(policy):
             yield policy
     else:
-        yield lookup.load_base(model, adapter, fuse=True, device=policy.device, dtype=policy.pipeline.dtype)
+        how = {"device": policy.device, "dtype": policy.pipeline.dtype, "call": policy.call}
+        yield lookup.load_base(model, adapter, fuse=True, **how)
 
 
 def summary(

@@ -39,7 +39,8 @@ def load_policy(settings: ModelSettings, seed: int = 0) -> DiffusionPolicy:
     """The model of a recipe with what is to be trained made trainable."""
     full = settings.lora is None
     dtype, device = getattr(torch, settings.dtype), pick_device(settings.device)
-    policy = load_base(settings.name, settings.adapter, fuse=full, dtype=dtype, device=device)
+    how = {"dtype": dtype, "device": device, "call": settings.call}
+    policy = load_base(settings.name, settings.adapter, fuse=full, **how)
     if settings.lora is None:
         adapters.train_all(policy)
     else:
@@ -80,9 +81,10 @@ def load_arm(model: str) -> DiffusionPolicy:
     base = base_of(run)
     if base is None:
         return DiffusionPolicy.load(model, device=pick_device())
+    how = {"device": pick_device(), "call": recipe_of(run)["model"].get("call")}
     if (run / "model").is_dir():
-        return DiffusionPolicy.load(run / "model", device=pick_device())
-    return DiffusionPolicy.load(base, device=pick_device(), prepare=partial(loras.load_run, run=run))
+        return DiffusionPolicy.load(run / "model", **how)
+    return DiffusionPolicy.load(base, prepare=partial(loras.load_run, run=run), **how)
 
 
 def check_arm(model: str) -> None:
@@ -96,14 +98,18 @@ def check_arm(model: str) -> None:
 
 def base_of(run: Path) -> str | None:
     """The model that a run's folder, or the demo's, began from; None if it is no run's folder."""
-    held = run / "config.yaml"
-    if not held.is_file():
+    if not (run / "config.yaml").is_file():
         return None
-    recipe = yaml.safe_load(held.read_text(encoding="utf-8"))
     try:
-        return str(recipe["model"]["name"])
+        return str(recipe_of(run)["model"]["name"])
     except (KeyError, TypeError):
+        held = run / "config.yaml"
         raise ConfigError(f"{held} does not say which model the run began from: it is no run's folder") from None
+
+
+def recipe_of(run: Path) -> Any:
+    """The recipe that a run's folder holds, unchecked."""
+    return yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
 
 
 def settings_of(model: str, policy: DiffusionPolicy, **wanted: Any) -> dict[str, Any]:
