@@ -84,6 +84,18 @@ def offline(tmp_path: Path, model: Path, pairs: Path, **more) -> Path:
     )
 
 
+def online(tmp_path: Path, model: Path, max_steps: int, judged_on: list[str], **rollout) -> Path:
+    base = {"prompts": PROMPTS, "scorers": {"jpeg_size": -1.0}, "prompts_per_round": 1, "k": 2}
+    return recipe_for(
+        tmp_path,
+        model,
+        algorithm={"name": "d3po"},
+        rollout={**base, "num_inference_steps": 2, **rollout},
+        training={"max_steps": max_steps},
+        evaluation={"prompts": judged_on, "scorers": {"jpeg_size": 1}, "n": 1, "num_inference_steps": 2},
+    )
+
+
 def test_an_offline_run_leaves_all_that_was_promised(tmp_path, model, pairs, capsys):
     recipe = offline(tmp_path, model, pairs, training={"evaluate_every": 2})
     folder = run.train(recipe)
@@ -114,21 +126,8 @@ def test_an_offline_run_leaves_all_that_was_promised(tmp_path, model, pairs, cap
 
 
 def test_an_online_run_with_only_comparisons(tmp_path, model):
-    recipe = recipe_for(
-        tmp_path,
-        model,
-        algorithm={"name": "d3po"},
-        rollout={
-            "prompts": PROMPTS,
-            "scorers": {"jpeg_size": -1.0},
-            "prompts_per_round": 2,
-            "k": 2,
-            "num_inference_steps": 3,
-            "guidance_scale": 3.0,
-        },
-        training={"batch_size": 6, "max_steps": 2},
-    )
-    folder = run.train(recipe)
+    recipe = online(tmp_path, model, 2, PROMPTS, prompts_per_round=2, num_inference_steps=3, guidance_scale=3.0)
+    folder = run.train(recipe, ["training.batch_size=6", "evaluation=null"])
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert rows[0]["loss"] == pytest.approx(np.log(2), abs=1e-6)
     assert rows[0]["samples/jpeg_size"] < 0
@@ -150,16 +149,8 @@ def test_prompts_that_were_trained_on_and_are_judged_on_are_counted(tmp_path, mo
 
 
 def test_prompts_of_rollouts_count_as_trained_on(tmp_path, model, capsys):
-    recipe = recipe_for(
-        tmp_path,
-        model,
-        algorithm={"name": "d3po"},
-        rollout={"prompts": PROMPTS, "scorers": {"jpeg_size": -1.0}, "prompts_per_round": 1, "k": 2},
-        training={"max_steps": 1},
-        evaluation={"prompts": [PROMPTS[0], "a new one"], "scorers": {"jpeg_size": 1}, "n": 1},
-    )
-    overrides = [f"{section}.num_inference_steps=2" for section in ("rollout", "evaluation")]
-    check_said(run.train(recipe, overrides), capsys.readouterr().out, 1)
+    recipe = online(tmp_path, model, 1, [PROMPTS[0], "a new one"])
+    check_said(run.train(recipe), capsys.readouterr().out, 1)
 
 
 def test_full_fine_tuning_exports_a_pipeline_folder(tmp_path, model, pairs):
@@ -207,15 +198,7 @@ def test_the_resolved_recipe_holds_every_option(tmp_path, model, pairs, monkeypa
 
 
 def test_an_online_run_is_evaluated_on_the_way(tmp_path, model):
-    recipe = recipe_for(
-        tmp_path,
-        model,
-        algorithm={"name": "d3po"},
-        rollout={"prompts": PROMPTS, "scorers": {"jpeg_size": -1.0}, "prompts_per_round": 1, "k": 2},
-        training={"max_steps": 2},
-        evaluation={"prompts": ["a new one"], "scorers": {"jpeg_size": 1}, "n": 1},
-    )
-    folder = run.train(recipe, [f"{section}.num_inference_steps=2" for section in ("rollout", "evaluation")])
+    folder = run.train(online(tmp_path, model, 2, ["a new one"]))
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "evaluation/reward" in row] == [0, 1, 2]
     assert (folder / "samples" / "step_000001.png").is_file()
