@@ -65,6 +65,7 @@ def _train(recipe: Recipe, algorithm: Any, options: Any, folder: Path, path: Pat
         source = _source(policy, recipe, algorithm, options, reference, path, cache)
         if draws and isinstance(source, Offline):
             assembly.know_reference(policy, algorithm, options, source, recipe.training, folder / "reference")
+        _settle(policy, recipe, beside)
         known = views.overlap(judging.judged_on(recipe.evaluation, beside), source.prompts) if recipe.evaluation else []
         if known and first:
             print(f"warning: {report.caution(len(known))}")  # before the training: the recipe can still be mended
@@ -77,6 +78,18 @@ def _train(recipe: Recipe, algorithm: Any, options: Any, folder: Path, path: Pat
         result = assembly.fit(policy, algorithm, options, source, recipe.training, folder, **how)
         if first:
             _conclude(policy, recipe, beside, folder, result, source)
+
+
+def _settle(policy: DiffusionPolicy, recipe: Recipe, beside: Path) -> None:
+    """With all that is trained on encoded, nothing but the denoiser need stay; prompts to be drawn are remembered."""
+    if recipe.data is None:
+        return
+    wanted = recipe.evaluation
+    if wanted is None:
+        policy.settle([])
+    else:
+        guided = judging.sampler_of(policy, recipe.model.name, wanted)["guidance_scale"] is not None
+        policy.settle(judging.judged_on(wanted, beside), guided=guided)
 
 
 def _cache(recipe: Recipe) -> contextlib.AbstractContextManager[TensorCache | None]:
