@@ -68,7 +68,7 @@ def fibo() -> Build:
         temperal_downsample=[False, True, True],
     )
     text = transformers.SmolLM3Config(
-        **parts._decoder(tokenizer, 16, 2, vocab_size=128_256)
+        **parts.language_config(tokenizer, 16, 2, vocab_size=128_256)
     )  # an empty prompt is token 128000
     pipeline = diffusers.BriaFiboPipeline(
         transformer=transformer,

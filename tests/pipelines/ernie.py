@@ -27,7 +27,7 @@ def ernie() -> Build:
         text_in_dim=16,
         rope_axes_dim=(4, 6, 6),
     )
-    text = parts._decoder(tokenizer, 16, 2, model_type="mistral", sliding_window=None)
+    text = parts.language_config(tokenizer, 16, 2, model_type="mistral", sliding_window=None)
     vision = {"model_type": "pixtral", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = transformers.Mistral3Config(text_config=text, vision_config=vision, image_token_index=1)
     pipeline = diffusers.ErnieImagePipeline(

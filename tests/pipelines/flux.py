@@ -54,7 +54,7 @@ def two() -> Build:
     """FLUX.2 dev: layers of a Mistral side by side, embedded guidance."""
     torch.manual_seed(31)
     tokenizer = parts.letters(side="left")
-    text = parts._decoder(tokenizer, 16, 3, model_type="mistral", sliding_window=None)
+    text = parts.language_config(tokenizer, 16, 3, model_type="mistral", sliding_window=None)
     vision = {
         "model_type": "pixtral",
         "hidden_size": 16,

@@ -34,7 +34,7 @@ class Processor(parts.TextProcessor):
 def glm_image() -> tuple[Any, dict[str, Any]]:
     torch.manual_seed(180)
     tokenizer = parts.letters(begin=True)
-    text = parts._decoder(
+    text = parts.language_config(
         tokenizer,
         16,
         1,

@@ -27,8 +27,6 @@ CHAT = (
     "{% for m in messages %}{% if m.role != 'system' %}{% if m.content is string %}{{ m.content }}"
     "{% else %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endif %}{% endif %}{% endfor %}"
 )
-
-
 # As Qwen writes a conversation, every turn between marks.
 MARKED_CHAT = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.content is string %}{{ m.content }}"
@@ -85,7 +83,7 @@ def long_t5_tokenizer(max_length: int) -> transformers.T5Tokenizer:
 # --- text encoders ----------------------------------------------------------------------------------------------------
 
 
-def _decoder(tokenizer: Any, width: int, layers: int, **options: Any) -> dict[str, Any]:
+def language_config(tokenizer: Any, width: int, layers: int, **options: Any) -> dict[str, Any]:
     """What the configs of all decoder-only language models name alike."""
     return {
         "vocab_size": len(tokenizer),
@@ -115,23 +113,23 @@ def clip_text(kind: Any, width: int, positions: int = 32) -> Any:
 
 
 def qwen3(kind: Any, tokenizer: Any, width: int = 16, layers: int = 2) -> Any:
-    return kind(transformers.Qwen3Config(**_decoder(tokenizer, width, layers)))
+    return kind(transformers.Qwen3Config(**language_config(tokenizer, width, layers)))
 
 
 def llama(kind: Any, tokenizer: Any, width: int = 16, layers: int = 2) -> Any:
-    return kind(transformers.LlamaConfig(**_decoder(tokenizer, width, layers)))
+    return kind(transformers.LlamaConfig(**language_config(tokenizer, width, layers)))
 
 
 def glm(kind: Any, tokenizer: Any, width: int = 16, layers: int = 2) -> Any:
-    return kind(transformers.GlmConfig(**_decoder(tokenizer, width, layers)))
+    return kind(transformers.GlmConfig(**language_config(tokenizer, width, layers)))
 
 
 def gemma(kind: Any, tokenizer: Any, width: int = 16, layers: int = 2) -> Any:
-    return kind(transformers.GemmaConfig(**_decoder(tokenizer, width, layers)))
+    return kind(transformers.GemmaConfig(**language_config(tokenizer, width, layers)))
 
 
 def gemma2(kind: Any, tokenizer: Any, width: int = 16, layers: int = 1) -> Any:
-    return kind(transformers.Gemma2Config(**_decoder(tokenizer, width, layers)))
+    return kind(transformers.Gemma2Config(**language_config(tokenizer, width, layers)))
 
 
 def umt5(width: int) -> transformers.UMT5EncoderModel:
@@ -148,7 +146,7 @@ def _rope(width: int) -> dict[str, Any]:
 
 
 def qwen2_5_vl(tokenizer: Any, width: int = 16, layers: int = 2) -> transformers.Qwen2_5_VLForConditionalGeneration:
-    text = _decoder(tokenizer, width, layers, rope_parameters=_rope(width))
+    text = language_config(tokenizer, width, layers, rope_parameters=_rope(width))
     del text["head_dim"]
     vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": width}
     return transformers.Qwen2_5_VLForConditionalGeneration(
@@ -157,7 +155,7 @@ def qwen2_5_vl(tokenizer: Any, width: int = 16, layers: int = 2) -> transformers
 
 
 def qwen3_vl(kind: Any, tokenizer: Any, width: int = 16, layers: int = 2) -> Any:
-    text = _decoder(tokenizer, width, layers, rope_parameters=_rope(width))
+    text = language_config(tokenizer, width, layers, rope_parameters=_rope(width))
     vision = {
         "depth": 1,
         "hidden_size": 16,

@@ -25,7 +25,7 @@ def latent() -> Build:
     torch.manual_seed(110)
     tokenizer = parts.letters(begin=True, max_length=32)
     text = T5GemmaModuleConfig(
-        **parts._decoder(tokenizer, 16, 1),
+        **parts.language_config(tokenizer, 16, 1),
         layer_types=["full_attention"],
         query_pre_attn_scalar=8,
         dropout_rate=0.0,
