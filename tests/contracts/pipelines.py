@@ -136,6 +136,8 @@ def scale_or_off(policy: DiffusionPolicy) -> float | None:
 @torch.no_grad()
 def replay(policy: DiffusionPolicy, scale: float | None, steps: int = 4) -> str:
     """Predictions are what the pipeline's own call hands its scheduler, bit for bit, and say something."""
+    if scale is None:
+        policy.capture.check_off()
     cond = policy.condition(PROMPTS, guided=scale is not None)
     schedule = policy.schedule
     handed = []
@@ -147,7 +149,7 @@ def replay(policy: DiffusionPolicy, scale: float | None, steps: int = 4) -> str:
         times = schedule.times(trace.scheduler)
         check(len(trace.steps) == steps, f"{len(trace.steps)} steps were made where {steps} were asked for")
         for step, t in zip(trace.steps, times, strict=False):
-            own = schedule.sign * step.model_output.float()
+            own = policy.capture.sign * step.model_output.float()
             predicted = policy.predict(step.sample, t[None], cond[row], scale)
             worst = float((predicted - own).abs().max())
             check(worst == 0, f"a prediction at t = {float(t):g} differs by {worst:.3g} from the pipeline's own")

@@ -11,7 +11,7 @@ import torch
 from diffusers import FluxPipeline, StableDiffusionPipeline
 from torch import Tensor
 
-from palate.models.capture import UnsupportedPipeline
+from palate.models.capture import OTHER_GUIDANCE, UnsupportedPipeline
 from palate.models.contracts import Condition
 from palate.models.diffusion import DiffusionPolicy
 from palate.models.explain import find
@@ -185,7 +185,7 @@ def test_guidance_that_remembers_costs_guidance_only() -> None:
         calls = 0
 
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
-            type(self).calls += kwargs.get("guidance_scale") == 2.3
+            type(self).calls += kwargs.get("guidance_scale") == OTHER_GUIDANCE
             more = 0.5 * (type(self).calls > 0) * (kwargs.get("guidance_scale", 1.0) > 1)
             return super().__call__(*args, **{**kwargs, "guidance_scale": kwargs.get("guidance_scale", 7.5) + more})
 

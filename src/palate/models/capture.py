@@ -33,7 +33,7 @@ from palate.models.schedules import Schedule
 
 ROUNDING = {torch.float32: 2e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}  # of a prediction, in another batch
 OTHER_KERNELS = 1e-2  # likewise, off the CPU: a float32 convolution of another batch may be computed in TF32
-GUIDANCE, OTHER_GUIDANCE = 3.7, 2.3  # while probing and proving: not values at which two formulas agree
+GUIDANCE, OTHER_GUIDANCE = 4.3, 1.93  # while probing and proving: not values at which two formulas agree
 # Of one length in any tokenizer, so that conditions stack even where they are not padded.
 PROMPTS = ("a red fish", "a red bird", "a red boat")
 OTHERS = ("a big bird", "a big fish", "a big boat")
@@ -72,6 +72,7 @@ class Capture:
         self.guided: Recipe | None = None
         self.dialect, self.always_guided, self.unguided_reason = Dialect(), False, ""
         self.switch: Switch | None = None
+        self.sign = 0  # of what the scheduler is handed in the path's direction, once known
         try:
             self.single, two = self._learn_off()
             self.latent_shape = tuple(two.steps[0].sample.shape[1:])
@@ -99,8 +100,10 @@ class Capture:
             return Run(len(prompts), merged, runs[0].timesteps)
         scheduler = self.schedule.scheduler()
         trace = self._record(scheduler, prompts, scale, seed=seed, steps=steps)
-        times = self.schedule.times(trace.scheduler)[: len(trace.steps)]
-        return Run(len(prompts), self._read(trace.steps), list(self.schedule.timestep(times)))
+        times = self.schedule.times(trace.scheduler)
+        self.sign = self.sign or direction(self.schedule, trace.steps[0], times)
+        steps = self._read(trace.steps)
+        return Run(len(prompts), steps, list(self.schedule.timestep(times[: len(steps)])))
 
     def _record(self, scheduler: Any, prompts: Sequence[str], scale: float | None, *, seed: int, steps: int) -> Any:
         settings = self.call | self.dialect.settings(scale, len(prompts)) | {"num_inference_steps": steps}
@@ -118,8 +121,7 @@ class Capture:
 
     def _read(self, steps: list[Step]) -> list[Step]:
         """Predictions in the path's own direction, and experts under one name."""
-        sign = self.schedule.sign
-        return [replace(step, model_output=step.model_output if sign > 0 else -step.model_output,
+        return [replace(step, model_output=step.model_output if self.sign > 0 else -step.model_output,
                         passes=self.renamed(step.passes)) for step in steps]  # fmt: skip
 
     def in_place(self, scale: float | None) -> AbstractContextManager[None]:
@@ -377,7 +379,7 @@ class Capture:
     def _prove_own(self, cond: Condition, scale: float | None, tolerance: float) -> None:
         """The same with the folder's own solver: its scaled model input is x in the path's coordinates."""
         own = copy.deepcopy(self.pipeline.scheduler)
-        if type(own) is type(self.schedule.scheduler()) or self.schedule.sign < 0:
+        if type(own) is type(self.schedule.scheduler()) or self.sign < 0:
             return
         prompts = OTHERS[:1] if self.recipe(scale is not None).singly else OTHERS
         trace = self._record(own, prompts, scale, seed=4, steps=4)
@@ -386,6 +388,27 @@ class Capture:
         walked = trace.scheduler
         scaled = [replace(s, sample=scale_input(walked, s.sample, t)) for s, t in zip(steps, times, strict=True)]
         self._hold(Run(len(prompts), scaled, times), cond[: len(prompts)], scale, tolerance)
+
+
+def direction(schedule: Schedule, step: Step, times: Tensor) -> int:
+    """1 if a step of the scheduler moves along the prediction as the path says, -1 if against it.
+
+    Raises Unlearned if it does neither, or goes from data to noise.
+    """
+    if schedule.path.kind != "velocity" or step.after is None:
+        return 1  # of noise tables: DDIM's own steps are the path's, if not between the same timesteps
+    if not float(times[0]) > float(times[-1]):
+        raise Unlearned("its scheduler walks from data to noise")
+    n = len(step.sample)
+    off = {}
+    for sign in (1, -1):
+        x, t, t_prev = step.sample, times[0].expand(n).to(step.sample.device), times[1].expand(n).to(step.sample.device)
+        mean, _ = schedule.kernel(0.0).mean_std(sign * step.model_output, x, t, t_prev)
+        off[sign] = float((mean - step.after.float()).abs().max())
+    best = min(off, key=lambda sign: off[sign])
+    if not off[best] <= 0.05 * float((step.after.float() - step.sample.float()).abs().max()) + 1e-4:
+        raise Unlearned(f"its scheduler does not step along the path: it is off by {off[best]:.3g} after one step")
+    return best
 
 
 def scale_input(scheduler: Any, sample: Tensor, timestep: Tensor) -> Tensor:

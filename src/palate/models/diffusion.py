@@ -240,7 +240,7 @@ class DiffusionPolicy:
     ) -> tuple[list[Media], Record]:
         guided, heard = guidance_scale is not None, list[Pass]()
         recipe = self.capture.recipe(guided)
-        tape = Tape(self.kernel(eta), step_generators, eta == 0, self.schedule.times, self.schedule.sign)
+        tape = Tape(self.kernel(eta), step_generators, eta == 0, self.schedule.times, self.capture.sign)
         settings = self.capture.dialect.settings(guidance_scale, len(prompts)) | self.output_type
         settings |= {"num_inference_steps": num_inference_steps}
         scheduler = recording(self.schedule.scheduler(), tape)

@@ -11,7 +11,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -43,12 +43,13 @@ class Pass:
 
 @dataclass(frozen=True)
 class Step:
-    """One call of `scheduler.step`, and the denoiser's passes before it."""
+    """One call of `scheduler.step`, the denoiser's passes before it, and where it went (None for the last one)."""
 
     passes: list[Pass]
     model_output: Tensor
     timestep: Any
     sample: Tensor
+    after: Tensor | None = None
 
 
 @dataclass
@@ -278,7 +279,10 @@ def record(
         passes.clear()
         if len(trace.steps) == steps:
             raise Enough
-        return original(self, *args, **kwargs)
+        out = original(self, *args, **kwargs)
+        after = out[0] if isinstance(out, tuple) else out.prev_sample
+        trace.steps[-1] = replace(trace.steps[-1], after=after.clone())
+        return out
 
     device = pipeline._execution_device
     generators = [torch.Generator(device).manual_seed(seed + row) for row in range(len(prompts))]

@@ -50,6 +50,7 @@ COMBINATIONS: dict[str, Combine] = {
     "c + (g - 1) (c - u)": lambda u, c, g: c + (g - 1) * (c - u),
     "(1 + g) c - g u": lambda u, c, g: (1 + g) * c - g * u,
     "g c + (1 - g) u": lambda u, c, g: g * c + (1 - g) * u,
+    "g c + (1 - g) u, g in float32": lambda u, c, g: g * c + (1 - torch.tensor(g, device=c.device)) * u,
     "lerp(u, c, g)": lambda u, c, g: torch.lerp(u, c, g),
     "u + g (c - u), as long as c": _as_long_as,
     "u + g (c - u), no longer than c": _no_longer_than,

@@ -21,6 +21,7 @@ from palate.models.contracts import Kernel, PredictionKind
 from palate.paths import DDPMPath, FlowPath
 from palate.transitions import DDIM, FlowSDE
 
+_SAME_TABLE = 1e-6  # the last entry of a table at zero terminal SNR is 0 or next to it
 KINDS: dict[str, PredictionKind] = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
 
 
@@ -33,11 +34,6 @@ class Schedule(Protocol):
     @property
     def total(self) -> int:
         """Training timesteps."""
-        ...
-
-    @property
-    def sign(self) -> int:
-        """Of the scheduler's direction in the path's: -1 where it counts from data to noise."""
         ...
 
     def scheduler(self) -> Any:
@@ -60,7 +56,7 @@ class TableSchedule:
     """A DDPM noise table, walked by DDIM. t is the training timestep."""
 
     config: dict[str, Any]
-    sign: int = 1
+    alphas_cumprod: Tensor | None = None  # where the model's own are not what DDIM makes of its config
 
     @cached_property
     def _model(self) -> DDIMScheduler:
@@ -75,7 +71,12 @@ class TableSchedule:
         return int(self._model.config.num_train_timesteps)
 
     def scheduler(self) -> DDIMScheduler:
-        return _build(DDIMScheduler, self.config)
+        made = _build(DDIMScheduler, self.config)
+        if self.alphas_cumprod is not None:
+            made.alphas_cumprod = self.alphas_cumprod
+            if not made.config.set_alpha_to_one:
+                made.final_alpha_cumprod = self.alphas_cumprod[0]
+        return made
 
     def times(self, scheduler: DDIMScheduler) -> Tensor:
         # Each step arrives where the next begins; the last as far on as DDIM itself goes, below 0 for the end.
@@ -106,15 +107,16 @@ class FlowSchedule:
     def scheduler(self) -> FlowMatchEulerDiscreteScheduler:
         return _build(FlowMatchEulerDiscreteScheduler, self.config)
 
-    @property
-    def sign(self) -> int:
-        return -1 if self.config.get("invert_sigmas") else 1
+    @cached_property
+    def _rising(self) -> bool:
+        """Whether the scheduler's own clock counts from noise at 0 to data at 1."""
+        return bool(self.config.get("invert_sigmas"))
 
     def times(self, scheduler: FlowMatchEulerDiscreteScheduler) -> Tensor:
-        return scheduler.sigmas if self.sign > 0 else 1 - scheduler.sigmas
+        return 1 - scheduler.sigmas if self._rising else scheduler.sigmas
 
     def timestep(self, t: Tensor) -> Tensor:
-        return (t if self.sign > 0 else 1 - t) * self.total
+        return (1 - t if self._rising else t) * self.total
 
     def kernel(self, eta: float) -> FlowSDE:
         return FlowSDE(self.path, eta)
@@ -150,7 +152,12 @@ def schedule_of(scheduler: Any) -> Schedule:
                 "the picture: set prediction_type to v_prediction, or rescale_betas_zero_snr to false, in "
                 "scheduler/scheduler_config.json, as the model was trained"
             )
-        return TableSchedule({"set_alpha_to_one": False, "steps_offset": 1, **config, "clip_sample": False})
+        made = TableSchedule({"set_alpha_to_one": False, "steps_offset": 1, **config, "clip_sample": False})
+        own = scheduler.alphas_cumprod
+        same = own.shape == made.scheduler().alphas_cumprod.shape
+        if same and float((own - made.scheduler().alphas_cumprod).abs().max()) < _SAME_TABLE:
+            return made
+        return TableSchedule(made.config, own.detach().clone())
     raise ValueError(
         f"{name} with prediction_type {kind!r} is neither a DDPM noise table (epsilon, v_prediction, sample) nor "
         "rectified flow; use a model of one of these two"
