@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import peft
 import torch
+from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
@@ -86,7 +87,7 @@ def examine(name: str, stages: tuple[str, ...] = STAGES) -> Examined:
     jobs: dict[str, Callable[[], str]] = {
         "replay off": partial(replay, policy, None),
         "replay on": partial(replay, policy, SCALE),
-        "rollout": partial(rollout, policy),
+        "rollout": partial(rollout, policy, made.facts),
         "codec": partial(codec, policy),
         "online": partial(online, policy),
         "offline": partial(offline, policy),
@@ -167,11 +168,12 @@ def replay(policy: DiffusionPolicy, scale: float | None, steps: int = 4) -> str:
 
 
 @torch.no_grad()
-def rollout(policy: DiffusionPolicy, steps: int = 4) -> str:
+def rollout(policy: DiffusionPolicy, told: dict[str, Any], steps: int = 4) -> str:
     """The pipeline's own call with our scheduler; recomputed log-densities give a ratio of exactly 1."""
     scale = scale_or_off(policy)
     generators = [torch.Generator().manual_seed(row) for row in range(2)]
     media, made = policy.generate(PROMPTS, generators, num_inference_steps=steps, guidance_scale=scale, eta=0.7)
+    told["media"] = kind_of(media[0])
     check(len(media) == 2, f"{len(media)} media for 2 prompts")
     arrays = [array(medium) for medium in media]
     check(arrays[0].shape == arrays[1].shape and not np.array_equal(*arrays), "two prompts give the same medium")
@@ -185,6 +187,12 @@ def rollout(policy: DiffusionPolicy, steps: int = 4) -> str:
     for mine, theirs in zip(policy.decode(made.x[:, -1]), media, strict=True):
         check(np.array_equal(array(mine), array(theirs)), "the record does not end in the medium")
     return ""
+
+
+def kind_of(medium: Any) -> str:
+    if isinstance(medium, Image.Image):
+        return "pictures"
+    return "video" if isinstance(medium, list) or array(medium).ndim == 4 else "sound"
 
 
 def array(medium: Any) -> np.ndarray:
