@@ -23,6 +23,7 @@ FLOORS = [
             "records",
             "media",
             "reading",
+            "tables",
             "duplicates",
             "store",
             "views",

@@ -25,8 +25,9 @@ from palate import duplicates, media, views
 from palate.datasets import Flaws, Reader
 from palate.evaluation.win_rate import wilson
 from palate.media import DatasetError, MediaError
-from palate.reading import Flaw, known_pairs
+from palate.reading import known_pairs
 from palate.records import Preference
+from palate.tables import Flaw
 
 MAX_BAD = 0.01
 SHOWN = 5

@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from palate import datasets, reading
+from palate import datasets, tables
 from palate.media import DatasetError
-from palate.reading import Flaw, Source, json_array, table_rows
+from palate.reading import Source
+from palate.tables import Flaw, json_array, table_rows
 from tests.datasets.make import known, picture
 
 
@@ -47,7 +48,7 @@ def test_a_damaged_json_list(tmp_path, text):
 
 
 def test_an_endless_json_row_is_a_bomb(tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "MAX_ROW_CHARS", 1000)
+    monkeypatch.setattr(tables, "MAX_ROW_CHARS", 1000)
     (tmp_path / "a.json").write_text('["' + "x" * 200_000)
     with pytest.raises(DatasetError, match="is not valid JSON, or was cut off"):
         list(json_array(tmp_path / "a.json"))
@@ -75,6 +76,30 @@ def test_damaged_tables_name_the_file(tmp_path):
     for name in ("a.parquet", "b.csv", "c.csv", "d.xls", "e.arrow", "missing.jsonl"):
         with pytest.raises(DatasetError, match=name):
             list(table_rows(tmp_path / name))
+
+
+def test_times_are_left_out(tmp_path):
+    late = pa.array([2**62 + 1], pa.timestamp("ns"))  # Python's own times end before, and have no nanoseconds
+    pq.write_table(
+        pa.table({"a": [1], "created_at": late, "day": pa.array([2**30], pa.date32())}), tmp_path / "a.parquet"
+    )
+    assert list(table_rows(tmp_path / "a.parquet")) == [("a.parquet row 0", {"a": 1})]
+
+
+def test_parquet_that_unfolds_is_read_row_by_row_or_refused(tmp_path, monkeypatch):
+    bomb = pa.DictionaryArray.from_arrays(pa.array([0] * 40, pa.int32()), pa.array([bytes(24 * 2**20)]))
+    pq.write_table(pa.table({"a": bomb.cast(pa.binary())}), tmp_path / "a.parquet")
+    assert (tmp_path / "a.parquet").stat().st_size < 4e6
+    with pq.ParquetFile(tmp_path / "a.parquet") as table:
+        assert max(batch.nbytes for batch in tables.parquet_batches(table)) < 80e6
+    assert sum(len(raw["a"]) for _, raw in table_rows(tmp_path / "a.parquet")) == 40 * 24 * 2**20
+    monkeypatch.setattr(tables, "MAX_GROUP_BYTES", 2**20)
+    with pytest.raises(DatasetError, match=r"a\.parquet has a row group of \d+ bytes, more than 1048576: split it"):
+        list(table_rows(tmp_path / "a.parquet"))
+    pq.write_table(pa.table({"a": [[0] * 5000]}), tmp_path / "b.parquet")
+    monkeypatch.setattr(tables, "MAX_GROUP_VALUES", 4000)
+    with pytest.raises(DatasetError, match=r"b\.parquet has a row group with 5000 values in a column: split it"):
+        list(table_rows(tmp_path / "b.parquet"))
 
 
 def test_arrow_files_of_datasets(tmp_path):
@@ -108,11 +133,13 @@ def hub(tmp_path, monkeypatch):
     """`owner/picks`, served by `datasets` from parquet on this disk; the network is never asked."""
     image = {"bytes": picture(1), "path": "x.png"}
     rows = [
-        {"caption": f"p{i}", "jpg_0": picture(i), "jpg_1": image, "label_0": 1.0, "label_1": 0.0} for i in range(30)
+        {"caption": f"p{i}", "jpg_0": picture(i), "jpg_1": image, "label_0": 1.0, "label_1": 0.0, "more": [image] * 2}
+        for i in range(30)
     ]
     features = library.Features(
         {name: library.Value("float64") for name in ("label_0", "label_1")}
         | {"caption": library.Value("string"), "jpg_0": library.Value("binary"), "jpg_1": library.Image()}
+        | {"more": library.List(library.Image())}
     )
     library.Dataset.from_list(rows, features=features).to_parquet(str(tmp_path / "picks.parquet"))
     real, asked = library.load_dataset, []
@@ -136,6 +163,7 @@ def test_a_hub_id_is_streamed_undecoded(hub):
     assert [row.prompt for row in rows] == ["p0", "p1", "p2"] and known(rows[0]) == {(0, 1): 1.0}
     assert [medium.bytes for medium in rows[2].media] == [picture(2), picture(1)]
     assert rows[2].where == "owner/picks row 2"
+    assert reader.source.first["more"][1]["bytes"] == picture(1)  # also those in lists
     assert hub[0] == ("owner/picks", {"streaming": True, "split": "validation", "name": "small", "revision": "v2"})
 
 

@@ -19,8 +19,9 @@ from PIL import Image
 
 from palate import checking, datasets, media, plugins
 from palate.media import MediaError
-from palate.reading import Flaw, Source
+from palate.reading import Source
 from palate.records import Medium, Preference
+from palate.tables import Flaw
 from tests.datasets.make import picture, png
 
 # --- rows -------------------------------------------------------------------------------------------------------------
@@ -65,7 +66,7 @@ class Fixed(Source):
         yield from ((f"row {i}", raw) for i, raw in enumerate(self.__dict__["given"]))
 
 
-@pytest.mark.parametrize("examples", [40, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [40, pytest.param(600, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", sorted(COLUMNS))
 def test_any_row_is_read_or_is_a_flaw(name, examples):
     format = plugins.find("datasets", name)

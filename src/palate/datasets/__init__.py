@@ -26,8 +26,9 @@ from types import ModuleType
 
 from palate import plugins
 from palate.media import DatasetError
-from palate.reading import Flaw, Source, Written
+from palate.reading import Source, Written
 from palate.records import Preference
+from palate.tables import Flaw
 
 KEPT = 5  # flaws of a kind that are kept to be shown
 

@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from palate.media import DatasetError
-from palate.reading import Flaw, Source, converted, json_array, number
+from palate.reading import Source, converted, number
 from palate.records import Medium, Preference, RecordError
+from palate.tables import Flaw, json_array
 from palate.views import prefer_from_table
 
 

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from palate.media import TYPES, medium_bytes
-from palate.reading import Flaw, Raw, Source, Written, known_pairs, medium, number, pair, text
+from palate.reading import Source, Written, known_pairs, medium, number, pair, text
 from palate.records import Medium, Preference, RecordError
+from palate.tables import Flaw, Raw
 
 
 def sniff(source: Source) -> bool:

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from palate.media import DatasetError, type_of_path
-from palate.reading import Flaw, Source, converted, pair, table_rows
+from palate.reading import Source, converted, pair
 from palate.records import Medium, Preference, RecordError
+from palate.tables import Flaw, table_rows
 
 NAMES = (
     ("chosen", "rejected"),

@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from palate.reading import Flaw, Raw, Source, medium, number, text
+from palate.reading import Source, medium, number, text
 from palate.records import Medium, Preference, RecordError
+from palate.tables import Flaw, Raw
 from palate.views import prefer_from_scores, prefer_from_table
 
 

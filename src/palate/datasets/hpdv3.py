@@ -12,8 +12,9 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from palate.reading import Flaw, Raw, Source, medium, number, pair, text
+from palate.reading import Source, medium, number, pair, text
 from palate.records import Preference, RecordError
+from palate.tables import Flaw, Raw
 
 
 def sniff(source: Source) -> bool:

@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from palate.reading import Flaw, Raw, Source, converted, medium, number, pair, text
+from palate.reading import Source, converted, medium, number, pair, text
 from palate.records import Medium, Preference, RecordError
+from palate.tables import Flaw, Raw
 from palate.views import prefer_from_scores
 
 RATINGS = ("overall_rating", "image_text_alignment_rating", "fidelity_rating")

@@ -23,12 +23,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from palate.media import DatasetError, inside, medium_bytes
-from palate.reading import Flaw, Source, converted
+from palate.reading import Source, converted
 from palate.records import Aspect, Medium, Preference, RecordError
+from palate.tables import Flaw, check_groups, parquet_rows
 
 FORMAT, VERSION = "palate-preferences", 2
 READS = (1, 2)  # version 1 had no `aspects`
-MAX_GROUP_BYTES = 4 * 2**30  # decoded size of a row group; a larger one is a bomb or was not written here
 SHARD_BYTES = 400 * 2**20
 _GROUP_ROWS, _GROUP_BYTES = 256, 32 * 2**20
 
@@ -265,10 +265,9 @@ def _raw_rows(folder: Path, facts: Manifest) -> Iterator[tuple[str, dict[str, An
         number = 0
         with _open(folder, shard) as file:
             try:
-                for batch in file.iter_batches(batch_size=16):
-                    for raw in batch.to_pylist():
-                        yield f"{shard['file']} row {number}", raw
-                        number += 1
+                for raw in parquet_rows(file):
+                    yield f"{shard['file']} row {number}", raw
+                    number += 1
             except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
                 raise DatasetError(
                     f"{folder / shard['file']} is damaged from row {number} on ({error}): write or copy it again"
@@ -282,7 +281,7 @@ def _open(folder: Path, shard: dict[str, Any]) -> pq.ParquetFile:
     if (size := path.stat().st_size) != shard["bytes"]:
         raise DatasetError(f"{path} has {size} bytes, manifest.json says {shard['bytes']}: write or copy it again")
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(path, buffer_size=2**20, pre_buffer=False)
     except (pa.ArrowException, OSError) as error:
         raise DatasetError(f"{path} cannot be read ({error}): write or copy it again") from error
     try:
@@ -290,9 +289,7 @@ def _open(folder: Path, shard: dict[str, Any]) -> pq.ParquetFile:
         meta = file.metadata
         if meta.num_rows != shard["rows"]:
             raise DatasetError(f"{path} has {meta.num_rows} rows, manifest.json says {shard['rows']}: copy it again")
-        largest = max((meta.row_group(i).total_byte_size for i in range(meta.num_row_groups)), default=0)
-        if largest > MAX_GROUP_BYTES:
-            raise DatasetError(f"{path} has a row group of {largest} bytes, more than {MAX_GROUP_BYTES}: split it")
+        check_groups(path, meta)
     except BaseException:
         file.close()
         raise

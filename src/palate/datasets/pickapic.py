@@ -23,8 +23,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from palate.media import DatasetError, medium_bytes
-from palate.reading import Flaw, Raw, Source, Written, known_pairs, medium, number, pair, text
+from palate.reading import Source, Written, known_pairs, medium, number, pair, text
 from palate.records import Medium, Preference, RecordError
+from palate.tables import Flaw, Raw
 
 SCHEMA = pa.schema(
     {

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from palate.media import DatasetError, medium_bytes, type_of_path
-from palate.reading import Flaw, Raw, Source, Written, known_pairs, number, pair
+from palate.reading import Source, Written, known_pairs, number, pair
 from palate.records import Medium, Preference, RecordError
+from palate.tables import Flaw, Raw
 
 PLAIN, MESSAGES = "text/plain", "application/json"
 

@@ -14,8 +14,9 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from palate.reading import Flaw, Raw, Source, medium, number, pair, text
+from palate.reading import Source, medium, number, pair, text
 from palate.records import Aspect, Preference, RecordError
+from palate.tables import Flaw, Raw
 
 ASPECTS = ("VQ", "MQ", "TA")
 _VERDICTS = {"a": 1.0, "b": 0.0, "same": 0.5, "tie": 0.5, "invalid": math.nan, "": math.nan, "nan": math.nan}
