@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from palate.models.identity import digest_of, encodes_media, parts
-from palate.models.loading import quietly
+from palate.models.loading import lay_out, quietly
 from palate.models.probe import denoisers
 
 
@@ -141,8 +141,7 @@ class Residency:
                 use_safetensors=True,
                 local_files_only=True,
             )
-        if any(isinstance(layer, nn.Conv2d) for layer in module.modules()):
-            fresh.to(memory_format=torch.channels_last)
+        lay_out(fresh)
         found = {
             key: weight.detach().to(gone.dtypes[key]) for key, weight in fresh.named_parameters() if key in gone.dtypes
         }
