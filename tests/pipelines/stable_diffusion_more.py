@@ -7,6 +7,7 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+from diffusers.pipelines.deprecated.stable_diffusion_safe import StableDiffusionPipelineSafe
 from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
 
 from tests import zoo
@@ -39,6 +40,20 @@ def panorama() -> Build:
 def semantic() -> Build:
     """SEGA: edit prompts steer the guidance; none are given."""
     return _as(diffusers.SemanticStableDiffusionPipeline), {}
+
+
+def depth() -> Build:
+    """LDM3D: the autoencoder holds three colours and a depth packed into three more."""
+    base = zoo.sd15.__wrapped__()
+    torch.manual_seed(24)
+    base.register_modules(vae=parts.vae(4, in_channels=6, out_channels=6))
+    pipeline = diffusers.StableDiffusionLDM3DPipeline(**base.components, requires_safety_checker=False)
+    return parts.finish(pipeline), {}
+
+
+def safe() -> Build:
+    """Safe latent diffusion: a third prediction steers away from a fixed text, with momentum from step to step."""
+    return _as(StableDiffusionPipelineSafe), {}
 
 
 def gligen() -> Build:
@@ -91,6 +106,8 @@ BUILDS = {
     "StableDiffusionSAGPipeline": self_attention,
     "StableDiffusionPanoramaPipeline": panorama,
     "SemanticStableDiffusionPipeline": semantic,
+    "StableDiffusionLDM3DPipeline": depth,
+    "StableDiffusionPipelineSafe": safe,
     "StableDiffusionGLIGENPipeline": gligen,
     "StableUnCLIPPipeline": un_clip,
 }
