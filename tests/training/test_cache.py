@@ -50,13 +50,13 @@ def test_a_damaged_entry_is_found_and_not_held(cache, damage):
 
 def test_what_was_not_used_the_longest_goes_first_and_what_this_run_used_never(tmp_path):
     with TensorCache(tmp_path) as before:
-        size = [before.put(name(number), {"x0": torch.zeros(1000)}) for number in range(6)][0]
+        sizes = [before.put(name(number), {"x0": torch.zeros(1000)}) for number in range(6)]
     for number in range(6):
         age = time.time() - 1000 + 100 * (number if number != 0 else 3.5)  # of which 1 is the oldest, then 2 and 3
         os.utime(tmp_path / "00" / f"{name(number)}.safetensors", (age, age))
-    with TensorCache(tmp_path, budget=3 * size) as cache:
+    with TensorCache(tmp_path, budget=3 * sizes[0]) as cache:
         assert cache.holds(name(1))  # used now, the oldest though it was
-        assert cache.evict() == 3 * size
+        assert cache.evict() == 3 * sizes[0]
         assert [number for number in range(6) if cache.holds(name(number))] == [1, 4, 5]
         cache.evict(room=10**9)
         assert [number for number in range(6) if cache.holds(name(number))] == [1, 4, 5]  # all are used now

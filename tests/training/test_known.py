@@ -42,7 +42,7 @@ def asked_of(policy) -> adapters.Reference | tiny.TinyPolicy:
 
 def trained(kind: str, folder, *, live: bool, **changes):
     policy, settings = policy_of(kind), tiny.settings(**{"evaluate_every": 4, "batch_size": 4, **changes})
-    source = source_of(policy, settings)
+    source = source_of(policy, settings, draws=None if live and changes["max_steps"] <= 6 else DRAWS)
     if not live:
         known.precompute(policy, asked_of(policy), source, settings, folder / "reference")
     Trainer(
@@ -66,6 +66,11 @@ def test_training_is_as_with_a_live_reference(tmp_path, kind, micro):
     for one, other in zip(live, stored, strict=True):
         assert other == pytest.approx(one, rel=1e-5, abs=1e-6)
     assert all(torch.allclose(weights[name], others[name], rtol=1e-4, atol=1e-6) for name in weights)
+
+
+def test_draws_that_come_again_are_those_of_the_first_epochs(tmp_path):
+    live, _ = trained("full", tmp_path / "live", live=True, max_steps=6)
+    assert trained("full", tmp_path / "stored", live=False, max_steps=6)[0] == live
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])

@@ -174,7 +174,7 @@ class Offline:
         """Micro-batches of (row, visit), in order, and which these are; rows that cannot be stacked go into different
         ones. salt: names the draws; only those of training empty prompts.
         """
-        drawing = replace(self._drawing, drop=0.0) if salt else self._drawing
+        drawing = replace(self._drawing, drop=0.0, visits=None) if salt else self._drawing
         waiting: dict[Any, tuple[list[tuple[int, int]], list[PreferenceRow]]] = {}
         for place in chosen:
             row = self._rows[place[0]]
