@@ -101,7 +101,7 @@ def smoothed(prefer: Tensor, noise: float, robust: bool = False) -> Tensor:
 
     p (1 - noise) + (1 - p) noise, as the conservative DPO mixes its two losses (cDPO, Mitchell 2023); or, robust,
     (p - noise) / (1 - 2 noise), beyond [0, 1], whose loss under such flips is that of clean labels on average (rDPO,
-    Chowdhury et al. 2024, 2403.00409, eq. 12). Raises ValueError for a noise not in [0, 0.5).
+    Chowdhury et al. 2024, 2403.00409). Raises ValueError for a noise not in [0, 0.5).
     """
     if not 0 <= noise < 0.5:
         raise ValueError(f"label_smoothing must lie in [0, 0.5), got {noise}")
