@@ -37,8 +37,8 @@ def check(
     reader = datasets.open(path, format, split, media_root)
     other = None
     if against is not None:
-        there = Path(against).exists() or "/" in against
-        other = datasets.open(against, format) if there else datasets.open(path, format, against, media_root)
+        split_of_it = "/" not in against and not Path(path).is_file() and not Path(against).is_file()
+        other = datasets.open(path, format, against, media_root) if split_of_it else datasets.open(against, format)
     with _shown(reader.number, "row") as advance:
         found = checking.check(reader, max_bad=max_bad, against=other, progress=advance)
     print(json.dumps(found.json(), indent=1) if as_json else found)

@@ -77,20 +77,23 @@ def write(target: str | Path, rows: Iterable[Preference], *, media_root: str | P
     (folder / "media").mkdir(parents=True, exist_ok=True)
     made = Written()
     aside = folder / "train.jsonl.unfinished"
-    with aside.open("w", encoding="utf-8") as file:
-        for row in rows:
-            for i, j, p, votes in known_pairs(row):
-                if p == 0.5:
-                    made.left_out["ties"] += 1
-                    continue
-                best, other = (i, j) if p > 0.5 else (j, i)
-                paths = [_kept(folder, row.media[k], media_root) for k in (best, other)]
-                record = _record(row, best, other, max(p, 1 - p), votes, paths)
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
-                made.rows += 1
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(final)
+    try:
+        with aside.open("w", encoding="utf-8") as file:
+            for row in rows:
+                for i, j, p, votes in known_pairs(row):
+                    if p == 0.5:
+                        made.left_out["ties"] += 1
+                        continue
+                    best, other = (i, j) if p > 0.5 else (j, i)
+                    paths = [_kept(folder, row.media[k], media_root) for k in (best, other)]
+                    record = _record(row, best, other, max(p, 1 - p), votes, paths)
+                    file.write(json.dumps(record, ensure_ascii=False) + "\n")
+                    made.rows += 1
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(final)
+    finally:
+        aside.unlink(missing_ok=True)
     return made
 
 

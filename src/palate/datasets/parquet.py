@@ -101,6 +101,10 @@ def write(
                 shard = _Shard(folder, len(shards))
         if shard.rows or not shards:
             shards.append(shard.close())
+    except BaseException:
+        for done in shards:
+            (folder / done["file"]).unlink(missing_ok=True)
+        raise
     finally:
         shard.abandon()
     dimensions = dimensions or ()
