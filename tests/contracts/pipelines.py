@@ -143,10 +143,11 @@ def replay(policy: DiffusionPolicy, scale: float | None, steps: int = 4) -> str:
     schedule = policy.schedule
     handed = []
     for row, prompt in enumerate(PROMPTS):
-        settings = policy.capture.call | policy.capture.dialect.settings(scale, 1)
+        settings = policy.capture.call | policy.capture.settings(scale, 1)
         settings |= {"num_inference_steps": steps}
         with policy.capture.in_place(scale):
-            trace = record(policy.pipeline, schedule.scheduler(), [prompt], seed=7, steps=steps, **settings)
+            asked = policy.capture.asked([prompt])
+            trace = record(policy.pipeline, schedule.scheduler(), asked, seed=7, steps=steps, **settings)
         times = schedule.times(trace.scheduler)
         check(len(trace.steps) == steps, f"{len(trace.steps)} steps were made where {steps} were asked for")
         for step, t in zip(trace.steps, times, strict=False):
@@ -377,21 +378,22 @@ def adapter(policy: DiffusionPolicy, name: str) -> str:
         weight.data = 0.5 * torch.randn(weight.shape, generator=generator)
     plain, call = pipelines.build(name)
     plain.set_progress_bar_config(disable=True)
-    call = {**call, **policy.capture.dialect.settings(scale_or_off(policy), 1)}
-    base = picture(plain, call)
+    call = {**call, **policy.capture.settings(scale_or_off(policy), 1)}
+    prompt = policy.capture.asked(PROMPTS[:1])
+    base = picture(plain, prompt, call)
     with swapped(policy.pipeline, **trained.modules):
-        own = picture(policy.pipeline, call)
+        own = picture(policy.pipeline, prompt, call)
     check(not np.array_equal(own, base), "the adapter does not show in the picture")
     with tempfile.TemporaryDirectory() as folder:
         how = load_adapter(plain, export(trained, Path(folder)), list(trained.modules))
-    check(np.array_equal(picture(plain, call), own), "a reloaded adapter gives another picture")
+    check(np.array_equal(picture(plain, prompt, call), own), "a reloaded adapter gives another picture")
     return how
 
 
-def picture(pipeline: Any, call: dict[str, Any]) -> np.ndarray:
+def picture(pipeline: Any, prompt: Any, call: dict[str, Any]) -> np.ndarray:
     """One medium by the pipeline's own call, its own scheduler and its own settings."""
     generators = [torch.Generator().manual_seed(11)]
-    return array(media_of(own_call(pipeline, PROMPTS[:1], generators, **call, num_inference_steps=4))[0])
+    return array(media_of(own_call(pipeline, prompt, generators, **call, num_inference_steps=4))[0])
 
 
 def load_adapter(pipeline: Any, folder: Path, parts: list[str]) -> str:
@@ -412,6 +414,7 @@ def load_adapter(pipeline: Any, folder: Path, parts: list[str]) -> str:
     with safe_open(folder / WEIGHTS, "pt") as file:
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         metadata = json.loads(file.metadata()["lora_adapter_metadata"])
+    weights, metadata = ({k.removeprefix("transformer."): v for k, v in some.items()} for some in (weights, metadata))
     peft.inject_adapter_in_model(peft.LoraConfig(**metadata), module)
     loaded = peft.set_peft_model_state_dict(module, weights)
     check(not loaded.unexpected_keys, f"peft does not know {loaded.unexpected_keys[:3]}")

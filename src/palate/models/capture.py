@@ -72,6 +72,7 @@ class Capture:
         self.guided: Recipe | None = None
         self.dialect, self.always_guided, self.unguided_reason = Dialect(), False, ""
         self.switch: Switch | None = None
+        self.text_only = False  # whether its call takes a prompt and no list of them
         self.sign = 0  # of what the scheduler is handed in the path's direction, once known
         try:
             self.single, two = self._learn_off()
@@ -87,7 +88,16 @@ class Capture:
 
     # --- runs of the pipeline's own call ---
 
-    def run(self, prompts: Sequence[str], scale: float | None, *, seed: int, steps: int, singly: bool = False) -> Run:
+    def run(
+        self,
+        prompts: Sequence[str],
+        scale: float | None,
+        *,
+        seed: int,
+        steps: int,
+        singly: bool = False,
+        beyond: bool = False,
+    ) -> Run:
         """All steps of the pipeline's own call, with guidance at `scale` or off (None).
 
         singly: one call a prompt, row r seeded `seed + r` all the same; the passes are those of the first.
@@ -99,17 +109,37 @@ class Capture:
                       for some in zip(*(run.steps for run in runs), strict=True)]  # fmt: skip
             return Run(len(prompts), merged, runs[0].timesteps)
         scheduler = self.schedule.scheduler()
-        trace = self._record(scheduler, prompts, scale, seed=seed, steps=steps)
+        trace = self._record(scheduler, prompts, scale, seed=seed, steps=steps, beyond=beyond)
+        if len(trace.steps) > steps:
+            raise Unlearned("its call steps its scheduler more often than it is asked to: it samples in several parts")
         times = self.schedule.times(trace.scheduler)
         self.sign = self.sign or direction(self.schedule, trace.steps[0], times)
         steps = self._read(trace.steps)
         return Run(len(prompts), steps, list(self.schedule.timestep(times[: len(steps)])))
 
-    def _record(self, scheduler: Any, prompts: Sequence[str], scale: float | None, *, seed: int, steps: int) -> Any:
-        settings = self.call | self.dialect.settings(scale, len(prompts)) | {"num_inference_steps": steps}
+    def settings(self, scale: float | None, n: int) -> dict[str, Any]:
+        """Arguments of the pipeline's call for n prompts, guided at that scale."""
+        return self.dialect.settings(scale, 0 if self.text_only else n)
+
+    def asked(self, prompts: Sequence[str]) -> Sequence[str] | str:
+        """Prompts as its call takes them."""
+        return prompts[0] if self.text_only else list(prompts)
+
+    def _record(
+        self,
+        scheduler: Any,
+        prompts: Sequence[str],
+        scale: float | None,
+        *,
+        seed: int,
+        steps: int,
+        beyond: bool = False,
+    ) -> Any:
+        settings = self.call | self.settings(scale, len(prompts)) | {"num_inference_steps": steps}
+        asked = self.asked(prompts)
         try:
             with self.in_place(scale):
-                trace = record(self.pipeline, scheduler, prompts, seed=seed, steps=steps, **settings)
+                trace = record(self.pipeline, scheduler, asked, seed=seed, steps=steps, beyond=beyond, **settings)
         except (Exception, SystemExit) as error:  # whatever code that is not ours may raise
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
             raise OwnCallFailed(f"its own call fails for {len(prompts)} prompts ({reason})") from error
@@ -133,12 +163,13 @@ class Capture:
         try:
             two = self.run(PROMPTS[:2], scale, seed=seed, steps=steps)
             return two, self.run(PROMPTS, scale, seed=seed + 8, steps=2), False
-        except OwnCallFailed as first:
-            try:
-                one = self.run(PROMPTS[:1], scale, seed=seed, steps=steps)
-            except OwnCallFailed:
-                raise first from None
-            return one, self.run(PROMPTS[1:2], scale, seed=seed + 8, steps=2), True
+        except OwnCallFailed:
+            for self.text_only in (False, True):
+                with suppress(OwnCallFailed):
+                    one = self.run(PROMPTS[:1], scale, seed=seed, steps=steps)
+                    return one, self.run(PROMPTS[1:2], scale, seed=seed + 8, steps=2), True
+            self.text_only = False
+            raise
 
     # --- learning ---
 
@@ -176,10 +207,12 @@ class Capture:
 
         def walk(times: Tensor) -> list[str]:
             prompts = PROMPTS[: two.n]
-            settings = self.call | self.dialect.settings(None, two.n) | {"num_inference_steps": len(times)}
+            settings = self.call | self.settings(None, two.n) | {"num_inference_steps": len(times)}
             scheduler = standing(self.schedule.scheduler(), times)
             with self.in_place(None):
-                trace = record(self.pipeline, scheduler, prompts, seed=0, steps=len(times), stub=nothing, **settings)
+                trace = record(
+                    self.pipeline, scheduler, self.asked(prompts), seed=0, steps=len(times), stub=nothing, **settings
+                )
             return [heard.name for step in trace.steps for heard in step.passes]
 
         self.switch = find_switch(walk, self.total)
@@ -223,11 +256,10 @@ class Capture:
         """One prompt's conditioning, [1, ...] per entry, with the denoiser stubbed."""
         recipe = self.recipe(guided or self.always_guided)
         scale = GUIDANCE if guided else None
-        settings = self.call | self.dialect.settings(scale, 1) | {"num_inference_steps": 4}
+        settings = self.call | self.settings(scale, 1) | {"num_inference_steps": 4}
+        asked = self.asked([prompt])
         with self.in_place(scale):
-            trace = record(
-                self.pipeline, self.schedule.scheduler(), [prompt], seed=0, steps=1, stub=self.stub, **settings
-            )
+            trace = record(self.pipeline, self.schedule.scheduler(), asked, seed=0, steps=1, stub=self.stub, **settings)
         return self.condition_of(recipe, trace.steps[0].passes, guided)
 
     def condition_of(self, recipe: Recipe, passes: list[Pass], guided: bool) -> Condition:
@@ -313,7 +345,7 @@ class Capture:
             self._prove_branch(tolerance)
             return
         singly = self.recipe(scale is not None).singly
-        run = self.run(OTHERS, scale, seed=21, steps=4, singly=singly)
+        run = self.run(OTHERS, scale, seed=21, steps=4, singly=singly, beyond=not singly)
         cond = Condition.cat([self.condition(prompt, guided=scale is not None) for prompt in OTHERS])
         try:
             self._hold(run, cond, scale, tolerance)

@@ -29,12 +29,12 @@ class Dialect:
     stand_in: float | None = None
 
     def settings(self, scale: float | None, n: int) -> dict[str, Any]:
-        """Arguments of the call."""
+        """Arguments of the call; n is 0 where it takes a text and no list."""
         if scale is None and self.stand_in is None:
             return {**self.always, **self.off}
         assert self.scale is not None
         own = {} if self.scale == GUIDER else {self.scale: self.stand_in if scale is None else scale}
-        return {**self.always, **own, **({"negative_prompt": [""] * n} if self.negative else {})}
+        return {**self.always, **own, **({"negative_prompt": [""] * n if n else ""} if self.negative else {})}
 
     def in_place(self, pipeline: Any, scale: float | None) -> AbstractContextManager[None]:
         """What must stand in the pipeline for the length of a call."""

@@ -241,7 +241,7 @@ class DiffusionPolicy:
         guided, heard = guidance_scale is not None, list[Pass]()
         recipe = self.capture.recipe(guided)
         tape = Tape(self.kernel(eta), step_generators, eta == 0, self.schedule.times, self.capture.sign)
-        settings = self.capture.dialect.settings(guidance_scale, len(prompts)) | self.output_type
+        settings = self.capture.settings(guidance_scale, len(prompts)) | self.output_type
         settings |= {"num_inference_steps": num_inference_steps}
         scheduler = recording(self.schedule.scheduler(), tape)
 
@@ -250,7 +250,7 @@ class DiffusionPolicy:
                 heard.append(asked.kept())
 
         with self._in_place(scheduler, guidance_scale), listening(self.pipeline, listen):
-            media = call(self.pipeline, prompts, generators, **(self.call | settings))
+            media = call(self.pipeline, self.capture.asked(prompts), generators, **(self.call | settings))
         cond = self.capture.condition_of(recipe, heard, guided)
         if cond.rows and len(cond) != len(prompts):
             raise ValueError(
@@ -282,14 +282,16 @@ class DiffusionPolicy:
         """The output of the pipeline's call for x0 [n, ...], in the denoiser's precision or `as_it_is`."""
 
         def arrive(_: Any, model_output: Tensor, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
-            there = x0.to(model_output.device) if as_it_is else x0.to(model_output)
+            there = x0 if len(model_output) == len(x0) else x0.flatten(0, 1)  # frames as rows
+            there = there.to(model_output.device) if as_it_is else there.to(model_output)
             return Stepped(there) if return_dict else (there, there)
 
-        settings = self.capture.dialect.settings(None, len(x0)) | self.output_type | {"num_inference_steps": 4}
+        settings = self.capture.settings(None, len(x0)) | self.output_type | {"num_inference_steps": 4}
         scheduler = override_step(self.schedule.scheduler(), arrive)
         generators = [torch.Generator(self.device).manual_seed(0) for _ in range(len(x0))]
         with self._in_place(scheduler, None), listening(self.pipeline, lambda _: None, self.capture.stub):
-            return call(self.pipeline, [PROMPTS[0]] * len(x0), generators, **(self.call | settings))
+            prompts = self.capture.asked([PROMPTS[0]] * len(x0))
+            return call(self.pipeline, prompts, generators, **(self.call | settings))
 
     @property
     def autoencoder(self) -> nn.Module:

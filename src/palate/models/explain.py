@@ -213,22 +213,24 @@ def learn_slot(slot: int, two: Run, three: Run, total: int) -> Slot:
         raise Unlearned("no argument of the denoiser holds the sample that the scheduler steps from")
     if not clocks:
         raise Unlearned("no argument of the denoiser follows the scheduler's timesteps")
-    rows = frozenset(path for path in steady if carries_rows(slot, path, parts, two, three))
+    entries = {path: entries_of_row(slot, path, parts, two, three) for path in steady}
+    rows = {path: count for path, count in entries.items() if count}
     template = rebuild(given, lambda _, value: None if value is None else True)
     return Slot(first.name, template, latents, dtypes, clocks, rows, ("cond",) * parts, interleaved, two.lists)
 
 
-def carries_rows(slot: int, path: str, parts: int, two: Run, three: Run) -> bool:
-    """Whether an argument has one entry per prompt and branch, by its length in runs of two and of three prompts."""
+def entries_of_row(slot: int, path: str, parts: int, two: Run, three: Run) -> int:
+    """How many entries an argument has per prompt and branch, by its length in runs of two and of three prompts."""
     a, b = two.values(slot, path)[0], three.values(slot, path)[0]
     if two.n == three.n:  # prompts one at a time: what could be a row is kept as one
-        return isinstance(a, Tensor) and a.dim() > 0 and len(a) == parts * two.n
+        return int(isinstance(a, Tensor) and a.dim() > 0 and len(a) == parts * two.n)
     if isinstance(a, Ragged) and isinstance(b, Ragged):
-        return (len(a.items), len(b.items)) == (parts * two.n, parts * three.n)
+        return int((len(a.items), len(b.items)) == (parts * two.n, parts * three.n))
     if not isinstance(a, Tensor) or not isinstance(b, Tensor) or a.shape == b.shape:
-        return False
-    if a.shape[1:] == b.shape[1:] and (len(a), len(b)) == (parts * two.n, parts * three.n):
-        return True
+        return 0
+    entries = len(a) // (parts * two.n)
+    if a.shape[1:] == b.shape[1:] and (len(a), len(b)) == (entries * parts * two.n, entries * parts * three.n):
+        return entries
     raise Unlearned(f"the denoiser's argument `{path}` is {tuple(a.shape)} for {two.n} prompts and {tuple(b.shape)} "
                     f"for {three.n}: it carries the batch in a way that is not known")  # fmt: skip
 

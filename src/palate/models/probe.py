@@ -249,24 +249,35 @@ def _listener(name: str, forward: Any, heard: Callable[[Pass], None], stub: Stub
 # --- recording --------------------------------------------------------------------------------------------------------
 
 
-def call(pipeline: Any, prompts: Sequence[str], generators: Sequence[torch.Generator], **settings: Any) -> Any:
+def by_prompt(rows: Tensor, n: int) -> Tensor:
+    """Rows [n, ...] of n prompts; the frames [n * F, ...] that some schedulers are given as rows, as [n, F, ...]."""
+    return rows if len(rows) == n or len(rows) % n else rows.unflatten(0, (n, -1))
+
+
+def call(pipeline: Any, prompts: Sequence[str] | str, generators: Sequence[torch.Generator], **settings: Any) -> Any:
     """The pipeline's own call, without gradients and without warnings of its libraries about each other."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return pipeline(prompt=list(prompts), generator=list(generators), **settings)
+        asked = prompts if isinstance(prompts, str) else list(prompts)
+        return pipeline(prompt=asked, generator=list(generators), **settings)
 
 
 def record(
     pipeline: Any,
     scheduler: Any,
-    prompts: Sequence[str],
+    prompts: Sequence[str] | str,
     *,
     seed: int,
     steps: int,
     stub: Stub | None = None,
+    beyond: bool = False,
     **settings: Any,
 ) -> Recording:
-    """The first `steps` steps of the pipeline's own call with that scheduler in place; row r is seeded `seed + r`."""
+    """The first `steps` steps of the pipeline's own call with that scheduler in place; row r is seeded `seed + r`.
+
+    prompts: a text alone for calls that take no list. beyond: whether to go on to see if there is another step, past
+    whatever may go wrong after the last.
+    """
     passes: list[Pass] = []
     trace = Recording([], scheduler)
     original = type(scheduler).step
@@ -275,18 +286,24 @@ def record(
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
         given = signature.bind(self, *args, **kwargs).arguments
         trace.scheduler = self
-        trace.steps.append(Step(list(passes), given["model_output"], given["timestep"], given["sample"].clone()))
+        output, sample = by_prompt(given["model_output"], count), by_prompt(given["sample"], count).clone()
+        trace.steps.append(Step(list(passes), output, given["timestep"], sample))
         passes.clear()
-        if len(trace.steps) == steps:
+        if len(trace.steps) == steps + beyond:
             raise Enough
         out = original(self, *args, **kwargs)
         after = out[0] if isinstance(out, tuple) else out.prev_sample
-        trace.steps[-1] = replace(trace.steps[-1], after=after.clone())
+        trace.steps[-1] = replace(trace.steps[-1], after=by_prompt(after, count).clone())
         return out
 
+    count = 1 if isinstance(prompts, str) else len(prompts)
     device = pipeline._execution_device
-    generators = [torch.Generator(device).manual_seed(seed + row) for row in range(len(prompts))]
+    generators = [torch.Generator(device).manual_seed(seed + row) for row in range(count)]
     in_place = swapped(pipeline, scheduler=override_step(scheduler, step))
     with in_place, listening(pipeline, lambda heard: passes.append(heard.kept()), stub), suppress(Enough):
-        call(pipeline, prompts, generators, **settings)
+        try:
+            call(pipeline, prompts, generators, **settings)
+        except Exception as error:
+            if isinstance(error, Enough) or not beyond or len(trace.steps) < steps:
+                raise
     return trace

@@ -156,7 +156,7 @@ class Slot:
     """One pass of the denoiser within a step, and the part each of its arguments plays.
 
     template: the arguments' nesting. latents, clocks: argument path -> how to make it. rows: paths that carry the
-    batch; every other argument is the same for all rows. branches: of its parts, in order. lists: paths of arguments
+    batch, and how many entries a row has (1; or one a frame); every other argument is the same for all rows. branches: of its parts, in order. lists: paths of arguments
     that are lists with one entry per row.
     """
 
@@ -165,7 +165,7 @@ class Slot:
     latents: dict[str, Layout]
     dtypes: dict[str, torch.dtype]
     clocks: dict[str, Clock]
-    rows: frozenset[str]
+    rows: Mapping[str, int]
     branches: tuple[str, ...]
     interleaved: bool
     lists: frozenset[str] = frozenset()
@@ -190,7 +190,8 @@ class Slot:
         shared: dict[str, Any] = {}
         for path, value in leaves(gathered(heard.arguments, self.lists)):
             if path in self.rows:
-                rows |= {f"{b}/{path}": part for b, part in zip(self.branches, self.split(value), strict=True)}
+                parts = zip(self.branches, self.split(value), strict=True)
+                rows |= {f"{branch}/{path}": nested(part, self.rows[path]) for branch, part in parts}
             elif path in self.latents:
                 layout = self.latents[path]
                 if layout.has_rest:
@@ -223,7 +224,8 @@ class Slot:
         if path in self.clocks:
             return [self.clocks[path](timestep)] * len(self.branches)
         if path in self.rows:
-            return [cond.rows[f"{branch}/{path}"] for branch in self.branches]
+            parts = [cond.rows[f"{branch}/{path}"] for branch in self.branches]
+            return parts if self.rows[path] == 1 else [part.flatten(0, 1) for part in parts]
         return None
 
     def _list(self, parts: list[Tensor]) -> list[Any]:
@@ -231,6 +233,11 @@ class Slot:
         lists = [part.tolist() if part.dim() == 1 else list(part.unbind()) for part in parts]
         ordered = zip(*lists, strict=True) if self.interleaved else lists
         return [row for some in ordered for row in some]
+
+
+def nested(rows: Any, entries: int) -> Any:
+    """[n * entries, ...] as [n, entries, ...]."""
+    return rows if entries == 1 else rows.unflatten(0, (-1, entries))
 
 
 def split(tensor: Tensor | Ragged, parts: int, interleaved: bool) -> list[Any]:

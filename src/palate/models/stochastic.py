@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from palate.models.contracts import Condition, Kernel
-from palate.models.probe import Stepped, override_step
+from palate.models.probe import Stepped, by_prompt, override_step
 from palate.transitions import gaussian_log_prob
 
 
@@ -111,17 +111,19 @@ def recording(scheduler: Any, tape: Tape) -> Any:
         return_dict: bool = True,
         **rest: Any,
     ) -> Any:
+        shape, n = sample.shape, len(tape.generators)
         if not tape.x:
-            tape.start(self, sample)
+            tape.start(self, by_prompt(sample, n))
         if tape.deterministic:
             rest = {name: value for name, value in rest.items() if name not in ("eta", "generator")}
             x = own(self, model_output, timestep, sample, **rest, return_dict=False)[0]
-            tape.logps.append(torch.zeros(len(x), device=x.device))
+            tape.logps.append(torch.zeros(n, device=x.device))
         else:
-            x = tape.advance(model_output if tape.sign > 0 else -model_output, sample)
+            output = by_prompt(model_output if tape.sign > 0 else -model_output, n)
+            x = tape.advance(output, by_prompt(sample, n)).view(shape)
             if hasattr(self, "_step_index"):
                 self._step_index = len(tape.x)
-        tape.x.append(x.float())
+        tape.x.append(by_prompt(x, n).float())
         return Stepped(x) if return_dict else (x, x)
 
     return override_step(scheduler, step)
