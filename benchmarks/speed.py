@@ -4,7 +4,9 @@
 
 overhead ratio = median time of Palate's step / median time of the bare passes: the same peft-wrapped module, the same
 trainable weights, guidance, backward, clipping and fused AdamW, the same shapes, measured in turn in one process.
-A rollout is held against the plain pipeline call. The row "passes" counts network rows per pair and step.
+A rollout is held against the plain pipeline call. "cached" reads its rows from disk, none of them kept in memory. A
+reference asked beforehand is held against a live one, full fine-tuning both: what the step takes less. The row "passes"
+counts network rows per pair and step.
 """
 
 from __future__ import annotations
@@ -16,18 +18,22 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from palate import assembly, lookup, plugins, randomness, sampling
+from palate import assembly, likelihood, lookup, plugins, randomness, sampling
 from palate.config import ModelSettings, TrainingSettings
 from palate.models.contracts import Draw, PreferenceBatch, TransitionBatch, select
 from palate.models.diffusion import DiffusionPolicy
 from palate.training import adapters
-from palate.training.sources import Feed
+from palate.training.cache import TensorCache
+from palate.training.offline import Offline
+from palate.training.sources import Drawing, Feed
+from palate.training.stored import Line, StoredRows, save_condition, table, write_lines
 from palate.training.trainer import Trainer
 from palate.worlds import shapes
 
@@ -117,15 +123,17 @@ def raw_pass(policy: DiffusionPolicy, rows: int) -> Callable[[], torch.Tensor]:
     return lambda: module(x, t, states).sample.square().mean()
 
 
-def trainer_seconds(policy: DiffusionPolicy, name: str, batch: Any, draw: Draw | None, **options: Any) -> list[float]:
-    """Seconds of single trainer steps, as timing.jsonl has them, the first left out."""
+def trainer_seconds(
+    policy: DiffusionPolicy, name: str, source: Any, *, live: bool = True, **settings: Any
+) -> list[float]:
+    """Seconds of single trainer steps, as timing.jsonl has them, the first left out. live: with its reference."""
     algorithm = plugins.find("algorithms", name)
-    config = algorithm.Config(**options)
+    config = algorithm.Config()
     with tempfile.TemporaryDirectory() as folder:
-        settings = TrainingSettings(max_steps=STEPS, **SETTINGS)
-        reference = assembly.reference_for(policy, algorithm, config)
+        chosen = TrainingSettings(**{**SETTINGS, "max_steps": STEPS, **settings})
+        reference = assembly.reference_for(policy, algorithm, config) if live else None
         Trainer(
-            policy, algorithm, config, Same(batch, draw), settings, folder, reference=reference,
+            policy, algorithm, config, source, chosen, folder, reference=reference,
             starts_at_reference=False, tensorboard=False, progress=False,
         ).run()  # fmt: skip
         rows = [json.loads(line) for line in (Path(folder) / "timing.jsonl").read_text().splitlines()]
@@ -147,7 +155,7 @@ def measure(name: str, ours: Callable[[], list[float]], bare: Callable[[], Any],
         floor += [seconds(bare) for _ in range(STEPS - 1)]
     a, b = statistics.median(mine), statistics.median(floor)
     row = {"what": name, "seconds": round(a, 4), "passes_seconds": round(b, 4), "ratio": round(a / b, 3)}
-    print(f"{name:34} {a:8.3f} s   passes {b:8.3f} s   ratio {a / b:.3f}", flush=True)
+    print(f"{name:45} {a:8.3f} s   passes {b:8.3f} s   ratio {a / b:.3f}", flush=True)
     return row
 
 
@@ -161,15 +169,67 @@ def dpo(batch_size: int, repeats: int) -> dict[str, Any]:
             passed()
         return passed()
 
-    ours = partial(trainer_seconds, policy, "diffusion_dpo", batch, draw)
+    ours = partial(trainer_seconds, policy, "diffusion_dpo", Same(batch, draw))
     return measure(f"diffusion_dpo, {batch_size} pairs", ours, bare_step(policy, forward), repeats)
+
+
+def cached(batch_size: int, repeats: int) -> dict[str, Any]:
+    """The same from latents and conditions that lie on disk."""
+    policy = fresh()
+    passed = raw_pass(policy, 2 * batch_size)
+
+    def forward() -> torch.Tensor:
+        with torch.no_grad(), adapters.without_adapter(policy):
+            passed()
+        return passed()
+
+    with tempfile.TemporaryDirectory() as folder, TensorCache(folder, memory=0) as cache:
+        rows = on_disk(policy, cache, Path(folder) / "rows.jsonl", 4 * batch_size)
+        drawing = Drawing(0, policy.path, 0.2)
+        source = Offline(rows, policy.condition([""]), drawing, batch_size=batch_size, prompts=rows.prompts)
+        ours = partial(trainer_seconds, policy, "diffusion_dpo", source)
+        return measure(f"diffusion_dpo cached, {batch_size} pairs", ours, bare_step(policy, forward), repeats)
+
+
+def on_disk(policy: DiffusionPolicy, cache: TensorCache, index: Path, n: int) -> StoredRows:
+    """n pairs of random latents as a cache and an index hold them."""
+    batch, _ = pairs(policy, n)
+    lines = []
+    for row, prompt in enumerate(batch.ids):
+        media, cond = [f"{row:04x}{k}" for k in range(2)], f"{row:04x}"
+        for key, x0 in zip(media, batch.x0[row], strict=True):
+            cache.put(key, {"x0": x0})
+        save_condition(cache, cond, batch.cond[row])
+        prefer, empty = table(batch.prefer[row].tolist()), [[], []]
+        lines.append(Line(prompt, prompt, list(media), cond, "", prompt, prefer, [], empty, 1.0))
+    write_lines(index, lines)
+    return StoredRows(index, cache)
+
+
+def asked_before(batch_size: int, repeats: int, checkpointing: bool) -> dict[str, Any]:
+    """Full fine-tuning with the reference's errors known against the same with a live reference, in turn."""
+    policy = lookup.load_policy(ModelSettings(name="world:shapes", device="cpu", lora=None))
+    batch, draw = pairs(policy, batch_size)
+    known = replace(batch, ref_logps=likelihood.denoising(policy, batch.x0, batch.cond, draw).detach())
+    settings = {"gradient_checkpointing": checkpointing}
+    ours = partial(trainer_seconds, policy, "diffusion_dpo", Same(known, draw), live=False, **settings)
+    live = partial(trainer_seconds, policy, "diffusion_dpo", Same(batch, draw), **settings)
+    ours(), live()
+    mine, theirs = [], []
+    for _ in range(repeats):
+        mine += ours()
+        theirs += live()
+    a, b = statistics.median(mine), statistics.median(theirs)
+    name = f"reference draws, {batch_size} pairs" + (", checkpointing" if checkpointing else "")
+    print(f"{name:45} {a:8.3f} s   live {b:8.3f} s   saved {1 - a / b:.1%}", flush=True)
+    return {"what": name, "seconds": round(a, 4), "live_seconds": round(b, 4), "saved": round(1 - a / b, 3)}
 
 
 def online(name: str, k: int, batch_size: int, repeats: int) -> dict[str, Any]:
     policy = fresh()
     batch = transitions(policy, name, batch_size, k)
     passed = raw_pass(policy, 2 * k * batch_size)  # twice for the guidance inside the policy
-    ours = partial(trainer_seconds, policy, name, batch, None)
+    ours = partial(trainer_seconds, policy, name, Same(batch, None))
     return measure(f"{name}, {batch_size} x {k} transitions", ours, bare_step(policy, passed), repeats)
 
 
@@ -209,6 +269,8 @@ def main() -> None:
     rows = []
     for batch in arguments.batches:
         rows.append(dpo(batch, arguments.repeats))
+        rows.append(cached(batch, arguments.repeats))
+        rows += [asked_before(batch, arguments.repeats, checkpointing) for checkpointing in (False, True)]
         rows.append(online("d3po", 2, batch, arguments.repeats))
         rows.append(online("ddpo", 1, batch, arguments.repeats))
         rows.append(rollout(batch, max(3, arguments.repeats // 3)))
