@@ -18,6 +18,7 @@ TINT = 24  # of 255: by how much the mean colour of a ninth of the picture may
 COLOURS = 27  # bytes: nine colours
 _BANDS = 4  # with at most 3 bits different, one of four bands of 16 bits is the same
 _MOST = 20_000  # of one band's bucket that are compared with each other
+_FEW = 2**12  # pairs that are compared without looking for bands
 _FEWEST_BITS = 8
 
 Places = NDArray[np.int64]
@@ -63,6 +64,9 @@ def twins(looks: Looks, others: Looks | None = None) -> Places:
     among = looks if others is None else others
     found = np.full(len(looks.hashes), -1, np.int64)
     if not len(looks.hashes) or not len(among.hashes):
+        return found
+    if len(looks.hashes) * len(among.hashes) <= _FEW:
+        _match(found, looks, among, np.arange(len(looks.hashes)), np.arange(len(among.hashes)), own)
         return found
     for band in range(_BANDS):
         shift = np.uint64(16 * band)

@@ -37,7 +37,7 @@ class Source:
     split: str | None = None
     media_root: Path | None = None
 
-    @property
+    @cached_property
     def path(self) -> Path | None:
         """The local file or folder; None for a hub id."""
         return Path(self.name) if Path(self.name).exists() else None
@@ -52,7 +52,7 @@ class Source:
             raise DatasetError(f"{self.name}: there is no such file or folder")
         return self.path
 
-    @property
+    @cached_property
     def root(self) -> Path | None:
         """Where relative media paths start; None on the hub, where rows bring their media with them."""
         if self.media_root is not None or self.path is None:
