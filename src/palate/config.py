@@ -125,6 +125,9 @@ class TrainingSettings(Strict):
     batch_size: int = Field(16, ge=1, description="Rows behind one optimiser step, over all processes.")
     micro_batch_size: int | None = Field(None, ge=1, description="Rows in memory at once; null for all of them.")
     learning_rate: float = Field(1e-4, gt=0, description="Peak learning rate.")
+    optimiser: Literal["adamw", "adamw_8bit"] = Field(
+        "adamw", description="AdamW, or with its averages in 8 bits: a quarter of their memory (extra `bnb`)."
+    )
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's memory of the gradient.")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's memory of its square.")
     adam_epsilon: float = Field(1e-8, gt=0, description="AdamW's floor under the root.")

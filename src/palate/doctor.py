@@ -16,7 +16,7 @@ CORE = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors
 EXTRAS = {
     "torchvision": "not needed",
     "tensorboard": "curves while training",
-    "bitsandbytes": "8-bit optimiser",
+    "bitsandbytes": "8-bit optimiser: palate[bnb]",
     "ray": "sampling beyond one machine",
     "sentencepiece": "T5 tokenizers of SD3 and Flux",
     "ftfy": "prompt cleaning of Wan",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -61,25 +62,44 @@ class LossScale:
         self.value, self._good = state["value"], state["good"]
 
 
-def adamw(parameters: Mapping[str, nn.Parameter], settings: TrainingSettings) -> torch.optim.AdamW:
-    """AdamW over the weights, in one fused kernel."""
-    return torch.optim.AdamW(
-        list(parameters.values()),
-        lr=settings.learning_rate,
-        betas=(settings.adam_beta1, settings.adam_beta2),
-        eps=settings.adam_epsilon,
-        weight_decay=settings.weight_decay,
-        fused=all(parameter.device.type in ("cpu", "cuda") for parameter in parameters.values()),
-    )
+def optimiser_of(parameters: Mapping[str, nn.Parameter], settings: TrainingSettings) -> torch.optim.Optimizer:
+    """AdamW over the weights, in one fused kernel, or with its averages in 8 bits.
+
+    Raises ImportError, naming the extra, where the library of the latter is not installed.
+    """
+    weights = list(parameters.values())
+    options: dict[str, Any] = {
+        "lr": settings.learning_rate,
+        "betas": (settings.adam_beta1, settings.adam_beta2),
+        "eps": settings.adam_epsilon,
+        "weight_decay": settings.weight_decay,
+    }
+    if settings.optimiser == "adamw_8bit":
+        for weight in weights:  # its kernels walk over weights and averages in plain order
+            weight.data = weight.data.contiguous()
+        made: torch.optim.Optimizer = _bitsandbytes().optim.AdamW8bit(weights, **options)
+        return made
+    fused = all(weight.device.type in ("cpu", "cuda") for weight in weights)
+    return torch.optim.AdamW(weights, **options, fused=fused)
+
+
+def _bitsandbytes() -> Any:
+    try:
+        return importlib.import_module("bitsandbytes")
+    except ImportError as error:
+        raise ImportError(
+            "training.optimiser: adamw_8bit needs the library bitsandbytes: pip install 'palate[bnb]', "
+            f"or set training.optimiser=adamw ({error})"
+        ) from None
 
 
 def optimiser_state(optimiser: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Any]:
-    """exp_avg, exp_avg_sq and step of each weight, by name."""
+    """What the optimiser remembers of each weight, by name: its averages and the number of steps."""
     return {name: dict(optimiser.state[weight]) for name, weight in parameters.items() if weight in optimiser.state}
 
 
 def restore_optimiser(
-    optimiser: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], state: Mapping[str, Mapping[str, Tensor]]
+    optimiser: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], state: Mapping[str, Mapping[str, Any]]
 ) -> None:
     """Puts back what `optimiser_state` gave. Raises KeyError for a weight that has none, if others do."""
     if state:
@@ -87,13 +107,13 @@ def restore_optimiser(
             optimiser.state[weight] = {key: _laid_out(value, weight) for key, value in state[name].items()}
 
 
-def _laid_out(value: Tensor, weight: Tensor) -> Tensor:
-    """The value on the weight's device and in its order in memory, in which a fused optimiser walks over both."""
-    return (
-        torch.empty_like(weight, dtype=value.dtype).copy_(value)
-        if value.shape == weight.shape
-        else value.to(weight.device)
-    )
+def _laid_out(value: Any, weight: Tensor) -> Any:
+    """The value on the weight's device and in its order in memory, in which an optimiser walks over both."""
+    if not isinstance(value, Tensor):
+        return value
+    if value.shape != weight.shape:
+        return value.to(weight.device)
+    return torch.empty_like(weight, dtype=value.dtype).copy_(value)
 
 
 def fill_missing(parameters: Mapping[str, nn.Parameter]) -> list[Tensor]:

@@ -95,7 +95,7 @@ class Trainer:
         self.parameters = adapters.trainable(policy)
         for name, module in self.state.modules.items():
             self.parameters |= {f"state.{name}.{n}": p for n, p in module.named_parameters() if p.requires_grad}
-        self._optimiser = optimisation.adamw(self.parameters, settings)
+        self._optimiser = optimisation.optimiser_of(self.parameters, settings)
         self._scale = optimisation.LossScale(settings)
         self.ema = adapters.Ema(self.parameters, settings.ema_decay) if settings.ema_decay else None
         self._start_loss = hooks.start_loss(algorithm, config) if starts_at_reference else None
