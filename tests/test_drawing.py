@@ -105,7 +105,7 @@ def test_a_picture_is_scaled_to_cover_and_cropped_to_its_middle(tmp_path):
         ("pictures", 0.0, r"--strength: strength is 0; give one above 0"),
         ("pictures", 1.5, r"--strength: strength is 1\.5"),
         ("three", 0.5, r"holds 3 pictures for 2 prompts: give as many of each, or one of either"),
-        ("broken.png", 0.5, r"not a readable PNG, JPEG or WebP picture"),
+        ("broken.png", 0.5, r"broken\.png: not a .*PNG, JPEG or WebP picture"),
         (None, 0.5, r"--strength says how far a picture is changed: give the picture by --image"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -89,6 +90,14 @@ def test_no_pass_is_made_for_steps_that_are_left_out(policy, media, monkeypatch)
     monkeypatch.setitem(vars(policy.module), "forward", counting)
     edited(policy, media, strength=0.25)
     assert len(made) == 1 and vars(policy.module)["forward"] is counting
+
+
+def test_a_pipeline_of_one_prompt_at_a_time_is_asked_so(policy, media, monkeypatch):
+    together = edited(policy, media)
+    monkeypatch.setattr(policy.capture, "single", dataclasses.replace(policy.capture.single, singly=True))
+    alone = edited(policy, media)
+    far = [np.abs(np.asarray(a, int) - np.asarray(b, int)).max() for a, b in zip(together, alone, strict=True)]
+    assert max(far) <= 1
 
 
 @pytest.mark.parametrize("strength", [0, -0.1, 1.01, float("nan")])

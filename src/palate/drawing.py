@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 
 from palate import config, editing, judging, lookup, sampling
 from palate.config import ConfigError
-from palate.media import PICTURE_FORMATS, decode
+from palate.media import PICTURE_FORMATS, MediaError, decode, type_of_path
 from palate.models.diffusion import DiffusionPolicy
 from palate.records import Medium
 from palate.training import durable
@@ -129,7 +129,10 @@ def _pictures(image: Path) -> list[Path]:
 
 def fitted(path: Path, size: tuple[int, int]) -> Image.Image:
     """The picture, scaled to cover the size and cropped to its middle."""
-    picture = decode(Medium("image/*", path=path.name), path.parent)
+    try:
+        picture = decode(Medium(type_of_path(path.name), path=path.name), path.parent)
+    except MediaError as error:
+        raise ConfigError(f"--image {path}: {error}") from None
     return picture if picture.size == size else ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
 
 

@@ -64,6 +64,8 @@ def edit(
     (0, 1], and for a model whose codec cannot be undone.
     """
     run = steps_run(strength, num_inference_steps)
+    if policy.capture.recipe(sampling.guidance(guidance_scale) is not None).singly:
+        batch_size = 1  # each row is a call of its own, with a schedule of its own
     out: list[Media] = []
     for start in range(0, len(prompts), batch_size):
         rows = slice(start, start + batch_size)
