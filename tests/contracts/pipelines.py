@@ -227,6 +227,7 @@ def codec(policy: DiffusionPolicy) -> str:
 
     with swapped(coder, decode=decoding):
         media = policy.decode(x0)
+    policy.encode(media)  # learns the way, in which pipelines may encode on their own account
     with swapped(coder, encode=encoding):
         again = policy.encode(media)
     check(again.shape == x0.shape, f"latents are {tuple(again.shape)} where {tuple(x0.shape)} were decoded")

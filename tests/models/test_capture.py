@@ -11,11 +11,12 @@ import torch
 from diffusers import FluxPipeline, StableDiffusionPipeline
 from torch import Tensor
 
-from palate.models.capture import OTHER_GUIDANCE, UnsupportedPipeline
+from palate.models.capture import UnsupportedPipeline
 from palate.models.contracts import Condition
 from palate.models.diffusion import DiffusionPolicy
 from palate.models.explain import find
 from palate.models.probe import leaves, override_step, rebuild, record
+from palate.models.proof import OTHER_GUIDANCE
 from tests import zoo
 
 NAMES = sorted(zoo.CALLS)

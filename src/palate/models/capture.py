@@ -7,7 +7,6 @@ noise and other times, and on the folder's own solver. What does not is refused.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
@@ -28,24 +27,17 @@ from palate.models.explain import (
     predictions_per_step,
 )
 from palate.models.probe import Pass, Step, call_parameters, denoisers, gathered, leaves, rebuild, record
-from palate.models.replay import Recipe, Switch
-from palate.models.schedules import Schedule
+from palate.models.replay import Moment, Recipe, Switch
+from palate.models.schedules import Schedule, told
 
-ROUNDING = {torch.float32: 2e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}  # of a prediction, in another batch
-OTHER_KERNELS = 1e-2  # likewise, off the CPU: a float32 convolution of another batch may be computed in TF32
-GUIDANCE, OTHER_GUIDANCE = 4.3, 1.93  # while probing and proving: not values at which two formulas agree
+GUIDANCE = 4.3  # while learning: not a value at which two formulas agree
 # Of one length in any tokenizer, so that conditions stack even where they are not padded.
 PROMPTS = ("a red fish", "a red bird", "a red boat")
-OTHERS = ("a big bird", "a big fish", "a big boat")
 REMEDY = "It cannot be trained on: use a pipeline of diffusers' own, or report this one"
 
 
 class OwnCallFailed(Unlearned):
     """The pipeline's own call does not run as it was asked to."""
-
-
-class Rounded(Unlearned):
-    """A replay is right but for rounding."""
 
 
 class UnsupportedPipeline(ValueError):
@@ -107,15 +99,20 @@ class Capture:
             merged = [replace(some[0], sample=torch.cat([s.sample for s in some]),
                               model_output=torch.cat([s.model_output for s in some]))
                       for some in zip(*(run.steps for run in runs), strict=True)]  # fmt: skip
-            return Run(len(prompts), merged, runs[0].timesteps)
+            return Run(len(prompts), merged, runs[0].moments)
         scheduler = self.schedule.scheduler()
-        trace = self._record(scheduler, prompts, scale, seed=seed, steps=steps, beyond=beyond)
+        trace = self.recorded(scheduler, prompts, scale, seed=seed, steps=steps, beyond=beyond)
         if len(trace.steps) > steps:
             raise Unlearned("its call steps its scheduler more often than it is asked to: it samples in several parts")
         times = self.schedule.times(trace.scheduler)
-        self.sign = self.sign or direction(self.schedule, trace.steps[0], times)
-        steps = self._read(trace.steps)
-        return Run(len(prompts), steps, list(self.schedule.timestep(times[: len(steps)])))
+        if self.sign == 0:
+            self.sign = direction(self.schedule, trace.steps[0], times)
+            try:
+                self.schedule = told(self.schedule, trace.scheduler)
+            except ValueError as error:
+                raise Unlearned(str(error)) from None
+        read = self.read(trace.steps)
+        return Run(len(prompts), read, [Moment(self.schedule.timestep(t), t) for t in times[: len(read)].split(1)])
 
     def settings(self, scale: float | None, n: int) -> dict[str, Any]:
         """Arguments of the pipeline's call for n prompts, guided at that scale."""
@@ -125,22 +122,12 @@ class Capture:
         """Prompts as its call takes them."""
         return prompts[0] if self.text_only else list(prompts)
 
-    def _record(
-        self,
-        scheduler: Any,
-        prompts: Sequence[str],
-        scale: float | None,
-        *,
-        seed: int,
-        steps: int,
-        beyond: bool = False,
-    ) -> Any:
-        settings = self.call | self.settings(scale, len(prompts)) | {"num_inference_steps": steps}
-        asked = self.asked(prompts)
+    def recorded(self, scheduler: Any, prompts: Sequence[str], scale: float | None, **how: Any) -> Any:
+        settings = self.call | self.settings(scale, len(prompts)) | {"num_inference_steps": how["steps"]}
         try:
             with self.in_place(scale):
-                trace = record(self.pipeline, scheduler, asked, seed=seed, steps=steps, beyond=beyond, **settings)
-        except (Exception, SystemExit) as error:  # whatever code that is not ours may raise
+                trace = record(self.pipeline, scheduler, self.asked(prompts), **how, **settings)
+        except Exception as error:  # whatever code that is not ours may raise
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
             raise OwnCallFailed(f"its own call fails for {len(prompts)} prompts ({reason})") from error
         if not trace.steps:
@@ -149,7 +136,7 @@ class Capture:
             raise OwnCallFailed(f"its own call makes {tuple(trace.steps[0].sample.shape)} of {len(prompts)} prompts")
         return trace
 
-    def _read(self, steps: list[Step]) -> list[Step]:
+    def read(self, steps: list[Step]) -> list[Step]:
         """Predictions in the path's own direction, and experts under one name."""
         return [replace(step, model_output=step.model_output if self.sign > 0 else -step.model_output,
                         passes=self.renamed(step.passes)) for step in steps]  # fmt: skip
@@ -206,13 +193,8 @@ class Capture:
             return rebuild(shown, lambda _, value: torch.zeros_like(value) if isinstance(value, Tensor) else value)
 
         def walk(times: Tensor) -> list[str]:
-            prompts = PROMPTS[: two.n]
-            settings = self.call | self.settings(None, two.n) | {"num_inference_steps": len(times)}
-            scheduler = standing(self.schedule.scheduler(), times)
-            with self.in_place(None):
-                trace = record(
-                    self.pipeline, scheduler, self.asked(prompts), seed=0, steps=len(times), stub=nothing, **settings
-                )
+            prompts, scheduler = PROMPTS[: two.n], standing(self.schedule.scheduler(), times)
+            trace = self.recorded(scheduler, prompts, None, seed=0, steps=len(times), stub=nothing)
             return [heard.name for step in trace.steps for heard in step.passes]
 
         self.switch = find_switch(walk, self.total)
@@ -239,12 +221,12 @@ class Capture:
                 reason = reason or str(error)
         if self.guided is None:
             self.dialect = without
-            self._give_up_guidance(reason or "it has no guidance by two predictions")
+            self.give_up_guidance(reason or "it has no guidance by two predictions")
         elif self.always_guided:
             self.dialect = replace(self.dialect, stand_in=GUIDANCE)
             self.single = replace(self.guided.only_cond(), singly=self.guided.singly)
 
-    def _give_up_guidance(self, reason: str) -> None:
+    def give_up_guidance(self, reason: str) -> None:
         if self.always_guided:
             raise Unlearned(f"its guidance cannot be turned off, nor replayed: {reason}")
         self.guided, self.unguided_reason = None, reason
@@ -303,124 +285,6 @@ class Capture:
 
         return rebuild(gathered(shown.output, self.single.lists), zeros)
 
-    # --- proof ---
-
-    def prove(self, tolerance: float = 0.0) -> None:
-        """Hold the replay against the pipeline on other prompts, noise and times, and on its folder's own solver.
-
-        Raises UnsupportedPipeline where they differ by more than the tolerance (0: bit for bit) without guidance; with
-        guidance, that alone is given up. Conditions are captured one by one and stacked. Rows in another order or
-        number are held to rounding only: vectorised code treats the last elements of a tensor in another way, whatever
-        row they belong to.
-        """
-        try:
-            self._prove_somehow(None, tolerance)
-            if self.guided is not None:
-                try:
-                    self._prove_somehow(OTHER_GUIDANCE, tolerance)
-                except Unlearned as reason:
-                    self._give_up_guidance(str(reason))
-        except Unlearned as reason:
-            raise UnsupportedPipeline(self.pipeline, str(reason), REMEDY) from None
-
-    def _prove_somehow(self, scale: float | None, tolerance: float) -> None:
-        """Of prompts together; or, if that holds to rounding only, of one prompt at a time."""
-        recipe, guided = self.recipe(scale is not None), scale is not None
-        try:
-            self._prove(scale, tolerance)
-        except Rounded:
-            if recipe.singly:
-                raise
-            self._set(replace(recipe, singly=True, batched=False), guided)
-            self._prove(scale, tolerance)
-
-    def _set(self, recipe: Recipe, guided: bool) -> None:
-        if guided:
-            self.guided = recipe
-        else:
-            self.single = recipe
-
-    def _prove(self, scale: float | None, tolerance: float) -> None:
-        if scale is None and self.always_guided:
-            self._prove_branch(tolerance)
-            return
-        singly = self.recipe(scale is not None).singly
-        run = self.run(OTHERS, scale, seed=21, steps=4, singly=singly, beyond=not singly)
-        cond = Condition.cat([self.condition(prompt, guided=scale is not None) for prompt in OTHERS])
-        try:
-            self._hold(run, cond, scale, tolerance)
-        except Rounded:
-            if singly:
-                raise
-            # Encoders may round a prompt's embedding in another way in company: then with the call's own.
-            cond = self.condition_of(self.recipe(scale is not None), run.steps[0].passes, scale is not None)
-            self._hold(run, cond, scale, tolerance)
-        for order in ([2, 0, 1], [1]):
-            self._hold(run.rows(order), cond[order], scale, self._rounding(run, tolerance))
-        if scale is not None and len(self.recipe(True).slots) == 2:
-            self._try_batched(run, cond, tolerance)
-        self._prove_own(cond, scale, tolerance)
-
-    def _rounding(self, run: Run, tolerance: float) -> float:
-        """What rows in another order or number may differ by."""
-        rounding = ROUNDING.get(run.steps[0].model_output.dtype, 0.1)
-        return max(tolerance, rounding, OTHER_KERNELS if tolerance else 0.0)
-
-    def _prove_branch(self, tolerance: float) -> None:
-        """Where guidance cannot be turned off: the conditional branch alone is what it is beside the other one."""
-        assert self.guided is not None
-        run = self.run(OTHERS[:1], OTHER_GUIDANCE, seed=21, steps=4)
-        cond = self.condition(OTHERS[0], guided=False)
-        steps = []
-        for step in run.steps:
-            found: dict[str, Tensor] = {}
-            for slot, heard in zip(self.guided.slots, step.passes, strict=True):
-                found |= self.guided.predictions(slot, heard.output)
-            steps.append(replace(step, model_output=found["cond"]))
-        self._hold(replace(run, steps=steps), cond, None, self._rounding(run, tolerance))
-
-    def _hold(self, run: Run, cond: Condition, scale: float | None, tolerance: float) -> None:
-        """Replay a run. Differences are relative to the pipeline's prediction where that exceeds 1."""
-        recipe = self.recipe(scale is not None)
-        for step, timestep in zip(run.steps, run.timesteps, strict=True):
-            own, times = step.model_output.float(), timestep.to(step.sample.device).expand(run.n)
-            at = f"at timestep {float(timestep):g}, guidance {'off' if scale is None else scale}"
-            if not bool(torch.isfinite(own).all()):
-                raise Unlearned(f"its own predictions are not finite {at}: is the dtype too narrow for it?")
-            try:
-                with torch.no_grad():
-                    replayed = recipe(self.modules, step.sample, times, cond, scale).float()
-            except Exception as error:  # whatever code that is not ours may raise
-                reason = str(error).strip().partition("\n")[0]
-                raise Unlearned(f"its denoiser cannot be called outside its own call {at} ({reason})") from error
-            worst = float(((replayed - own).abs() / own.abs().clamp(min=1)).max())
-            if not worst <= tolerance:
-                reason = Rounded if worst <= self._rounding(run, tolerance) else Unlearned
-                raise reason(f"a replayed prediction differs from the pipeline's own by {worst:.3g} {at}: it keeps "
-                                "a state between steps, or alters predictions in a way that was not found")  # fmt: skip
-
-    def _try_batched(self, run: Run, cond: Condition, tolerance: float) -> None:
-        """Make both guidance branches in one pass if that is the same."""
-        assert self.guided is not None
-        two_passes, self.guided = self.guided, replace(self.guided, batched=True)
-        try:
-            self._hold(run, cond, OTHER_GUIDANCE, tolerance)
-        except Unlearned:
-            self.guided = two_passes
-
-    def _prove_own(self, cond: Condition, scale: float | None, tolerance: float) -> None:
-        """The same with the folder's own solver: its scaled model input is x in the path's coordinates."""
-        own = copy.deepcopy(self.pipeline.scheduler)
-        if type(own) is type(self.schedule.scheduler()) or self.sign < 0:
-            return
-        prompts = OTHERS[:1] if self.recipe(scale is not None).singly else OTHERS
-        trace = self._record(own, prompts, scale, seed=4, steps=4)
-        steps = [step for step in self._read(trace.steps) if step.passes]
-        times = [torch.as_tensor(step.timestep) for step in steps]
-        walked = trace.scheduler
-        scaled = [replace(s, sample=scale_input(walked, s.sample, t)) for s, t in zip(steps, times, strict=True)]
-        self._hold(Run(len(prompts), scaled, times), cond[: len(prompts)], scale, tolerance)
-
 
 def direction(schedule: Schedule, step: Step, times: Tensor) -> int:
     """1 if a step of the scheduler moves along the prediction as the path says, -1 if against it.
@@ -441,14 +305,3 @@ def direction(schedule: Schedule, step: Step, times: Tensor) -> int:
     if not off[best] <= 0.05 * float((step.after.float() - step.sample.float()).abs().max()) + 1e-4:
         raise Unlearned(f"its scheduler does not step along the path: it is off by {off[best]:.3g} after one step")
     return best
-
-
-def scale_input(scheduler: Any, sample: Tensor, timestep: Tensor) -> Tensor:
-    """`scale_model_input` as at that timestep of a walked scheduler."""
-    if not hasattr(scheduler, "scale_model_input"):
-        return sample
-    fresh = copy.deepcopy(scheduler)
-    for counter in ("_step_index", "_begin_index"):  # so that it looks the timestep up
-        if hasattr(fresh, counter):
-            setattr(fresh, counter, None)
-    return fresh.scale_model_input(sample, timestep)

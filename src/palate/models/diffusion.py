@@ -29,6 +29,8 @@ from palate.models.embeds import Memo, encoder_of, memoised_encoding, size_of
 from palate.models.kinds import check_prediction_kind, prediction_kind_errors
 from palate.models.loading import absent_components, call_defaults, channels_last, quietly, resolve_model
 from palate.models.probe import Pass, Stepped, call, call_parameters, listening, override_step, swapped
+from palate.models.proof import prove
+from palate.models.replay import Moment
 from palate.models.residency import Residency
 from palate.models.schedules import schedule_of
 from palate.models.stochastic import Record, Tape, joined, recording
@@ -74,7 +76,8 @@ class DiffusionPolicy:
         self._encode = memoised_encoding(pipeline, self._embeds)
         with self._encoding():
             self.capture = Capture(pipeline, self.schedule, self.call)
-            self.capture.prove(tolerance_of(self.device.type, pipeline.dtype))
+            prove(self.capture, tolerance_of(self.device.type, pipeline.dtype))
+        self.schedule = self.capture.schedule
         self.modules: dict[str, nn.Module] = {name: getattr(pipeline, name) for name in self.capture.single.names}
         self.latent_shape = self.capture.latent_shape
         self._codec: Codec | None = None
@@ -194,8 +197,9 @@ class DiffusionPolicy:
         recipe = self.capture.recipe(guidance_scale is not None)
         if guidance_scale is not None and not cond.guided:
             raise ValueError("guidance_scale needs conditions of `condition(prompts, guided=True)`")
-        timestep = self.schedule.timestep(t if t.dim() else t.expand(len(x_t)))
-        return recipe(self._all_modules(), x_t, timestep, cond, guidance_scale).float()
+        t = t if t.dim() else t.expand(len(x_t))
+        at = Moment(self.schedule.timestep(t), t)
+        return recipe(self._all_modules(), x_t, at, cond, guidance_scale).float()
 
     def _all_modules(self) -> Mapping[str, nn.Module]:
         """The trained denoisers, and the others that take part in a prediction."""

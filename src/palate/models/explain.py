@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from palate.models.probe import DENOISERS, Pass, Ragged, Step, gathered, leaves, rebuild
-from palate.models.replay import CLOCKS, COMBINATIONS, Clock, Layout, Recipe, Slot, split
+from palate.models.replay import CLOCKS, COMBINATIONS, Clock, Layout, Moment, Recipe, Slot, split
 
 
 class Unlearned(Exception):
@@ -57,18 +57,18 @@ def find(source: Tensor, target: Tensor, *, whole: bool) -> Layout | None:
 
 @dataclass(frozen=True)
 class Run:
-    """A recorded run of n prompts: its steps, and the scheduler's timesteps as the path's clock gives them."""
+    """A recorded run of n prompts: its steps, and when they were, as the path's clock gives it."""
 
     n: int
     steps: list[Step]
-    timesteps: list[Tensor]
+    moments: list[Moment]
     lists: frozenset[str] = frozenset()  # of the arguments, gathered
     output_lists: frozenset[str] = frozenset()
 
     def rows(self, order: list[int]) -> Run:
         """The run of these rows alone, as far as latents and predictions go."""
         steps = [replace(s, sample=s.sample[order], model_output=s.model_output[order]) for s in self.steps]
-        return Run(len(order), steps, self.timesteps)
+        return Run(len(order), steps, self.moments)
 
     @property
     def samples(self) -> Tensor:
@@ -165,7 +165,7 @@ def same_layout(a: Layout, b: Layout) -> bool:
     return a.shape == b.shape and torch.equal(a.index, b.index)
 
 
-def learn_clock(values: Sequence[Any], timesteps: Sequence[Tensor], total: int) -> Clock | None:
+def learn_clock(values: Sequence[Any], moments: Sequence[Moment], total: int) -> Clock | None:
     """The form, among `CLOCKS`, that gives an argument's value at every step, bit for bit."""
     tensors = [v if isinstance(v, Tensor) else torch.tensor(v) for v in values if isinstance(v, Tensor | int | float)]
     if len(tensors) < len(values) or any(v.numel() == 0 for v in tensors):
@@ -178,7 +178,7 @@ def learn_clock(values: Sequence[Any], timesteps: Sequence[Tensor], total: int) 
     for form in CLOCKS:
         for cast_first in (True, False):
             clock = Clock(form, tensors[0].dtype, cast_first, total, tokens)
-            made = [clock(t.to(v.device).view(1)) for t, v in zip(timesteps, tensors, strict=True)]
+            made = [clock(at.of(v.view(-1)[:1])) for at, v in zip(moments, tensors, strict=True)]
             if all(bool((m == v).all()) for m, v in zip(made, tensors, strict=True)):
                 return clock
     return None
@@ -195,7 +195,7 @@ def learn_slot(slot: int, two: Run, three: Run, total: int) -> Slot:
     clocks: dict[str, Clock] = {}
     parts, interleaved = 0, False
     steady: list[str] = []
-    times = two.timesteps + three.timesteps
+    times = two.moments + three.moments
     given = two.arguments(two.steps[0], slot)
     for path, _ in leaves(given):
         values = two.values(slot, path)

@@ -259,7 +259,8 @@ def call(pipeline: Any, prompts: Sequence[str] | str, generators: Sequence[torch
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         asked = prompts if isinstance(prompts, str) else list(prompts)
-        return pipeline(prompt=asked, generator=list(generators), **settings)
+        seeds = generators[0] if isinstance(prompts, str) else list(generators)
+        return pipeline(prompt=asked, generator=seeds, **settings)
 
 
 def record(

@@ -57,14 +57,30 @@ COMBINATIONS: dict[str, Combine] = {
     "u + g (c - u), 3 channels": _first_channels,
 }
 
-# How a denoiser may be told the time, from the scheduler's timestep t of T.
-CLOCKS: dict[str, Callable[[Tensor, int], Tensor]] = {
-    "t": lambda t, T: t,
-    "t / T": lambda t, T: t / T,
-    "1 - t / T": lambda t, T: 1 - t / T,
-    "(T - t) / T": lambda t, T: (T - t) / T,
-    "t - 1": lambda t, T: t - 1,
+# How a denoiser may be told the time, from the scheduler's timestep t of T and the path's own clock s.
+CLOCKS: dict[str, Callable[[Tensor, int, Tensor], Tensor]] = {
+    "t": lambda t, T, s: t,
+    "t / T": lambda t, T, s: t / T,
+    "1 - t / T": lambda t, T, s: 1 - t / T,
+    "(T - t) / T": lambda t, T, s: (T - t) / T,
+    "t - 1": lambda t, T, s: t - 1,
+    "sigma": lambda t, T, s: s,
 }
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where rows stand: the scheduler's timestep [N], and the path's clock t [N] that it is made of."""
+
+    timestep: Tensor
+    t: Tensor
+
+    def __getitem__(self, rows: Any) -> Moment:
+        return Moment(self.timestep[rows], self.t[rows])
+
+    def of(self, x: Tensor) -> Moment:
+        """For all rows of x, on its device."""
+        return Moment(*(value.to(x.device).expand(len(x)) for value in (self.timestep, self.t)))
 
 
 @dataclass(frozen=True)
@@ -80,20 +96,21 @@ class Clock:
     steps: int
     tokens: Tensor | None = None
 
-    def __call__(self, timestep: Tensor) -> Tensor:
-        """Of scheduler timesteps [N]: [N], or [N, ...] for a clock per token."""
-        time = self._time(timestep)
+    def __call__(self, at: Moment) -> Tensor:
+        """[N], or [N, ...] for a clock per token."""
+        time = self._time(at.timestep, at.t)
         if self.tokens is None:
             return time
         tokens = self.tokens.to(time.device)
         return time.view(-1, *[1] * tokens.dim()) * tokens
 
-    def _time(self, timestep: Tensor) -> Tensor:
+    def _time(self, timestep: Tensor, t: Tensor) -> Tensor:
+        form = CLOCKS[self.form]
         if not self.dtype.is_floating_point and timestep.is_floating_point():
-            return CLOCKS[self.form](timestep, self.steps)  # whole numbers given as floats, or times between them
+            return form(timestep, self.steps, t)  # whole numbers given as floats, or times between them
         if self.cast_first:
-            return CLOCKS[self.form](timestep.to(self.dtype), self.steps)
-        return CLOCKS[self.form](timestep, self.steps).to(self.dtype)
+            return form(timestep.to(self.dtype), self.steps, t.to(self.dtype))
+        return form(timestep, self.steps, t).to(self.dtype)
 
 
 @dataclass(frozen=True)
@@ -156,8 +173,8 @@ class Slot:
     """One pass of the denoiser within a step, and the part each of its arguments plays.
 
     template: the arguments' nesting. latents, clocks: argument path -> how to make it. rows: paths that carry the
-    batch, and how many entries a row has (1; or one a frame); every other argument is the same for all rows. branches: of its parts, in order. lists: paths of arguments
-    that are lists with one entry per row.
+    batch, and how many entries a row has (1; or one a frame); every other argument is the same for all rows. branches:
+    of its parts, in order. lists: paths of arguments that are lists with one entry per row.
     """
 
     name: str
@@ -201,13 +218,13 @@ class Slot:
                 shared[f"{self.owner}/{path}"] = value.item if isinstance(value, Repeated) else value
         return rows, shared
 
-    def arguments(self, x: Tensor, timestep: Tensor, cond: Condition) -> dict[str, Any]:
-        """The denoiser's keyword arguments at x [N, ...], scheduler timestep [N]."""
+    def arguments(self, x: Tensor, at: Moment, cond: Condition) -> dict[str, Any]:
+        """The denoiser's keyword arguments at x [N, ...]."""
 
         def fill(path: str, value: Any) -> Any:
             if value is None:
                 return None
-            parts = self._parts(path, x, timestep, cond)
+            parts = self._parts(path, x, at, cond)
             if parts is not None:
                 return self.join(parts) if path not in self.lists else self._list(parts)
             shared = cond.shared.get(f"{self.owner}/{path}", cond.shared.get(f"cond/{path}"))
@@ -215,14 +232,14 @@ class Slot:
 
         return rebuild(self.template, fill)
 
-    def _parts(self, path: str, x: Tensor, timestep: Tensor, cond: Condition) -> list[Tensor] | None:
+    def _parts(self, path: str, x: Tensor, at: Moment, cond: Condition) -> list[Tensor] | None:
         """An argument's rows [N, ...] per branch; None if it is the same for all rows."""
         if path in self.latents:
             layout, dtype = self.latents[path], self.dtypes[path]
             rest = [cond.rows[f"{b}/{path}"] if layout.has_rest else None for b in self.branches]
             return [layout(x.to(dtype), r) for r in rest]
         if path in self.clocks:
-            return [self.clocks[path](timestep)] * len(self.branches)
+            return [self.clocks[path](at)] * len(self.branches)
         if path in self.rows:
             parts = [cond.rows[f"{branch}/{path}"] for branch in self.branches]
             return parts if self.rows[path] == 1 else [part.flatten(0, 1) for part in parts]
@@ -334,25 +351,25 @@ class Recipe:
         return COMBINATIONS[self.combination](u.float() if self.widened else u, c.float() if self.widened else c, scale)
 
     def __call__(
-        self, modules: Mapping[str, Any], x: Tensor, timestep: Tensor, cond: Condition, scale: float | None = None
+        self, modules: Mapping[str, Any], x: Tensor, at: Moment, cond: Condition, scale: float | None = None
     ) -> Tensor:
-        """The prediction [N, ...] at x [N, ...], scheduler timestep [N]; `scale` only if branches are combined."""
+        """The prediction [N, ...] at x [N, ...]; `scale` only if branches are combined."""
         if cond.parts:
             asked = [(where.to(x.device), part) for where, part in cond.groups()]
-            return _scattered([(w, self(modules, x[w], timestep[w], part, scale)) for w, part in asked])
+            return _scattered([(w, self(modules, x[w], at[w], part, scale)) for w, part in asked])
         if self.switch is not None:
             made = []
-            for name, where in self.switch.sides(timestep):
+            for name, where in self.switch.sides(at.timestep):
                 own = replace(self, switch=None)
                 side = {**modules, self.switch.early: modules[name]}
-                made.append((where, own(side, x[where], timestep[where], cond[where], scale)))
+                made.append((where, own(side, x[where], at[where], cond[where], scale)))
             return _scattered(made)
         if self.singly and len(x) > 1:
             rows = [slice(row, row + 1) for row in range(len(x))]
-            return torch.cat([self(modules, x[row], timestep[row], cond[row], scale) for row in rows])
+            return torch.cat([self(modules, x[row], at[row], cond[row], scale) for row in rows])
         found: dict[str, Tensor] = {}
         for slot in self.passes(cond):
-            output = modules[slot.name](**slot.arguments(x, timestep, cond))
+            output = modules[slot.name](**slot.arguments(x, at, cond))
             found |= self.predictions(slot, output)
         return self.combine(found, scale)
 

@@ -21,6 +21,7 @@ from palate.models.contracts import Kernel, PredictionKind
 from palate.paths import DDPMPath, FlowPath
 from palate.transitions import DDIM, FlowSDE
 
+_WHOLE = 1e-2  # of a timestep
 _SAME_TABLE = 1e-6  # the last entry of a table at zero terminal SNR is 0 or next to it
 KINDS: dict[str, PredictionKind] = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
 
@@ -92,9 +93,14 @@ class TableSchedule:
 
 @dataclass(frozen=True)
 class FlowSchedule:
-    """Rectified flow, walked by Euler. t is sigma, the timestep over the number of training timesteps."""
+    """Rectified flow, walked by Euler. t is sigma.
+
+    warp: None where the timestep is sigma times the number of training timesteps. Else a pipeline tells its denoiser
+    the time before it was shifted: tau with sigma = warp tau / (1 + (warp - 1) tau).
+    """
 
     config: dict[str, Any]
+    warp: float | None = None
 
     @cached_property
     def path(self) -> FlowPath:
@@ -116,10 +122,34 @@ class FlowSchedule:
         return 1 - scheduler.sigmas if self._rising else scheduler.sigmas
 
     def timestep(self, t: Tensor) -> Tensor:
-        return (1 - t if self._rising else t) * self.total
+        if self.warp is None:
+            return (1 - t if self._rising else t) * self.total
+        sigma = t.to("cpu", torch.float64)
+        time = self.total * sigma / (sigma + self.warp * (1 - sigma))
+        whole = time.round()  # such pipelines count in whole steps, which rounding must not move
+        return torch.where((time - whole).abs() < _WHOLE, whole, time).float().to(t.device)
 
     def kernel(self, eta: float) -> FlowSDE:
         return FlowSDE(self.path, eta)
+
+
+def told(schedule: Schedule, scheduler: Any) -> Schedule:
+    """The schedule as a pipeline walks it: it may give its scheduler times that are not those of its noise levels.
+
+    scheduler: after the pipeline's `set_timesteps`. Raises ValueError for times in no known relation to them.
+    """
+    if not isinstance(schedule, FlowSchedule):
+        return schedule
+    sigma = schedule.times(scheduler)[:-1].double().cpu()
+    times = scheduler.timesteps.double().cpu()
+    if len(times) != len(sigma) or torch.allclose(times, schedule.timestep(sigma.float()).double(), rtol=1e-5):
+        return schedule
+    tau = times / schedule.total
+    inner = (sigma > 0) & (sigma < 1) & (tau > 0) & (tau < 1)
+    warps = (sigma * (1 - tau) / ((1 - sigma) * tau))[inner]
+    if len(warps) == 0 or float(warps.std(correction=0)) > 1e-4 * float(warps.mean()):
+        raise ValueError("the times its denoiser is told do not follow from its noise levels in a known way")
+    return FlowSchedule(schedule.config, float(warps.mean()))
 
 
 def _build(kind: Any, config: dict[str, Any]) -> Any:
