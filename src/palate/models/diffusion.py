@@ -74,14 +74,21 @@ class DiffusionPolicy:
         self.path = self.schedule.path
         self._embeds, self._conditions = Memo(), Memo()
         self._encode = memoised_encoding(pipeline, self._embeds)
-        with self._encoding():
+        self.residency = Residency(pipeline)
+        self.captures: dict[tuple[int, ...], Capture] = {}  # by the shape of a row, of other sizes too
+        self._listen()
+        self.modules: dict[str, nn.Module] = {name: getattr(pipeline, name) for name in self.capture.single.names}
+
+    def _listen(self) -> None:
+        """Learns how the pipeline calls its denoiser with this policy's arguments, and proves it."""
+        pipeline = self.pipeline
+        with self.residency.visit(), self._encoding():
             self.capture = Capture(pipeline, self.schedule, self.call)
             prove(self.capture, tolerance_of(self.device.type, pipeline.dtype))
         self.schedule = self.capture.schedule
-        self.modules: dict[str, nn.Module] = {name: getattr(pipeline, name) for name in self.capture.single.names}
         self.latent_shape = self.capture.latent_shape
+        self.captures[tuple(self.latent_shape)] = self.capture
         self._codec: Codec | None = None
-        self.residency = Residency(pipeline)
 
     @classmethod
     def load(
@@ -145,6 +152,16 @@ class DiffusionPolicy:
             "guidance_scale": None if off or scale is None else known[scale].default,
         }
 
+    def at(self, **size: int) -> DiffusionPolicy:
+        """The same policy drawing another `height` and `width`, over the same weights; this one then predicts at both.
+
+        Raises UnsupportedPipeline if predictions there cannot be replayed, ValueError for a size the call refuses.
+        """
+        other = copy.copy(self)
+        other.call, other._conditions = {**self.call, **size}, Memo()
+        other._listen()
+        return other
+
     def with_module(self, module: nn.Module) -> DiffusionPolicy:
         """The same policy over another module of the same architecture: a frozen copy, or a wrapped one."""
         return self.with_modules({next(iter(self.modules)): module})
@@ -194,7 +211,7 @@ class DiffusionPolicy:
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Condition, guidance_scale: float | None = None) -> Tensor:
         """The prediction [N, ...] of `path.kind`, fp32, at x_t [N, ...], t [N]; None is guidance off."""
-        recipe = self.capture.recipe(guidance_scale is not None)
+        recipe = self.captures.get(tuple(x_t.shape[1:]), self.capture).recipe(guidance_scale is not None)
         if guidance_scale is not None and not cond.guided:
             raise ValueError("guidance_scale needs conditions of `condition(prompts, guided=True)`")
         t = t if t.dim() else t.expand(len(x_t))
