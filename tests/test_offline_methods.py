@@ -13,13 +13,12 @@ from palate.media import decode
 from tests.test_run import PROMPTS, model, pairs, recipe_for  # noqa: F401  (fixtures)
 
 
-def train(tmp_path: Path, model: Path, pairs: Path, data: dict, **algorithm) -> Path:  # noqa: F811
-    return run.train(
-        recipe_for(
-            tmp_path, model, algorithm=algorithm, training={"max_steps": 2, "evaluate_every": None},
-            data={"path": str(pairs), "held_out": 0, "cache": str(tmp_path / "cache"), **data},
-        )
+def train(tmp_path: Path, model: Path, pairs: Path, data: dict, *overrides: str, **algorithm) -> Path:  # noqa: F811
+    path = recipe_for(
+        tmp_path, model, algorithm=algorithm, training={"max_steps": 2, "evaluate_every": None},
+        data={"path": str(pairs), "held_out": 0, "cache": str(tmp_path / "cache"), **data},
     )  # fmt: skip
+    return run.train(path, overrides)
 
 
 def test_rows_are_judged_anew_and_the_tuned_model_is_a_scorer(tmp_path, model, pairs):  # noqa: F811
@@ -41,9 +40,12 @@ def test_rows_are_judged_anew_and_the_tuned_model_is_a_scorer(tmp_path, model, p
 
 
 def test_mapo_trains_without_a_reference(tmp_path, model, pairs):  # noqa: F811
-    folder = train(tmp_path, model, pairs, {}, name="mapo", form="paper")
+    folder = train(tmp_path, model, pairs, {}, "model.lora=null", name="mapo", form="paper")
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     assert {"loss", "reward/margin", "error/chosen", "error/rejected"} <= set(last)
+    row = next(iter(parquet.read(pairs)))  # all weights were trained: the base is loaded beside them
+    scorer = lookup.weighted({f"implicit:{folder}": 1.0})
+    assert scorer([row.prompt], [decode(row.media[0], pairs)])["implicit_reward"][0] != 0
 
 
 def test_a_scorer_that_there_is_not_is_found_before_a_model_is_loaded(tmp_path, pairs):  # noqa: F811

@@ -176,8 +176,11 @@ def implicit_reward(model: str) -> ImplicitReward:
     run, base = Path(model), base_of(Path(model))
     if base is None:
         raise ConfigError(f"{IMPLICIT}{model}: {model} is no run's folder: give one that `palate train` made")
-    reference = DiffusionPolicy.load(base, device=pick_device()) if (run / "model").is_dir() else None
-    return ImplicitReward(load_arm(model), reference)
+    policy, own = load_arm(model), recipe_of(run)["model"]
+    if not (run / "model").is_dir():
+        return ImplicitReward(policy)  # the base is the same weights without the adapter
+    how = {"device": pick_device(), "call": own.get("call")}
+    return ImplicitReward(policy, load_base(base, own.get("adapter"), fuse=True, **how))
 
 
 def weighted(scorers: Mapping[str, float]) -> Weighted:
