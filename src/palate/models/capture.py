@@ -22,6 +22,7 @@ from palate.models.explain import (
     Run,
     Unlearned,
     learn_always_guided,
+    learn_clock,
     learn_guided,
     learn_single,
     predictions_per_step,
@@ -30,6 +31,7 @@ from palate.models.probe import Pass, Step, call_parameters, denoisers, gathered
 from palate.models.replay import Moment, Recipe, Switch
 from palate.models.schedules import Schedule, told
 
+_TIMES = 40  # at which clocks are compared
 GUIDANCE = 4.3  # while learning: not a value at which two formulas agree
 # Of one length in any tokenizer, so that conditions stack even where they are not padded.
 PROMPTS = ("a red fish", "a red bird", "a red boat")
@@ -70,6 +72,8 @@ class Capture:
             self.single, two = self._learn_off()
             self.latent_shape = tuple(two.steps[0].sample.shape[1:])
             self.shown = {heard.name: heard for heard in two.steps[0].passes}
+            if not self.always_guided:
+                self.single = self._sharpened(self.single, None)
             self._learn_on()
         except Unlearned as reason:
             raise UnsupportedPipeline(pipeline, str(reason), REMEDY) from None
@@ -201,6 +205,18 @@ class Capture:
         one, other = ([replace(s, passes=self.renamed(s.passes)) for s in run.steps] for run in (two, three))
         return replace(two, steps=one), replace(three, steps=other)
 
+    def _sharpened(self, recipe: Recipe, scale: float | None) -> Recipe:
+        """The recipe with clocks that hold at many times: some forms agree, to the bit, at most of them."""
+        trace = self.recorded(self.schedule.scheduler(), PROMPTS[:1], scale, seed=0, steps=_TIMES, stub=self.stub)
+        steps, times = self.read(trace.steps), self.schedule.times(trace.scheduler)
+        moments = [Moment(self.schedule.timestep(t), t) for t in times[: len(steps)].split(1)]
+        slots = []
+        for index, slot in enumerate(recipe.slots):
+            run = Run(1, steps, moments, slot.lists)
+            made = {path: learn_clock(run.values(index, path), moments, self.total) for path in slot.clocks}
+            slots.append(replace(slot, clocks={path: made[path] or clock for path, clock in slot.clocks.items()}))
+        return replace(recipe, slots=tuple(slots))
+
     def _learn_on(self) -> None:
         """Sets `guided` and the dialect, or the reason why there is none.
 
@@ -222,7 +238,9 @@ class Capture:
         if self.guided is None:
             self.dialect = without
             self.give_up_guidance(reason or "it has no guidance by two predictions")
-        elif self.always_guided:
+            return
+        self.guided = self._sharpened(self.guided, GUIDANCE)
+        if self.always_guided:
             self.dialect = replace(self.dialect, stand_in=GUIDANCE)
             self.single = replace(self.guided.only_cond(), singly=self.guided.singly)
 

@@ -61,10 +61,10 @@ COMBINATIONS: dict[str, Combine] = {
 CLOCKS: dict[str, Callable[[Tensor, int, Tensor], Tensor]] = {
     "t": lambda t, T, s: t,
     "t / T": lambda t, T, s: t / T,
+    "sigma": lambda t, T, s: s,
     "1 - t / T": lambda t, T, s: 1 - t / T,
     "(T - t) / T": lambda t, T, s: (T - t) / T,
     "t - 1": lambda t, T, s: t - 1,
-    "sigma": lambda t, T, s: s,
 }
 
 
