@@ -14,6 +14,7 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
 from palate import exporting, judging, lookup
+from palate import run as training
 from palate.config import CardSettings, LoraSettings, ModelSettings, Recipe
 from palate.evaluation import card
 from palate.training import adapters
@@ -146,6 +147,37 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_overwritten(run, tmp_
     assert (precious / "thesis.txt").read_text() == "years"
 
 
+def test_a_run_begins_from_a_run_and_leaves_all_that_is_needed(model, tmp_path, capsys):
+    """By recipes alone: the second is held to the first, and judged against it."""
+    evaluation = {"prompts": ["a hat", "a cat"], "scorers": {"jpeg_size": -1.0}, "n": 1, "num_inference_steps": 2}
+    sampling = {"num_inference_steps": 2, "guidance_scale": 3.0, "prompts_per_round": 2, "k": 2}
+    recipe = {
+        "model": {"name": str(model), "device": "cpu", "lora": {"rank": 2}},
+        "algorithm": {"name": "d3po", "reference": "base"},
+        "rollout": {"prompts": ["a red cat", "a blue dog"], "scorers": {"jpeg_size": -1.0}, **sampling},
+        "training": {"max_steps": 1, "batch_size": 2, "learning_rate": 0.02},
+        "evaluation": evaluation,
+        "output": str(tmp_path / "first"),
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    first = training.train(path)
+    again = [f"model.adapter={first}", f"output={tmp_path / 'second'}", "model.lora.rank=3"]
+    second = training.train(path, again)
+    capsys.readouterr()
+    row = json.loads((second / "metrics.jsonl").read_text().splitlines()[1])
+    assert row["loss"] == pytest.approx(np.log(2), abs=1e-6)
+    results = [json.loads((folder / "result.json").read_text()) for folder in (first, second)]
+    assert results[1]["base"]["jpeg_size"] == pytest.approx(results[0]["tuned"]["jpeg_size"], abs=0.02)
+    assert len(results[0]["trained_on"]["sha256"]) == 64 and results[0]["trained_on"]["prompts"] == 2
+    assert front_of(second / "adapter")["tags"] == ["palate", "lora", "d3po"]
+    (first / "adapter" / WEIGHTS).unlink()
+    with pytest.raises(ValueError, match="cannot be read as a LoRA"):
+        training.train(path, [*again[:1], f"output={tmp_path / 'third'}"])
+    arm = lookup.load_arm(str(second))  # needs nothing of the first
+    assert adapters.base_adapters(arm.module) == ["base"]
+
+
 # --- the card ---------------------------------------------------------------------------------------------------------
 
 
@@ -247,6 +279,15 @@ def test_nothing_private_leaves(run, tmp_path, monkeypatch):
         assert secret not in left, (secret, left)
     assert "jpeg_size: 2.0" in left and "(2 prompts)" in left and "beta_dpo" not in left
     yaml.safe_load(left.split("---\n")[1])
+
+
+def test_the_card_of_two_experts_loads_both(run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run[0], copy)
+    (copy / "adapter" / "transformer_2").mkdir()
+    shutil.copy(copy / "adapter" / WEIGHTS, copy / "adapter" / "transformer_2")
+    text = card.write(copy, copy / "adapter").read_text()
+    assert 'pipeline.transformer_2.load_lora_adapter("this folder/transformer_2", adapter_name="aligned", ' in text
 
 
 def test_a_run_that_was_not_judged_says_so(run, tmp_path):

@@ -11,8 +11,9 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline
 
 from palate import lookup
 from palate.config import LoraSettings, ModelSettings
+from palate.models.diffusion import DiffusionPolicy
 from palate.training import adapters, export, loras
-from tests import zoo
+from tests import pipelines, zoo
 
 
 def shaken(weights, seed=1, scale=0.1):
@@ -163,3 +164,34 @@ def test_what_cannot_be_the_base_is_refused(model, tmp_path, adapter, said):
     source = adapter if adapter.startswith(".") else str(tmp_path / adapter)
     with pytest.raises(ValueError, match=said):
         lookup.load_policy(ModelSettings(name=str(model), adapter=source))
+
+
+# --- two experts ------------------------------------------------------------------------------------------------------
+
+
+def test_both_experts_of_wan_are_found_again_by_plain_diffusers(tmp_path):
+    built = "WanPipeline (two experts)"
+    pipeline, call = pipelines.build(built)
+    policy = DiffusionPolicy(pipeline, call=call)
+    assert list(policy.modules) == ["transformer", "transformer_2"]
+    shaken(adapters.add_lora(policy, LoraSettings(rank=2)).values(), scale=0.3)
+    folder = export.export(policy, tmp_path)
+
+    def frames(pipeline):
+        how = {"num_inference_steps": 4, "generator": torch.Generator().manual_seed(0), "output_type": "np"}
+        return pipeline("a cat", **how, **call).frames
+
+    drawn = frames(pipeline)
+    plain, _ = pipelines.build(built)
+    plain.set_progress_bar_config(disable=True)
+    base = frames(plain)
+    plain.load_lora_weights(folder, adapter_name="aligned", weight_name=export.WEIGHTS)
+    half = frames(plain)
+    plain.load_lora_weights(folder / "transformer_2", adapter_name="aligned", load_into_transformer_2=True)
+    assert (frames(plain) == drawn).all() and not (base == half).all() and not (half == drawn).all()
+    ours, _ = pipelines.build(built)
+    ours.set_progress_bar_config(disable=True)
+    loras.load(ours, loras.lineage(folder))
+    assert (frames(ours) == drawn).all()
+    loras.fuse(ours)
+    assert abs(frames(ours) - drawn).max() < 1e-4 and not loras.layers(ours.transformer_2)
