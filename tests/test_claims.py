@@ -8,11 +8,12 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 
-from benchmarks.claims import common, d3po, diffusion_dpo
+from benchmarks.claims import common, d3po, diffusion_dpo, mapo, rankdpo
 
 TOY = common.Claim("toy", {"steps": 1})
 TIER = replace(common.CPU, seeds=(1, 2), samples=6, tuning_samples=4)
@@ -32,11 +33,27 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(diffusion_dpo, "STEPS", 2)
     monkeypatch.setattr(diffusion_dpo, "RATES", (1e-4,))
     monkeypatch.setattr(diffusion_dpo, "BETAS", (300.0, 1000.0))
+    monkeypatch.setattr(rankdpo, "PROMPTS", {"cpu": 8})
+    monkeypatch.setattr(rankdpo, "STEPS", 2)
+    monkeypatch.setattr(rankdpo, "RATES", (1e-4,))
+    monkeypatch.setattr(
+        rankdpo, "METHODS", {name: rankdpo.METHODS[name] for name in ("weighted-sft", "dpo", "rankdpo")}
+    )
+    monkeypatch.setattr(mapo, "PROMPTS", {"cpu": 8})
+    monkeypatch.setattr(mapo, "STEPS", 2)
+    monkeypatch.setattr(mapo, "RATES", (1e-4,))
+    monkeypatch.setattr(mapo, "SMALLER", (100.0,))
+    monkeypatch.setattr(mapo, "LEVELS", (1.0,))
+    monkeypatch.setattr(mapo, "METHODS", {name: mapo.METHODS[name] for name in ("dpo", "mapo")})
+    monkeypatch.setattr(mapo, "TUNED_ON", {"taste": "taste", "safety": "taste", "style1": "taste"})
+    monkeypatch.setattr(mapo, "TASKS", ("taste", "safety", "style1"))
+    monkeypatch.setattr(mapo, "mismatch", partial(mapo.mismatch, n=8))
+    monkeypatch.setattr(mapo, "cost", partial(mapo.cost, repeats=2))
     return tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("claim", [d3po, diffusion_dpo], ids=["d3po", "diffusion_dpo"])
+@pytest.mark.parametrize("claim", [d3po, diffusion_dpo, mapo, rankdpo], ids=lambda claim: claim.CLAIM.name)
 def test_a_claim_from_its_first_arm_to_its_table(small, claim, capsys):
     forever = time.monotonic() + 3600
     assert common.run_arms(claim.CLAIM, TIER, claim.tuning(TIER), forever) == 0
