@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 
 import pytest
 
@@ -87,9 +88,10 @@ def test_bad_media_by_reason(tmp_path):
     (data / "x.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
     (data / "folder.png").mkdir()
     (data / "link.png").symlink_to(secret)
+    os.mkfifo(data / "pipe.png")  # to be read for ever
     bad = ["empty.png", "cut.png", "page.png", "x.svg", "folder.png", "link.png", str(secret), "../outside/secret.png"]
-    bad += ["missing.png"]
-    lines = [f"p{i},{path},{i}.png,a" for i, path in enumerate(bad)] + ["p,10.png,11.png,a"]
+    bad += ["missing.png", "pipe.png"]
+    lines = [f"p{i},{path},{i}.png,a" for i, path in enumerate(bad)]
     (data / "t.csv").write_text("\n".join(["prompt,a,b,winner", *lines, "p,12.png,13.png,left"]))
     found = checking.check(datasets.open(data / "t.csv"), max_bad=0.5)
     assert found.bad_media.total == len(bad) and found.media == 20 and found.bad_rows.counts == {"bad winner": 1}
@@ -97,13 +99,13 @@ def test_bad_media_by_reason(tmp_path):
         "empty": 1,
         "damaged": 1,
         "not PNG, JPEG or WebP": 2,
-        "no file": 1,
+        "no file": 2,
         "outside": 3,
         "missing": 1,
     }
     assert "t.csv row 8, candidate 0 (missing.png)" in str(found) and found.good
     strict = checking.check(datasets.open(data / "t.csv"), max_bad=0.1)
-    assert strict.reasons == ["9 of 20 media are bad, more than 10.00%"]
+    assert strict.reasons == ["10 of 20 media are bad, more than 10.00%"]
 
 
 def test_damage_is_told_not_raised(tmp_path):

@@ -59,7 +59,7 @@ def test_import(table, tmp_path, capsys):
     assert "1 of 20 media are bad, more than 1.00%" in said and "--max-bad" in said and "train.jsonl row 9" in said
     assert not (out / "manifest.json").exists()
     assert palate("dataset", "import", table, out, "--max-bad", "0.05") == 0
-    assert "9 rows of" in capsys.readouterr().out
+    assert "9 parquet rows of" in capsys.readouterr().out
     rows = list(datasets.open(out))
     assert [known(row)[0, 1] for row in rows] == [1.0, 0.0] * 4 + [1.0] and rows[1].media == (png(2), png(3))
     assert palate("dataset", "import", table, out) == 1 and "already holds" in capsys.readouterr().err
@@ -74,7 +74,7 @@ def test_import_some_and_merged(table, tmp_path):
 
 def test_convert(table, tmp_path, capsys):
     assert palate("dataset", "convert", table, tmp_path / "p.parquet", "--to", "pickapic", "--limit", 4) == 0
-    assert "4 records of" in capsys.readouterr().out
+    assert "4 pickapic rows of" in capsys.readouterr().out
     assert palate("dataset", "convert", tmp_path / "p.parquet", tmp_path / "ff", "--to", "flow_factory") == 0
     again = datasets.open(tmp_path / "ff")
     assert again.format == "flow_factory" and [known(row)[0, 1] for row in again] == [1.0] * 4

@@ -268,7 +268,7 @@ def dataset_import(
 
     Bad media are left out and counted, up to the share --max-bad; beyond it nothing is written.
     """
-    from palate.data import take_in as run
+    from palate.data import convert as run
 
     run(
         source,

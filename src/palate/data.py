@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from palate import checking, datasets, media, views
-from palate.datasets import Reader, parquet
+from palate.datasets import Reader
 from palate.media import DatasetError, MediaError
-from palate.reading import Written
 from palate.records import Medium, Preference
 from palate.training.logs import Progress
 
@@ -45,33 +44,13 @@ def check(
     return found.good
 
 
-def take_in(
-    source: str,
-    out: Path,
-    *,
-    format: str | None = None,
-    split: str | None = None,
-    media_root: Path | None = None,
-    limit: int | None = None,
-    max_bad: float = checking.MAX_BAD,
-    merge: bool = False,
-) -> Path:
-    """Rows of any readable format into Palate's own, media as bytes; `out` is there whole or not at all.
-
-    Raises DatasetError, and writes nothing, if more than the share `max_bad` of the media or rows is bad.
-    """
-    reader = datasets.open(source, format, split, media_root, limit)
-    usable = Usable(reader, max_bad)
-    with _shown(reader.number, "row") as advance:
-        made = parquet.write(out, _merged(_counted(usable, advance), merge))
-    print(f"{made.rows:,} rows of {source} ({reader.format}) in {out}; {usable}")
-    return out
+OWN = "parquet"
 
 
 def convert(
     source: str,
     out: Path,
-    to: str,
+    to: str = OWN,
     *,
     format: str | None = None,
     split: str | None = None,
@@ -80,17 +59,19 @@ def convert(
     max_bad: float = checking.MAX_BAD,
     merge: bool = False,
 ) -> Path:
-    """Rows of any readable format into another that can be written. Raises DatasetError as `take_in` does."""
+    """Rows of any readable format into Palate's own, or another that can be written; whole or not at all.
+
+    Media are carried as bytes; bad ones, and bad rows, are left out and counted. Raises DatasetError, and leaves
+    nothing, if they are more than the share `max_bad`. merge: pairs of a prompt that follow each other become one row.
+    """
     reader = datasets.open(source, format, split, media_root, limit)
     usable = Usable(reader, max_bad)
     with _shown(reader.number, "row") as advance:
-        made = datasets.write(out, _merged(_counted(usable, advance), merge), to)
-    print(f"{made.rows:,} records of {source} ({reader.format}) in {out} ({to}); {usable}{_left_out(made)}")
+        rows = _counted(usable, advance)
+        made = datasets.write(out, views.merged(rows) if merge else rows, to)
+    left_out = "".join(f"; {count:,} {what} left out" for what, count in made.left_out.items() if count)
+    print(f"{made.rows:,} {to} rows of {source} ({reader.format}) in {out}; {usable}{left_out}")
     return out
-
-
-def _left_out(made: Written) -> str:
-    return "".join(f"; left out: {count:,} {what}" for what, count in made.left_out.items() if count)
 
 
 class Usable:
@@ -144,10 +125,6 @@ class Usable:
         flaws = self.reader.flaws
         said += f", {flaws.total:,} rows bad ({flaws})" if flaws.total else ""
         return said + (f", {self.dropped:,} rows left out" if self.dropped else "")
-
-
-def _merged(rows: Iterator[Preference], merge: bool) -> Iterator[Preference]:
-    return views.merged(rows) if merge else rows
 
 
 def _counted(rows: Usable, advance: Any) -> Iterator[Preference]:

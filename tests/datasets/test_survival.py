@@ -49,7 +49,7 @@ def test_import_keeps_all_that_a_format_says(laid_out, tmp_path, path, format):
     reader = datasets.open(laid_out / path)
     given = [said(row, reader.root) for row in reader]
     assert reader.format == format and given and not reader.flaws.total
-    data.take_in(str(laid_out / path), tmp_path / "own")
+    data.convert(str(laid_out / path), tmp_path / "own")
     assert [said(row) for row in datasets.open(tmp_path / "own")] == given
 
 
