@@ -68,7 +68,9 @@ def load_base(model: str, adapter: str | None = None, *, fuse: bool = False, **h
 
 def check_adapter(model: str, adapter: str) -> None:
     """Raises ConfigError, without loading anything, for a LoRA that is not there or a run on another model."""
-    if not Path(adapter).exists() and (adapter.count("/") != 1 or adapter.startswith((".", "/", "~"))):
+    owner, slash, name = adapter.partition("/")
+    on_hub = bool(slash) and "/" not in name and not owner.startswith((".", "~")) and owner and not Path(owner).is_dir()
+    if not Path(adapter).exists() and not on_hub:  # a slip in a local path must not go to the network
         raise ConfigError(f"model.adapter is {adapter}, and there is no such file or folder; mend the path")
     if (base := base_of(Path(adapter))) not in (None, model):
         raise ConfigError(f"model.adapter is {adapter}, a run on {base}, and model.name is {model}: they must agree")

@@ -28,10 +28,11 @@ def make_lora(pipeline, folder, parts, seed):
     kept, told = {}, {}
     for part, targets in parts.items():
         module = getattr(pipeline, part)
-        module.add_adapter(peft.LoraConfig(r=3, lora_alpha=6, target_modules=targets))
+        ranks = {"r": 3, "lora_alpha": 6, "rank_pattern": {targets[-1]: 5}, "alpha_pattern": {targets[0]: 2}}
+        module.add_adapter(peft.LoraConfig(**ranks, target_modules=targets))
         shaken([weight for name, weight in module.named_parameters() if "lora_" in name], seed)
         kept[f"{part}_lora_layers"] = peft.utils.get_peft_model_state_dict(module)
-        told[f"{part}_lora_adapter_metadata"] = {"r": 3, "lora_alpha": 6, "target_modules": targets, "task_type": None}
+        told[f"{part}_lora_adapter_metadata"] = {**ranks, "target_modules": targets, "task_type": None}
     pipeline.save_lora_weights(folder, **kept, **told)
     return folder
 
@@ -145,14 +146,14 @@ def test_the_world_is_trained_on_top_of_a_lora(tmp_path):
 @pytest.mark.parametrize(
     ("adapter", "said"),
     [
-        ("./nowhere", r"there is no such file or folder; mend the path"),
+        ("tests/nowhere", r"there is no such file or folder; mend the path"),
         ("other", r"a run on elsewhere, and model.name is .*sd15: they must agree"),
         ("full", r"is a run without adapter/: set model.name to .*full/model"),
         ("pickled", r"cannot be read as a LoRA of StableDiffusionPipeline"),
         ("foreign", r"holds no layer of StableDiffusionPipeline: is it a LoRA of another model"),
     ],
 )
-def test_what_cannot_be_the_base_is_refused(model, tmp_path, adapter, said):
+def test_what_cannot_be_the_base_is_refused(model, tmp_path, monkeypatch, adapter, said):
     for name, base in (("other", "elsewhere"), ("full", str(model))):
         (tmp_path / name / "model").mkdir(parents=True)
         (tmp_path / name / "config.yaml").write_text(json.dumps({"model": {"name": base}}))
@@ -161,7 +162,9 @@ def test_what_cannot_be_the_base_is_refused(model, tmp_path, adapter, said):
     torch.save({"unet.to_q.lora_A.weight": torch.zeros(2, 2)}, tmp_path / "pickled" / "pytorch_lora_weights.bin")
     layer = {f"transformer.to_q.lora_{x}.weight": torch.zeros(2, 2) for x in "AB"}
     loras._write(tmp_path / "foreign" / export.WEIGHTS, layer, "", {})
-    source = adapter if adapter.startswith(".") else str(tmp_path / adapter)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tests").mkdir()
+    source = adapter if "/" in adapter else str(tmp_path / adapter)
     with pytest.raises(ValueError, match=said):
         lookup.load_policy(ModelSettings(name=str(model), adapter=source))
 
