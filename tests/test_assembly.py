@@ -10,7 +10,7 @@ import torch
 from palate import assembly, encoding, lookup, sampling
 from palate.algorithms import d3po
 from palate.config import ConfigError, TrainingSettings
-from palate.models.contracts import Condition
+from palate.models.contracts import Condition, State
 from palate.records import Medium, Preference
 from palate.training.sources import PreferenceRow
 from palate.training.trainer import TrainingError
@@ -114,14 +114,14 @@ def row(policy, prompt):
     )  # fmt: skip
 
 
-def test_prompts_that_cannot_be_emptied_are_refused_at_once():
-    policy, dropping, keeping = Lengths(), d3po.Config(), d3po.Config()
-    object.__setattr__(dropping, "prompt_dropout", 0.1)
-    settings = TrainingSettings(batch_size=2)
-    rows = [row(policy, "abc"), row(policy, "ab")]
-    assembly.offline_source(policy, rows, keeping, settings, 0.0)
-    with pytest.raises(ConfigError, match=r"set algorithm.prompt_dropout to 0"):
-        assembly.offline_source(policy, rows, dropping, settings, 0.0)
+def test_prompts_of_any_length_can_be_emptied():
+    policy, dropping = Lengths(), d3po.Config()
+    object.__setattr__(dropping, "prompt_dropout", 1.0)
+    source = assembly.offline_source(
+        policy, [row(policy, "abc"), row(policy, "ab")], dropping, TrainingSettings(batch_size=2), 0.0
+    )
+    for batch, draw in source.next(State()).micros():
+        assert draw.drop.all() and len(batch.cond.where(draw.drop, batch.null)) == len(batch) == 1
 
 
 def test_a_rollout_of_different_lengths_samples_one_length_at_a_time():

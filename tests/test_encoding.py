@@ -16,12 +16,14 @@ from PIL import Image
 from palate import datasets, encoding
 from palate.datasets import parquet
 from palate.media import DatasetError
+from palate.models import geometry
 from palate.models.diffusion import DiffusionPolicy
 from palate.records import Medium, Preference
 from palate.training import cache as caches
 from palate.training.cache import TensorCache
 from palate.training.durable import StorageError
 from palate.training.processes import Processes
+from palate.training.sources import collate
 from palate.training.stored import StoredRows
 from tests import zoo
 
@@ -70,7 +72,12 @@ def same(one, other) -> bool:
     tensors = [(getattr(one, name), getattr(other, name)) for name in named]
     tensors += [(one.cond.rows[name], other.cond.rows[name]) for name in other.cond.rows]
     equal = all(torch.equal(a.nan_to_num(7), b.nan_to_num(7)) and a.dtype == b.dtype for a, b in tensors)
-    return equal and (one.id, one.prompt, one.weight, one.key) == (other.id, other.prompt, other.weight, other.key)
+    return equal and (one.id, one.prompt, one.weight, one.cond.key) == (
+        other.id,
+        other.prompt,
+        other.weight,
+        other.cond.key,
+    )
 
 
 def test_what_is_read_from_disk_is_what_is_encoded_at_once(policy, data, tmp_path, capsys):
@@ -82,7 +89,7 @@ def test_what_is_read_from_disk_is_what_is_encoded_at_once(policy, data, tmp_pat
     labels = rows.labels(7)
     assert labels.mask.tolist() == [True, False, True] and labels.x0.numel() == 0 and labels.weight == 0.5
     entries = len(list((tmp_path / "cache").rglob("*.safetensors")))
-    assert entries == 8 + 2 + 5, "a picture or prompt that comes twice is kept once"
+    assert entries == 8 + 2 + 5 + 1, "a picture or prompt that comes twice is kept once"
     assert f"of 8 rows: {8 * sum(_sizes(rows, 0)) / 2**20:,.1f} MiB or less in" in capsys.readouterr().out
 
 
@@ -201,7 +208,7 @@ def test_a_disk_without_room_is_found_before_all_is_encoded(policy, data, tmp_pa
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     with pytest.raises(StorageError, match=r"disk full: .* make room and run again"):
         rows_of(policy, data, tmp_path)
-    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 3
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 4
     monkeypatch.undo()
     with TensorCache(tmp_path / "small", budget=100) as kept:
         encoding.stored(policy, datasets.open(data), kept, tmp_path, max_bad_fraction=0.0, processes=Processes())
@@ -209,8 +216,58 @@ def test_a_disk_without_room_is_found_before_all_is_encoded(policy, data, tmp_pa
         assert kept.used() > 100, "what this run uses stays"
 
 
+def sized(height: int, width: int, seed: int = 0, form: str = "PNG") -> Medium:
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3)).astype(np.uint8)
+    exif = Image.Exif()
+    if form == "JPEG":
+        exif[0x0112] = 6  # lies on its side
+    Image.fromarray(pixels).save(buffer, form, exif=exif)
+    return Medium(f"image/{form.lower()}", buffer.getvalue())
+
+
+def test_pictures_of_other_sizes_are_brought_to_the_models_and_it_is_said(policy, tmp_path, capsys):
+    parquet.write(tmp_path / "data", [row(0, media=(sized(40, 24), sized(SIDE, SIDE, 1)))])
+    (found,) = rows_of(policy, tmp_path / "data", tmp_path)
+    assert found.x0.shape[1:] == policy.latent_shape
+    expected = Image.open(io.BytesIO(sized(40, 24).bytes)).resize((16, 16), Image.Resampling.LANCZOS, (0, 8, 24, 32))
+    assert torch.equal(found.x0[0], policy.encode([expected])[0])
+    assert "1 pictures were resized and cropped to 16 x 16 (data.buckets" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["sdxl", "flux"])
+def test_candidates_of_a_prompt_share_a_bucket_and_its_conditions(tmp_path, name):
+    """Each size's latents, conditions and empty prompt are those of a policy that draws that size."""
+    wide, high = (sized(16, 40), sized(16, 30, 1)), (sized(20, 40, 2, "JPEG"), sized(40, 20, 3))
+    square = (sized(16, 16, 4), sized(17, 16, 5))
+    rows = [row(i, media=media) for i, media in enumerate((wide, high, square))]
+    parquet.write(tmp_path / "data", rows)
+    policy = DiffusionPolicy(zoo.build(name), call=zoo.CALLS[name])
+    sizes = [(16, 32), (32, 16), (16, 16)]
+    found = rows_of(policy, tmp_path / "data", tmp_path, sizes=sizes)
+    for one, (height, width), made in zip(found, sizes, rows, strict=True):
+        own = DiffusionPolicy(zoo.build(name), call={**zoo.CALLS[name], "height": height, "width": width})
+        cond, null = own.condition([made.prompt]), own.condition([""])
+        assert one.x0.shape[1:] == own.latent_shape and one.cond.key == cond.key and one.null.key == null.key
+        assert all(torch.equal(one.cond.rows[key], cond.rows[key]) for key in cond.rows)
+        x_t, t = torch.randn(2, *own.latent_shape), policy.path.sample_t(2, torch.Generator().manual_seed(0))
+        both = collate([one], [0], policy.condition([""])).cond[[0, 0]]
+        assert torch.equal(policy.predict(x_t, t, both), own.predict(x_t, t, own.condition([made.prompt] * 2)))
+    assert len({one.key for one in found}) == 3
+    again = rows_of(policy, tmp_path / "data", tmp_path / "square")
+    assert {tuple(one.x0.shape[1:]) for one in again} == {tuple(policy.latent_shape)}
+
+
+def test_buckets_have_about_one_area():
+    sizes = geometry.buckets(1024 * 1024)
+    assert (1024, 1024) in sizes and (768, 1344) in sizes and (1344, 768) in sizes
+    assert all(0.9 * 2**20 < h * w <= 2**20 and h % 64 == w % 64 == 0 for h, w in sizes)
+    assert encoding.sizes_of(None, None) == [] and encoding.sizes_of(None, [[16, 32]]) == [(16, 32)]
+    assert geometry.nearest([(100, 200), (100, 150)], sizes) == geometry.nearest([(1000, 1732)], sizes)
+
+
 def test_rows_take_little_memory_however_many(tmp_path):
-    line = {"id": "x", "prompt": "a cat", "media": ["0" * 64] * 2, "cond": "1" * 64, "kind": "2", "content": "3" * 64,
+    line = {"id": "x", "prompt": "a cat", "media": ["0" * 64] * 2, "cond": "1" * 64, "null": "2", "content": "3" * 64,
             "prefer": [[None, 1.0], [0.0, None]], "votes": [], "scores": [[], []], "weight": 1.0}  # fmt: skip
     with (tmp_path / "rows.jsonl").open("w") as file:
         for number in range(20_000):

@@ -13,15 +13,14 @@ from typing import Any
 import torch
 
 from palate import likelihood, sampling
-from palate.config import ConfigError, RolloutSettings, TrainingSettings
-from palate.models.contracts import Condition, Rollout, Scorer, State, TransitionBatch, select
+from palate.config import RolloutSettings, TrainingSettings
+from palate.models.contracts import Rollout, Scorer, State, TransitionBatch, select
 from palate.models.diffusion import DiffusionPolicy
 from palate.training import adapters, known, optimisation
 from palate.training.offline import Offline
 from palate.training.online import Online
 from palate.training.processes import join
 from palate.training.sources import Drawing, PreferenceRow, Source, to_device
-from palate.training.stored import StoredRows
 from palate.training.trainer import Result, Trainer, TrainingError
 
 
@@ -38,15 +37,8 @@ def offline_source(
 
     draws: of a row, which then come again in turn; 0 for another one at every visit.
     algorithm: times are drawn by its `sample_t` where it has one, else by the path's own.
-    Raises ConfigError if prompts are to be emptied at times and the empty prompt's condition is of another length.
     """
     null, drop = policy.condition([""]), getattr(options, "prompt_dropout", 0.0)
-    odd = _odd(rows, null) if drop else None
-    if odd is not None:
-        raise ConfigError(
-            f"this model does not pad prompts, so that the empty one cannot stand in for {odd!r}: "
-            "set algorithm.prompt_dropout to 0"
-        )
     return Offline(
         rows,
         null,
@@ -65,14 +57,6 @@ def offline_source(
         device=policy.device,
         processes=join(policy.device),
     )
-
-
-def _odd(rows: Sequence[PreferenceRow], null: Condition) -> str | None:
-    """The first prompt that the empty one cannot stand in for; rows on disk know without being read."""
-    if isinstance(rows, StoredRows):
-        return rows.odd(null)
-    key = null.to("cpu").key
-    return next((row.prompt for row in rows if row.cond.key != key), None)
 
 
 def online_source(

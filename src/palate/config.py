@@ -96,6 +96,11 @@ class DataSettings(Strict):
     )
     held_out: float = Field(0.05, ge=0, lt=1, description="Share of the prompts kept aside for validation.")
     max_bad_fraction: float = Field(0.01, ge=0, le=1, description="Share of unreadable rows beyond which to stop.")
+    buckets: Literal["auto"] | list[Annotated[list[int], Field(min_length=2, max_length=2)]] | None = Field(
+        None,
+        description="Sizes [height, width] that pictures are brought to, by their aspect ratio; `auto` for many of the "
+        "area that the model draws; null for the one size that it draws.",
+    )
     reference_draws: int = Field(
         0, ge=0, description="Draws a row has, at which the reference is asked once, before training; 0 asks it live."
     )

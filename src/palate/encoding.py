@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from palate import datasets, views
 from palate.config import ConfigError
-from palate.media import DatasetError, MediaError, decode, medium_bytes
+from palate.media import PICTURE_FORMATS, DatasetError, MediaError, decode, medium_bytes
+from palate.models import geometry, identity
 from palate.models.diffusion import DiffusionPolicy, check_prediction_kind
+from palate.models.geometry import Size
 from palate.models.identity import codec_identity, prompt_identity
 from palate.records import Medium, Preference
 from palate.training import durable
@@ -26,7 +31,7 @@ from palate.training.cache import TensorCache, narrowed
 from palate.training.logs import Progress
 from palate.training.processes import Processes, join
 from palate.training.sources import PreferenceRow
-from palate.training.stored import Line, StoredRows, kind_of, merge, save_condition, table, write_lines
+from palate.training.stored import Line, StoredRows, merge, save_condition, table, write_lines
 
 INDEX = "rows.jsonl"  # in a run's folder: what it was trained on, row by row, without the media
 Change = Callable[[Preference, Sequence[Any]], Preference]  # of a row, given its decoded media
@@ -134,6 +139,8 @@ class Census:
 def check_kind(policy: DiffusionPolicy, rows: Sequence[tuple[Preference, Sequence[Any]]], n: int = 16) -> None:
     """Refuses a model whose stated kind of prediction is not the one it was trained for, judged on some pictures."""
     shown = [(medium, row.prompt) for row, media in rows for medium in media if medium is not None][:n]
+    if (size := geometry.size_of(policy)) is not None:
+        shown = [(geometry.fitted(medium, size), prompt) for medium, prompt in shown]
     check_prediction_kind(policy, [medium for medium, _ in shown], [prompt for _, prompt in shown])
 
 
@@ -155,16 +162,18 @@ def stored(
     max_bad_fraction: float,
     dimension: str = views.OVERALL,
     change: Change | None = None,
+    sizes: Sequence[Size] = (),
     processes: Processes | None = None,
 ) -> StoredRows:
     """The reader's rows with all that they need in the cache, and their index in the run's folder.
 
     Each process encodes its share of the rows. What the cache holds is not encoded again, and what a killed process
     had encoded is there. dimension: of the preferences. change: of each row before it is used, given its media.
+    sizes: buckets, of which each row is brought to one; none for the one size that the model draws.
     Raises DatasetError for more unreadable media or rows than allowed; StorageError where they do not fit.
     """
     processes = processes or join(policy.device)
-    encoder = Encoder(policy, cache, reader, Census(max_bad_fraction, reader.source.name), change)
+    encoder = Encoder(policy, cache, reader, Census(max_bad_fraction, reader.source.name), change, sizes)
     parts = [folder / f"{INDEX}.part-{rank}" for rank in range(processes.world)]
     number = reader.number
     bar = Progress(number or 0, 0, shown=processes.first, what="encoded" if number else "encoded rows")
@@ -186,87 +195,155 @@ def stored(
     if processes.first:
         merge(parts, folder / INDEX)
         cache.evict()
-        if encoder.census.bad or reader.flaws.total:
-            print(f"left out: {len(encoder.census.bad)} media, {reader.flaws.total} rows: {encoder.said(reader)}")
+        for said in encoder.said():
+            print(said)
     processes.tell(None)
     return StoredRows(folder / INDEX, cache)
 
 
+@dataclass(frozen=True)
+class _Found:
+    """A medium that was read. size: of a picture, as it stands upright."""
+
+    content: Medium
+    digest: bytes
+    size: Size | None
+    decoded: Any
+
+
+def _measured(content: bytes) -> Size | None:
+    """Height and width of a picture as it stands upright, without decoding it; None for what is none."""
+    try:
+        with Image.open(io.BytesIO(content), formats=PICTURE_FORMATS) as picture:
+            lying = picture.getexif().get(0x0112, 1) >= 5  # its orientation
+            return (picture.width, picture.height) if lying else (picture.height, picture.width)
+    except Exception:  # damaged data raise nearly anything; decoding says what is wrong
+        return None
+
+
+def sizes_of(policy: DiffusionPolicy, wanted: str | Sequence[Sequence[int]] | None) -> list[Size]:
+    """The buckets of `data.buckets`: none, a list of (height, width), or many of the area that the policy draws.
+
+    Raises ConfigError for a model that draws no pictures.
+    """
+    if not wanted:
+        return []
+    if not isinstance(wanted, str):
+        return [(height, width) for height, width in wanted]
+    if (drawn := geometry.size_of(policy)) is None:
+        raise ConfigError("data.buckets: this model draws no pictures; leave it out")
+    return geometry.buckets(drawn[0] * drawn[1])
+
+
 class Encoder:
-    """Rows into entries of a cache. census: of the media. rows: so far."""
+    """Rows into entries of a cache. census: of the media. rows: so far. resized: pictures that were not as drawn."""
 
     def __init__(
-        self, policy: DiffusionPolicy, cache: TensorCache, reader: datasets.Reader, census: Census,
+        self,
+        policy: DiffusionPolicy,
+        cache: TensorCache,
+        reader: datasets.Reader,
+        census: Census,
         change: Change | None,
-    ) -> None:  # fmt: skip
+        sizes: Sequence[Size],
+    ) -> None:
+        """sizes: buckets that pictures are brought to; none for the one size that the model draws."""
         self._policy, self._cache, self._reader, self._change = policy, cache, reader, change
-        self.census, self.rows, self._bytes = census, 0, 0
+        self.census, self.rows, self.resized, self._bytes = census, 0, 0, 0
         self._codec, self._words = codec_identity(policy), prompt_identity(policy)
         self._alone = policy.device.type == "cpu"  # there the bits of a latent must not depend on its neighbours
+        self.drawn = geometry.size_of(policy)
+        self._sizes = list(sizes) or ([self.drawn] if self.drawn else [])
+        self._views: dict[Size | None, DiffusionPolicy] = {None: policy, self.drawn: policy}
 
     def line(self, row: Preference) -> Line | None:
         """The row's entries made, where the cache lacks them; None if none of its media can be read."""
-        found = [self._content(medium, row) for medium in _there(row)]
-        if not any(found):
-            return None
+        found = [self._read(medium, row, self._change is not None) for medium in _there(row)]
         if self._change is not None:
-            media = [None if one is None else decode(one) for one in found]
-            row = self._change(row, media)
-        digests = [None if one is None or one.bytes is None else hashlib.sha256(one.bytes) for one in found]
-        keys = [None if digest is None else _key(self._codec, digest.hexdigest()) for digest in digests]
-        self._encode(row, {key: one for key, one in zip(keys, found, strict=True) if key and one})
+            row = self._change(row, [None if one is None else one.decoded for one in found])
+        sizes = [one.size for one in found if one is not None and one.size is not None]
+        size = geometry.nearest(sizes, self._sizes) if sizes and self._sizes else None
+        view = self._view(size)
+        where = identity.geometry(view)
+        keys = [None if one is None else _key(self._codec, where, one.digest.hex()) for one in found]
+        keys = self._encode(view, row, size, keys, found)
+        if not any(keys):
+            return None
         self.rows += 1
-        cond, kind = self._condition(row.prompt)
         return Line(
             id=row.id,
             prompt=row.prompt,
             media=keys,
-            cond=cond,
-            kind=kind,
-            content=hashlib.sha256(b"".join(d.digest() if d else b"" for d in digests)).hexdigest(),
+            cond=self._condition(view, where, row.prompt),
+            null=self._condition(view, where, ""),
+            content=hashlib.sha256(b"".join(one.digest if one else b"" for one in found)).hexdigest(),
             prefer=table(row.prefer),
             votes=table(row.votes),
             scores=table(row.scores),
             weight=row.weight,
         )
 
-    def _content(self, medium: Medium | None, row: Preference) -> Medium | None:
-        """The medium with its bytes; None, and counted, where it cannot be read or decoded."""
+    def _read(self, medium: Medium | None, row: Preference, whole: bool) -> _Found | None:
+        """A medium, decoded if `whole`; None, and counted, where it cannot be read."""
         if medium is None:
             return None
         self.census.media += 1
+        with self._counted(row):
+            content = Medium(medium.type, bytes=medium_bytes(medium, self._reader.root))
+            digest = hashlib.sha256(content.bytes or b"").digest()
+            decoded = decode(content) if whole else None
+            return _Found(content, digest, _measured(content.bytes or b""), decoded)
+        return None
+
+    @contextlib.contextmanager
+    def _counted(self, row: Preference) -> Iterator[None]:
+        """A medium that cannot be read is counted; so many of them end it."""
         try:
-            whole = Medium(medium.type, bytes=medium_bytes(medium, self._reader.root))
-            assert whole.bytes is not None
-            if not self._cache.holds(_key(self._codec, hashlib.sha256(whole.bytes).hexdigest())):
-                decode(whole)
-            return whole
+            yield
         except MediaError as error:
             self.census.bad.append(f"{row.where or row.id}: {error}")
             number = self._reader.number
             self.census.check(expected=number and number * len(row.media))
-            return None
 
-    def _encode(self, row: Preference, media: dict[str, Medium]) -> None:
-        missing = {key: decode(medium) for key, medium in media.items() if not self._cache.holds(key)}
-        pictures = list(missing.values())
-        if not pictures:
-            return
-        if self._alone:
-            latents = torch.cat([latents_of(self._policy, [picture], row) for picture in pictures])
-        else:
-            latents = latents_of(self._policy, pictures, row)
+    def _view(self, size: Size | None) -> DiffusionPolicy:
+        """The policy at a size, which is learned and proven once."""
+        if size not in self._views:
+            assert size is not None
+            self._views[size] = self._policy.at(height=size[0], width=size[1])
+        return self._views[size]
+
+    def _encode(
+        self,
+        view: DiffusionPolicy,
+        row: Preference,
+        size: Size | None,
+        keys: Sequence[str | None],
+        found: Sequence[_Found | None],
+    ) -> list[str | None]:
+        """Makes the entries of media that the cache lacks. Returns the keys, None for what cannot be decoded."""
+        good, missing = list(keys), dict[str, Any]()
+        for place, (key, one) in enumerate(zip(keys, found, strict=True)):
+            if key is None or one is None:
+                continue
+            self.resized += size is not None and one.size != size
+            if key in missing or self._cache.holds(key):
+                continue
+            good[place] = None
+            with self._counted(row):
+                medium = one.decoded if one.decoded is not None else decode(one.content)
+                missing[key] = geometry.fitted(medium, size) if size else medium
+                good[place] = key
+        parts = [[medium] for medium in missing.values()] if self._alone else [list(missing.values())]
+        latents = [latent for part in parts if part for latent in latents_of(view, part, row)]
         for key, latent in zip(missing, latents, strict=True):
             self._bytes += self._cache.put(key, {"x0": narrowed(latent)})
+        return good
 
-    def _condition(self, prompt: str) -> tuple[str, str]:
-        """The key of the prompt's entry, and its kind."""
-        key = _key(self._words, prompt)
-        if (facts := self._cache.facts(key)) is None:
-            cond = self._policy.condition([prompt])
-            self._bytes += save_condition(self._cache, key, cond)
-            return key, kind_of(cond)
-        return key, str(facts["kind"])
+    def _condition(self, view: DiffusionPolicy, where: str, prompt: str) -> str:
+        key = _key(self._words, where, prompt)
+        if not self._cache.holds(key):
+            self._bytes += save_condition(self._cache, key, view.condition([prompt]))
+        return key
 
     def check_room(self, line: Line, number: int | None, processes: Processes) -> None:
         """Says what all rows will take, by the first; makes room, and refuses if the disk has less than is missing."""
@@ -280,9 +357,17 @@ class Encoder:
         self._cache.evict(self._bytes * number)
         durable.require_space(self._cache.folder, self._bytes * (number - 1))
 
-    def said(self, reader: datasets.Reader) -> str:
-        """The first of what was left out."""
-        return "; ".join([*self.census.bad[:3], *([str(reader.flaws)] if reader.flaws.total else [])])
+    def said(self) -> list[str]:
+        """What was done to the data that their owner may not expect."""
+        flaws = self._reader.flaws
+        told = []
+        if self.census.bad or flaws.total:
+            first = "; ".join([*self.census.bad[:3], *([str(flaws)] if flaws.total else [])])
+            told.append(f"left out: {len(self.census.bad)} media, {flaws.total} rows: {first}")
+        if self.resized:
+            to = "their buckets" if len(self._sizes) > 1 else f"{self._sizes[0][1]} x {self._sizes[0][0]}"
+            told.append(f"{self.resized} pictures were resized and cropped to {to} (data.buckets chooses the sizes)")
+        return told
 
 
 def _key(*parts: str) -> str:

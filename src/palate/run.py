@@ -154,6 +154,7 @@ def _source(
             Path(recipe.output),
             max_bad_fraction=recipe.data.max_bad_fraction,
             dimension=recipe.data.dimension,
+            sizes=encoding.sizes_of(policy, recipe.data.buckets),
             change=_change(recipe.data),
         )
         return assembly.offline_source(

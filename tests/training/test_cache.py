@@ -99,8 +99,8 @@ def test_a_condition_comes_back_with_all_that_is_shared(cache):
     }  # fmt: skip
     stored.save_condition(cache, name(2), Condition(rows, shared))
     found = stored.load_condition(cache, name(2))
-    assert found.key == Condition(rows, shared).key and stored.kind_of(found) == stored.kind_of(Condition(rows, shared))
+    assert found.key == Condition(rows, shared).key
     assert all(torch.equal(found.rows[key], rows[key]) and found.rows[key].dtype == rows[key].dtype for key in rows)
     assert torch.equal(found.shared.pop("cond/ids"), shared.pop("cond/ids")) and found.shared == shared
-    with pytest.raises(CacheError, match="holds a object"):
+    with pytest.raises(CacheError, match=r"conditions cannot be kept on disk: shared.cond/odd: a object"):
         stored.save_condition(cache, name(3), Condition(rows, {"cond/odd": object()}))

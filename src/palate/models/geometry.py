@@ -30,9 +30,9 @@ def buckets(area: int, step: int = STEP, widest: float = WIDEST) -> list[Size]:
     return found
 
 
-def nearest(pictures: Sequence[Image.Image], sizes: Sequence[Size]) -> Size:
+def nearest(pictures: Sequence[Size], sizes: Sequence[Size]) -> Size:
     """The bucket of one prompt's candidates: of the aspect ratio nearest to their mean one, as a logarithm."""
-    mean = sum(math.log(picture.width / picture.height) for picture in pictures) / len(pictures)
+    mean = sum(math.log(width / height) for height, width in pictures) / len(pictures)
     return min(sizes, key=lambda size: (abs(math.log(size[1] / size[0]) - mean), -size[0] * size[1]))
 
 

@@ -26,17 +26,21 @@ def digest_of(tensors: Mapping[str, Tensor], *facts: object) -> str:
 
 
 def codec_identity(policy: Any) -> str:
-    """Of what turns media into latents: the autoencoder's weights and config, the processor's, the latent's shape."""
-    names = [name for name in parts(policy.pipeline) if encodes_media(getattr(policy.pipeline, name))]
-    return _identity(policy, names, tuple(policy.latent_shape))
+    """Of what turns media into latents, at any size: the autoencoder's weights and config."""
+    return _identity(policy, [name for name in parts(policy.pipeline) if encodes_media(getattr(policy.pipeline, name))])
 
 
 def prompt_identity(policy: Any) -> str:
-    """Of what turns prompts into conditions: text encoders, tokenizers, the call's arguments and the latent's shape."""
+    """Of what turns prompts into conditions, at any size: text encoders, tokenizers, the denoisers' configs."""
     names = [name for name in parts(policy.pipeline) if not encodes_media(getattr(policy.pipeline, name))]
     words = {name: _vocabulary(part) for name, part in policy.pipeline.components.items() if _is_tokenizer(part)}
     shapes = {name: dict(module.config) for name, module in policy.modules.items() if hasattr(module, "config")}
-    return _identity(policy, names, tuple(policy.latent_shape), words, shapes, sorted(policy.call.items()))
+    return _identity(policy, names, words, shapes)
+
+
+def geometry(policy: Any) -> str:
+    """Of what a policy draws: the arguments of its calls and the shape of its latents."""
+    return repr((sorted(policy.call.items()), tuple(policy.latent_shape)))
 
 
 def parts(pipeline: Any) -> Iterator[str]:

@@ -69,7 +69,10 @@ def changed(what: str, how: str = "") -> SourceError:
 
 @dataclass(frozen=True)
 class PreferenceRow:
-    """A prompt's K candidates, encoded. id: its draws' key. cond: one row. Shapes as in PreferenceBatch, without B."""
+    """A prompt's K candidates, encoded. id: its draws' key. cond: one row. Shapes as in PreferenceBatch, without B.
+
+    null: the empty prompt's condition at the size of this row; None where all rows have the same.
+    """
 
     id: str
     prompt: str
@@ -80,11 +83,13 @@ class PreferenceRow:
     scores: Tensor
     mask: Tensor
     weight: float = 1.0
+    null: Condition | None = None
 
     @property
     def key(self) -> tuple[Any, ...]:
         """Equal for rows that can be stacked."""
-        return (tuple(self.x0.shape[1:]), self.scores.shape[-1], *self.cond.key)
+        sized = self.null.key if self.null is not None else ()
+        return (tuple(self.x0.shape[1:]), self.scores.shape[-1], *self.cond.key, *sized)
 
 
 def _padded(tensor: Tensor, k: int, axes: int, fill: float) -> Tensor:
@@ -95,7 +100,9 @@ def _padded(tensor: Tensor, k: int, axes: int, fill: float) -> Tensor:
 
 
 def collate(rows: Sequence[PreferenceRow], visits: Sequence[int], null: Condition) -> PreferenceBatch:
-    """One batch of rows that agree in `key`; fewer than K candidates are filled up and masked."""
+    """One batch of rows that agree in `key`; fewer than K candidates are filled up and masked. null: of all rows that
+    bring none of their own.
+    """
     k = max(len(row.x0) for row in rows)
     return PreferenceBatch(
         ids=[row.id for row in rows],
@@ -103,7 +110,7 @@ def collate(rows: Sequence[PreferenceRow], visits: Sequence[int], null: Conditio
         x0=torch.stack([_padded(row.x0, k, 1, 0.0) for row in rows]),
         mask=torch.stack([_padded(row.mask, k, 1, False) for row in rows]),
         cond=Condition.cat([row.cond for row in rows]),
-        null=null,
+        null=rows[0].null if rows[0].null is not None else null,
         prefer=torch.stack([_padded(row.prefer, k, 2, torch.nan) for row in rows]),
         votes=torch.stack([_padded(row.votes, k, 2, 0.0) for row in rows]),
         scores=torch.stack([_padded(row.scores, k, 1, torch.nan) for row in rows]),

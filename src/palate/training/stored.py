@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
@@ -23,6 +23,7 @@ from palate import randomness
 from palate.models.contracts import Condition
 from palate.models.probe import Repeated
 from palate.training.cache import CacheError, TensorCache, narrowed
+from palate.training.checkpoint import pack, unpack
 from palate.training.sources import PreferenceRow
 
 Table = list[list[float | None]]  # null for NaN
@@ -30,8 +31,8 @@ Table = list[list[float | None]]  # null for NaN
 
 @dataclass(frozen=True)
 class Line:
-    """A row without its tensors. media: K cache keys, null where there is none. cond: the prompt's cache key, and kind:
-    equal for rows whose conditions can be stacked.
+    """A row without its tensors. media: K cache keys, null where there is none. cond, null: the cache keys of the
+    prompt and of the empty one at the row's size.
 
     content: a digest of the media themselves, whatever encodes them. prefer, votes: [K, K]; scores: [K, D].
     """
@@ -40,7 +41,7 @@ class Line:
     prompt: str
     media: list[str | None]
     cond: str
-    kind: str
+    null: str
     content: str
     prefer: Table
     votes: Table
@@ -50,7 +51,7 @@ class Line:
     @property
     def fact(self) -> int:
         """A number made of all that is known of the row, of its media too."""
-        return randomness.key(*(value for name, value in asdict(self).items() if name not in ("media", "cond", "kind")))
+        return randomness.key(*(value for name, value in asdict(self).items() if name not in ("media", "cond", "null")))
 
 
 def table(values: Iterable[Iterable[float]]) -> Table:
@@ -91,6 +92,7 @@ class StoredRows(Sequence[PreferenceRow]):
         self.path, self.cache = path, cache
         self._text = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
         self._ends = _ends(path)
+        self._nulls: dict[str, Condition] = {}  # one a size
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -115,11 +117,6 @@ class StoredRows(Sequence[PreferenceRow]):
         """[n], a number made of all that is known of each row, its media included."""
         return torch.tensor([line.fact for line in self.lines()], dtype=torch.int64)
 
-    def odd(self, cond: Condition) -> str | None:
-        """The first prompt whose condition cannot be stacked with this one; None if all can."""
-        kind = kind_of(cond)
-        return next((line.prompt for line in self.lines() if line.kind != kind), None)
-
     def labels(self, index: int) -> PreferenceRow:
         """The row without its media and with an empty condition: what can be known without reading any."""
         line = self.line(index)
@@ -137,7 +134,12 @@ class StoredRows(Sequence[PreferenceRow]):
         finite = x0.flatten(1).isfinite().all(1)
         x0[~finite] = 0
         row = self._row(line, x0, load_condition(self.cache, line.cond))
-        return PreferenceRow(**{**vars(row), "mask": row.mask & finite})
+        return replace(row, mask=row.mask & finite, null=self._null(line.null))
+
+    def _null(self, key: str) -> Condition:
+        if key not in self._nulls:
+            self._nulls[key] = load_condition(self.cache, key)
+        return self._nulls[key]
 
     def _row(self, line: Line, x0: Tensor, cond: Condition) -> PreferenceRow:
         k = len(line.media)
@@ -172,61 +174,22 @@ def _tensor(values: Table, height: int, width: int) -> Tensor:
 
 # --- conditions as entries --------------------------------------------------------------------------------------------
 
-_PLAIN = (type(None), bool, int, float, str)
-
-
-def kind_of(cond: Condition) -> str:
-    """Equal for conditions that can be stacked."""
-    return f"{randomness.key(*cond.to('cpu').key):016x}"
-
 
 def save_condition(cache: TensorCache, key: str, cond: Condition) -> int:
     """Stores one row's condition and returns its bytes. Raises CacheError if it holds what no file can."""
-    tensors = {f"rows/{name}": value for name, value in cond.rows.items()}
-    shared = {name: _packed(value, f"shared/{name}", tensors) for name, value in cond.shared.items()}
+    listed = {name: value.item for name, value in cond.shared.items() if isinstance(value, Repeated)}
+    shared, tensors = {**cond.shared, **listed}, dict[str, Tensor]()
+    try:
+        packed = pack({"rows": dict(cond.rows), "shared": shared, "listed": list(listed)}, tensors)
+    except TypeError as error:
+        raise CacheError(f"the model's conditions cannot be kept on disk: {error}") from None
     dtypes = {name: str(value.dtype).removeprefix("torch.") for name, value in tensors.items()}
-    kept = {name: narrowed(value) for name, value in tensors.items()}
-    return cache.put(key, kept, {"shared": shared, "dtypes": dtypes, "kind": kind_of(cond)})
+    return cache.put(key, {name: narrowed(value) for name, value in tensors.items()}, {"cond": packed, "as": dtypes})
 
 
 def load_condition(cache: TensorCache, key: str) -> Condition:
     """What `save_condition` stored, on the CPU."""
     kept, facts = cache.entry(key)
-    tensors = {name: kept[name].to(getattr(torch, dtype)) for name, dtype in facts["dtypes"].items()}
-    rows = {name.removeprefix("rows/"): value for name, value in tensors.items() if name.startswith("rows/")}
-    return Condition(rows, {name: _unpacked(value, tensors) for name, value in facts["shared"].items()})
-
-
-def _packed(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    """A tree as JSON, its tensors put beside it."""
-    if isinstance(value, _PLAIN):
-        return {"is": value}
-    if isinstance(value, Tensor):
-        tensors[path] = value
-        return {"tensor": path}
-    if isinstance(value, torch.dtype):
-        return {"dtype": str(value).removeprefix("torch.")}
-    if isinstance(value, list | tuple):
-        kind = "tuple" if isinstance(value, tuple) else "list"
-        return {kind: [_packed(item, f"{path}/{i}", tensors) for i, item in enumerate(value)]}
-    if isinstance(value, Repeated):
-        return {"repeated": _packed(value.item, path, tensors)}
-    if type(value) is dict:
-        return {"dict": {str(k): _packed(item, f"{path}/{k}", tensors) for k, item in value.items()}}
-    raise CacheError(f"a condition holds a {type(value).__name__} at {path}, which cannot be kept on disk")
-
-
-def _unpacked(packed: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
-    (kind, value), *_ = packed.items()
-    if kind == "is":
-        return value
-    if kind == "tensor":
-        return tensors[value]
-    if kind == "dtype":
-        return getattr(torch, value)
-    if kind == "repeated":
-        return Repeated(_unpacked(value, tensors))
-    if kind == "dict":
-        return {name: _unpacked(item, tensors) for name, item in value.items()}
-    items = [_unpacked(item, tensors) for item in value]
-    return tuple(items) if kind == "tuple" else items
+    tree = unpack(facts["cond"], {name: value.to(getattr(torch, facts["as"][name])) for name, value in kept.items()})
+    listed = {name: Repeated(tree["shared"][name]) for name in tree["listed"]}
+    return Condition(tree["rows"], tree["shared"] | listed)
