@@ -4,9 +4,10 @@ Stage `vae` fits the autoencoder to drawn pictures (the flow model takes the fir
 text model, without pictures, to say what a caption puts where. Stage `denoiser` encodes a fixed set of pictures once,
 fits the denoiser to those latents, with captions of the training split only, and writes the moving average of its
 weights as a pipeline folder, now and then while it trains and at the end. Stage `measure` notes in the folder how the
-model draws; stage `table` prints the same for other settings:
+model draws; stage `table` prints the same for other settings; stage `pictures` shows it:
 
     python -m palate.worlds.shapes.pretrain --stage table -n 256 --settings 8:1:1 8:1:1.25 12:1:1.5
+    python -m palate.worlds.shapes.pretrain --stage pictures -n 24 --to docs/images/base.png
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from palate.worlds.shapes import build, flow
 from palate.worlds.shapes.pretrain import denoiser, measure, text, transformer, unet, vae
 
 WORLDS = {"shapes": (shapes, unet.KIND), "shapes-flow": (flow, transformer.KIND)}
-STAGES = ("vae", "text", "denoiser", "measure", "table", "all")
+STAGES = ("vae", "text", "denoiser", "measure", "table", "pictures", "all")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -46,7 +47,9 @@ def main(argv: list[str] | None = None) -> None:
     if args.stage in ("measure", "all"):
         print(json.dumps(measure.measure(kind, out, work, args.n), indent=2))
     if args.stage == "table":
-        print(measure.table(kind, out, args.n, args.settings))
+        measure.table(kind, out, args.n, args.settings)
+    if args.stage == "pictures":
+        measure.pictures(kind, out, args.n, args.to)
 
 
 def shipped_vae() -> build.AutoencoderKL:
@@ -69,6 +72,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--fast", action="store_true", help="compile the denoiser: minutes, then half the time a step")
     parser.add_argument("--threads", type=int, default=min(os.cpu_count() or 1, 8))
     parser.add_argument("-n", type=int, default=1024, help="captions to measure on")
+    parser.add_argument("--to", type=Path, default=Path("base.png"), help="of `pictures`: the file to write")
     parser.add_argument("--settings", nargs="+", default=["8:1:1"], help="of `table`: steps:eta:guidance")
     return parser
 

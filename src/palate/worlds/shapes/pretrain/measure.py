@@ -1,4 +1,4 @@
-"""Stages `measure` and `table`: how a model draws captions it never saw, by the oracle, sampled as Palate samples."""
+"""Stages `measure`, `table` and `pictures`: how a model draws captions it never saw, sampled as Palate samples."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from palate import sampling
+from palate.evaluation.grids import grid
 from palate.models.diffusion import DiffusionPolicy
 from palate.worlds.shapes import data, oracle
 from palate.worlds.shapes.pretrain.course import history
@@ -28,22 +29,14 @@ def measure(kind: Kind, folder: Path, work: Path, n: int) -> dict[str, Any]:
     return noted["base"]
 
 
-def table(kind: Kind, folder: Path, n: int, settings: Sequence[str]) -> str:
-    """The same figures at other settings, `steps:eta:guidance` each, as a table in Markdown."""
-    lines: list[str] = []
-    for text in settings:
+def table(kind: Kind, folder: Path, n: int, settings: Sequence[str]) -> None:
+    """Print the same figures at other settings, `steps:eta:guidance` each, as a table in Markdown."""
+    for i, text in enumerate(settings):
         steps, eta, guidance = text.split(":")
         wanted = {"num_inference_steps": int(steps), "eta": float(eta), "guidance_scale": float(guidance)}
         row = {"steps": int(steps), "eta": float(eta), "guidance": float(guidance)} | figures(kind, folder, n, wanted)
-        if not lines:
-            lines += [_row(row), _row(["---"] * len(row))]
-        lines.append(_row(row.values()))
-        print(lines[-1], flush=True)
-    return "\n".join(lines)
-
-
-def _row(cells: Any) -> str:
-    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+        for cells in ([row, ["---"] * len(row)] if i == 0 else []) + [row.values()]:
+            print("| " + " | ".join(str(cell) for cell in cells) + " |", flush=True)
 
 
 def figures(kind: Kind, folder: Path, n: int, settings: dict[str, Any]) -> dict[str, float]:
@@ -57,6 +50,13 @@ def figures(kind: Kind, folder: Path, n: int, settings: dict[str, Any]) -> dict[
     shares["deformed"] = float(np.mean([any(o.deformed for o in record.objects) for record in read]))
     shares["related"] = related(prompts, read)
     return {name: round(share, 3) for name, share in shares.items()}
+
+
+def pictures(kind: Kind, folder: Path, n: int, file: Path) -> None:
+    """Write n pictures at the shipped settings, with their captions, as one."""
+    prompts = data.captions(n, SEED, "eval")
+    drawn = draw(DiffusionPolicy.load(folder, call=kind.call), prompts, SEED, kind.sampling)
+    grid(drawn, columns=6, scale=2, labels=prompts).save(file, optimize=True)
 
 
 def draw(policy: DiffusionPolicy, prompts: Sequence[str], seed: int, settings: dict[str, Any]) -> list[Any]:
