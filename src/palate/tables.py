@@ -140,7 +140,8 @@ def _parquet_rows(file: Path) -> Iterator[Any]:
     # Buffered: a page at a time, where a whole column of a row group of pictures would not fit.
     with pq.ParquetFile(file, buffer_size=2**20, pre_buffer=False) as table:
         check_groups(file, table.metadata)
-        yield from parquet_rows(table)
+        for batch in parquet_batches(table):
+            yield from _rows_or_flaws(batch)
 
 
 def check_groups(file: Path, metadata: Any) -> None:
@@ -173,6 +174,19 @@ def parquet_batches(table: Any) -> Iterator[Any]:
         yield _plain(batch)
 
 
+def _rows_or_flaws(batch: Any) -> Iterator[Raw | Flaw]:
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError:  # of one row: the others are good
+        for i in range(batch.num_rows):
+            try:
+                row: Raw = batch.slice(i, 1).to_pylist()[0]
+            except UnicodeDecodeError:
+                yield Flaw("", "holds text that is not UTF-8", "not UTF-8")
+            else:
+                yield row
+
+
 def _plain(batch: Any) -> Any:
     """A batch without times and dates: Python cannot hold all that Arrow can, and no format needs them."""
     from pyarrow import types
@@ -187,7 +201,7 @@ def _arrow_rows(file: Path) -> Iterator[Any]:
     with pa.OSFile(str(file)) as stream:
         for batch in pa.ipc.open_stream(stream):
             for start in range(0, batch.num_rows, _BATCH):
-                yield from _plain(batch).slice(start, _BATCH).to_pylist()
+                yield from _rows_or_flaws(_plain(batch).slice(start, _BATCH))
 
 
 # --- the hub ----------------------------------------------------------------------------------------------------------

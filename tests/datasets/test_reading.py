@@ -86,6 +86,15 @@ def test_times_are_left_out(tmp_path):
     assert list(table_rows(tmp_path / "a.parquet")) == [("a.parquet row 0", {"a": 1})]
 
 
+def test_text_that_is_none_does_not_end_a_parquet(tmp_path):
+    raw = pa.array([b"one", b"\xff\xfe", b"three"] * 20, pa.binary())
+    words = pa.StringArray.from_buffers(60, raw.buffers()[1], raw.buffers()[2])
+    pq.write_table(pa.table({"a": words, "n": list(range(60))}), tmp_path / "a.parquet")
+    found = [raw for _, raw in table_rows(tmp_path / "a.parquet")]
+    assert [raw["n"] for raw in found if isinstance(raw, dict)] == [n for n in range(60) if n % 3 != 1]
+    assert [flaw.where for flaw in found if isinstance(flaw, Flaw)] == [f"a.parquet row {n}" for n in range(1, 60, 3)]
+
+
 def test_parquet_that_unfolds_is_read_row_by_row_or_refused(tmp_path, monkeypatch):
     bomb = pa.DictionaryArray.from_arrays(pa.array([0] * 20, pa.int32()), pa.array([bytes(8 * 2**20)]))
     pq.write_table(pa.table({"a": bomb.cast(pa.binary())}), tmp_path / "a.parquet")
