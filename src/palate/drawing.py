@@ -48,19 +48,19 @@ def sample(
     texts = lookup.read_prompts(prompts)
     asked = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, "eta": eta}
     made_of = {"model": model, "seed": seed, "prompts_sha256": digest(texts), **asked}
-    begun = _begun(image, strength, texts)
-    rows = begun.rows if begun else [(text, None) for text in texts]
+    originals = _originals(image, strength, texts)
+    rows = originals.rows if originals else [(text, None) for text in texts]
     with durable.locked(out):
-        same_folder(out / "sampling.json", made_of | (begun.made_of if begun else {}), "samples")
+        same_folder(out / "sampling.json", made_of | (originals.made_of if originals else {}), "samples")
         wanted = [(i, j) for i in range(len(rows)) for j in range(k) if not _picture(out, i, j).is_file()]
         if wanted:
             policy = lookup.load_arm(model)
             how = {"seed": seed, **lookup.settings_of(model, policy, **asked)}
-            draw = begun.draw(policy, how) if begun else partial(_drawn, policy, how)
+            draw = originals.draw(policy, how) if originals else partial(_drawn, policy, how)
             _draw(out, draw, rows, wanted, batch_size)
         lines = [
             {"prompt": text, "file": _picture(out, i, j).name, "candidate": j, "seed": seed, "model": model}
-            | ({"image": path.name, "strength": begun.strength} if begun and path else {})
+            | ({"image": path.name, "strength": originals.strength} if originals and path else {})
             for i, (text, path) in enumerate(rows)
             for j in range(k)
         ]
@@ -79,7 +79,7 @@ def _drawn(
     return sampling.sample(policy, [text for text, _ in rows], ids, batch_size=batch_size, **how)
 
 
-class _Begun:
+class _Originals:
     """Pictures that prompts are to change. Raises ConfigError if they cannot be paired, or the strength cannot be."""
 
     def __init__(self, image: Path, strength: float, texts: Sequence[str]) -> None:
@@ -110,12 +110,12 @@ class _Begun:
         return edited
 
 
-def _begun(image: str | Path | None, strength: float | None, texts: Sequence[str]) -> _Begun | None:
+def _originals(image: str | Path | None, strength: float | None, texts: Sequence[str]) -> _Originals | None:
     if image is None:
         if strength is not None:
             raise ConfigError("--strength says how far a picture is changed: give the picture by --image")
         return None
-    return _Begun(Path(image), STRENGTH if strength is None else strength, texts)
+    return _Originals(Path(image), STRENGTH if strength is None else strength, texts)
 
 
 def _pictures(image: Path) -> list[Path]:
