@@ -10,7 +10,7 @@ can be read again from the model's own files are freed; others wait in main memo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -118,7 +118,7 @@ class Residency:
         module: nn.Module = getattr(self._pipeline, name)
         return module
 
-    def _shares(self, weights: dict[str, Tensor]) -> bool:
+    def _shares(self, weights: Mapping[str, Tensor]) -> bool:
         """Whether some of the weights are a denoiser's too."""
         own = {id(weight) for module in denoisers(self._pipeline).values() for weight in module.parameters()}
         return any(id(weight) in own for weight in weights.values())

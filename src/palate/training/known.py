@@ -39,7 +39,8 @@ class KnownErrors:
 
     def put(self, salt: str, places: Chosen, logps: Tensor, rows: int, draws: int) -> None:
         """Notes logps [B, K] of places (row, draw); rows, draws: how many there are in all."""
-        self._put(salt, *torch.tensor(places).unbind(1), logps, rows, draws)
+        row, draw = torch.tensor(places).unbind(1)
+        self._put(salt, row, draw, logps, rows, draws)
 
     def _put(self, salt: str, row: Tensor, draw: Tensor, logps: Tensor, rows: int, draws: int) -> None:
         k = logps.shape[1]
