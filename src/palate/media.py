@@ -148,7 +148,8 @@ def decode(medium: Medium, root: str | Path | None = None, *, max_pixels: int = 
             shown = type_of_bytes(content)
             found = "" if shown == UNKNOWN else f", its first bytes show {shown}"
             raise MediaError(f"not a PNG, JPEG or WebP picture{found}", "not PNG, JPEG or WebP") from None
-        kind = "too many pixels" if isinstance(error, Image.DecompressionBombError) else "damaged"
+        bomb = isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning)
+        kind = "too many pixels" if bomb else "damaged"
         raise MediaError(f"not a readable PNG, JPEG or WebP picture ({type(error).__name__}: {error})", kind) from None
 
 

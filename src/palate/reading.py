@@ -52,6 +52,11 @@ class Source:
             raise DatasetError(f"{self.name}: there is no such file or folder")
         return self.path
 
+    def check(self) -> None:
+        """Raises DatasetError if there is nothing of that name, here or as far as its look goes on the hub."""
+        if self.path is None and not _HUB_ID.fullmatch(self.name):
+            raise DatasetError(f"{self.name}: there is no such file or folder, and it is no hub id (owner/name)")
+
     @cached_property
     def root(self) -> Path | None:
         """Where relative media paths start; None on the hub, where rows bring their media with them."""
@@ -206,8 +211,6 @@ def _split_of(file: Path, root: Path) -> str:
 
 
 def _hub_rows(name: str, split: str | None) -> Iterator[tuple[str, Raw | Flaw]]:
-    if not _HUB_ID.fullmatch(name):
-        raise DatasetError(f"{name}: there is no such file or folder, and it is no hub id (owner/name)")
     whole, _, revision = name.partition("@")
     repository, _, config = whole.partition(":")
     yield from hub_rows(repository, split=split or "train", name=config or None, revision=revision or None)

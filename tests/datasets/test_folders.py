@@ -51,3 +51,5 @@ def test_what_is_no_data_set_says_so(tmp_path):
         datasets.open(tmp_path)
     with pytest.raises(DatasetError, match="no such file or folder, and it is no hub id"):
         datasets.open(tmp_path / "nowhere")
+    with pytest.raises(DatasetError, match="no such file or folder"):
+        datasets.open("own", format="parquet")

@@ -97,6 +97,7 @@ def open(
     Raises DatasetError if there is nothing there, or nothing that any format knows.
     """
     source = Source(str(path), split, Path(media_root) if media_root is not None else None)
+    source.check()
     return Reader(source, format or sniffed(source), limit)
 
 
