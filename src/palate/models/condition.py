@@ -59,6 +59,19 @@ class Condition:
             return all(part.guided for part in self.parts)
         return any(name.startswith("uncond/") for name in (*self.rows, *self.shared))
 
+    def state(self) -> dict[str, Any]:
+        """As plain values and tensors, for a checkpoint."""
+        return {
+            "rows": dict(self.rows),
+            "shared": dict(self.shared),
+            "parts": [part.state() for part in self.parts],
+        }
+
+    @staticmethod
+    def restored(state: Mapping[str, Any]) -> Condition:
+        parts = tuple(Condition.restored(part) for part in state.get("parts", ()))
+        return Condition(state["rows"], state["shared"], parts)
+
     def to(self, device: torch.device | str) -> Condition:
         if self.parts:
             return replace(self, parts=tuple(part.to(device) for part in self.parts))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -104,7 +105,8 @@ def hold(capture: Capture, run: Run, cond: Condition, scale: float | None, toler
         if not bool(torch.isfinite(own).all()):
             raise Unlearned(f"its own predictions are not finite {at}: is the dtype too narrow for it?")
         try:
-            with torch.no_grad():
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
                 replayed = recipe(capture.modules, step.sample, moment.of(step.sample), cond, scale).float()
         except Exception as error:  # whatever code that is not ours may raise
             reason = str(error).strip().partition("\n")[0]

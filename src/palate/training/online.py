@@ -144,6 +144,12 @@ class Online:
             if values.shape != (len(mine),):
                 raise SourceError(f"scorer returned {tuple(values.shape)} values of {name!r} for {len(mine)} samples")
 
+        if made.cond.parts and self._processes.world > 1:
+            raise SourceError(
+                "prompts of different lengths, which this model does not pad, cannot be shared by several processes: "
+                "use one process, or prompts of one length (in the model's own tokens)"
+            )
+
         def collect(rows: Tensor) -> Tensor:
             return self._processes.collect(rows.cpu(), index, total, self._device)
 
@@ -167,7 +173,7 @@ class Online:
         if self._batch is not None:
             batch = {item.name: getattr(self._batch, item.name) for item in dataclasses.fields(self._batch)}
             del batch["kernel"]
-            batch["cond"] = {"rows": dict(self._batch.cond.rows), "shared": dict(self._batch.cond.shared)}
+            batch["cond"] = self._batch.cond.state()
         return {
             "made_of": self._made_of, "round": self.round, "epoch": self.epoch, "cursor": self.cursor, "batch": batch
         }  # fmt: skip
@@ -178,4 +184,4 @@ class Online:
         self.round, self.epoch, self.cursor = state["round"], state["epoch"], state["cursor"]
         saved, self._batch = state["batch"], None
         if saved is not None:
-            self._batch = TransitionBatch(**{**saved, "cond": Condition(**saved["cond"])}, kernel=self._kernel)
+            self._batch = TransitionBatch(**{**saved, "cond": Condition.restored(saved["cond"])}, kernel=self._kernel)
