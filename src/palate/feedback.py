@@ -10,7 +10,6 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -103,14 +102,14 @@ def pair_output(
         loss = loss + options.sft_weight * losses.of_chosen(-logps, prefer, batch.mask)
     weight = batch.weight * (judged > 0)
     rewards = losses.implicit_reward(scaled, ref_scaled, beta)
-    known = ~losses.known_pairs(prefer, batch.mask).isnan()
-    gaps = losses.pair_margins(rewards.detach() / beta)[known]
+    unknown = losses.known_pairs(prefer, batch.mask).isnan()
+    gaps = losses.pair_margins(rewards.detach() / beta).masked_fill(unknown, math.nan)
     return LossOutput(
         loss_sum=(loss * weight).sum(),
         weight=weight.sum(),
         metrics=metrics.preference(rewards, prefer, batch.mask)
         | metrics.displacement(logps, ref_logps, prefer, batch.mask)
-        | {"beta/value": metrics.mean(torch.tensor([2 * beta])), "beta/gap_squared": metrics.mean(gaps.square())},
+        | {"beta/value": metrics.mean(logps.new_tensor([2 * beta])), "beta/gap_squared": metrics.mean(gaps.square())},
     )
 
 

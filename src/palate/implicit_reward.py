@@ -76,7 +76,7 @@ class ImplicitReward:
             draw = to_device(self._drawing([prompt] * len(visits), visits, x0.shape[1:]), x0.device)
             rows = x0.expand(len(visits), *x0.shape[1:]), cond[[0] * len(visits)], draw
             gap = likelihood.denoising(self._policy, *rows) - self._of_reference(*rows)
-            total += gap.double().sum(0).cpu()
+            total += gap.cpu().double().sum(0)
         reward: NDArray[np.float64] = (self._beta / self._draws * total).numpy()
         return reward
 

@@ -25,7 +25,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from palate import feedback, likelihood, metrics, paths
+from palate import feedback, likelihood, losses, metrics, paths
 from palate.config import Strict
 from palate.models.contracts import Denoiser, Draw, LossOutput, Needs, Path, PreferenceBatch, State
 
@@ -58,7 +58,7 @@ def measure(
     """Of rows of the data: each score's mean and deviation [D], and the mean reward, into the state."""
     batches = [batch for batch, _ in micros]
     if config.standardise:
-        scores = torch.cat([batch.scores[batch.mask] for batch in batches]).double()
+        scores = torch.cat([batch.scores[batch.mask].cpu() for batch in batches]).double()
         known = [column[column.isfinite()] for column in scores.T]
         state.values["mean"] = [float(column.mean()) if len(column) else 0.0 for column in known]
         state.values["std"] = [float(column.std(correction=0)) if len(column) else 0.0 for column in known]
@@ -68,7 +68,7 @@ def measure(
 
 def rewards(batch: PreferenceBatch, state: State, config: Config) -> Tensor:
     """[B, K], NaN for a candidate without one or that does not exist. A dimension that never varies says nothing."""
-    scores = batch.scores.double()
+    scores = losses.full(batch.scores)
     if state.values["std"]:
         mean, std = (scores.new_tensor(state.values[name]) for name in ("mean", "std"))
         scores = torch.where(std > 1e-8 * mean.abs(), (scores - mean) / std, scores - scores)
@@ -88,7 +88,7 @@ def step(
     known = reward.isfinite()
     ceiling = math.log(config.max_weight)
     exponent = ((reward - state.values["reward"]) / config.temperature).clamp(max=ceiling)
-    weights = torch.where(known, exponent.exp(), 0.0).float() * batch.weight[:, None]
+    weights = torch.where(known, exponent.exp(), 0.0) * batch.weight[:, None]
 
     cond = batch.cond.where(draw.drop, batch.null)
     error = -likelihood.denoising(policy, batch.x0, cond, draw)
