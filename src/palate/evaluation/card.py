@@ -51,7 +51,7 @@ def make(run: Path, folder: Path, *, merged: bool = False) -> tuple[str, dict[st
     lora = (folder / "pytorch_lora_weights.safetensors").is_file()
     kind = "adapter" if lora else "merge" if merged else "finetune"
     parts = [
-        _front(recipe, kind, private),
+        _front(recipe, facts, kind, private),
         _title(recipe, facts, kind, private),
         _loading(recipe, folder, kind, private),
         _data(recipe, facts, private),
@@ -73,7 +73,7 @@ def _public(tree: Any, private: Private, at: str = "", *, free: bool = False) ->
             shown: _public(tree[name], private, f"{at}.{name}".strip("."), free=free) for name, shown in names.items()
         }
     if isinstance(tree, list | tuple):
-        if at in _PLACES:
+        if at.rpartition(".")[2] == "prompts":
             return f"({len(tree)} prompts)"
         return [_public(item, private, free=free) for item in tree]
     return _text(tree, private, at, free) if isinstance(tree, str) else tree
@@ -109,7 +109,7 @@ def _method(recipe: Mapping[str, Any], facts: Mapping[str, Any], private: Privat
 # --- the card's parts -------------------------------------------------------------------------------------------------
 
 
-def _front(recipe: Mapping[str, Any], kind: str, private: Private) -> str:
+def _front(recipe: Mapping[str, Any], facts: Mapping[str, Any], kind: str, private: Private) -> str:
     """The front matter that model hubs read."""
     base, license = _base(recipe, private), _stated(recipe, "license", private)
     front: dict[str, Any] = {"library_name": "diffusers"}
@@ -118,9 +118,8 @@ def _front(recipe: Mapping[str, Any], kind: str, private: Private) -> str:
     front |= {"license": license} if license else {"license": "other", "license_name": "not-stated"}
     if link := _stated(recipe, "license_link", private):
         front["license_link"] = link
-    name = _given(recipe, "algorithm", "name")
-    tags = ["palate", *(["lora"] if kind == "adapter" else []), *([private.name(name)] if name else [])]
-    front["tags"] = [tag for tag in tags if tag]
+    method = _method(recipe, facts, private)
+    front["tags"] = ["palate", *(["lora"] if kind == "adapter" else []), *([] if method == WITHHELD else [method])]
     return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n"
 
 
