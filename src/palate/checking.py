@@ -188,8 +188,9 @@ def _look(row: Preference, reader: Reader, found: Findings, seen: _Seen) -> None
             continue
         found.media += 1
         try:
-            picture = media.check(medium, reader.root)
-            seen.medium(media.medium_bytes(medium, reader.root), picture)
+            content = media.held(medium, reader.root)
+            picture = media.check(content)
+            seen.medium(content.bytes or b"", picture)
         except MediaError as error:
             named = f"{row.where or row.id}, candidate {k}" + (f" ({medium.path})" if medium.path else "")
             found.bad_media.add(Flaw(named, str(error), error.kind))

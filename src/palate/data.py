@@ -109,8 +109,9 @@ class Usable:
                 continue
             self.media += 1
             try:
-                media.check(medium, self.reader.root)
-                found[k] = replace(medium, bytes=media.medium_bytes(medium, self.reader.root), path=None)
+                content = media.held(medium, self.reader.root)
+                media.check(content)
+                found[k] = content
             except MediaError as error:
                 self.bad.add(datasets.Flaw(f"{row.where or row.id}, candidate {k}", str(error), error.kind))
         lost = [medium is None and exists for medium, exists in zip(found, row.mask, strict=True)]

@@ -103,6 +103,11 @@ def medium_bytes(medium: Medium, root: str | Path | None = None) -> bytes:
         raise MediaError(f"{medium.path} cannot be read: {error.strerror}", "missing") from None
 
 
+def held(medium: Medium, root: str | Path | None = None) -> Medium:
+    """The medium with its bytes in it, read once. Raises MediaError as `medium_bytes` does."""
+    return medium if medium.bytes is not None else Medium(medium.type, medium_bytes(medium, root))
+
+
 def inside(root: str | Path, path: str) -> Path:
     """root / path, links resolved. Raises MediaError if that is not under root."""
     base = Path(root).resolve()
@@ -167,6 +172,8 @@ def check(medium: Medium, root: str | Path | None = None) -> Image.Image | None:
         return None
     if not content:
         raise MediaError("zero bytes", "empty")
+    if medium.type == UNKNOWN:
+        raise MediaError("neither its name nor its first bytes show what it is", "unknown type")
     if medium.type.split("/")[0] not in (found := type_of_bytes(content)):
         raise MediaError(f"said to be {medium.type}, its first bytes show {found}", "wrong type")
     return None
