@@ -121,6 +121,8 @@ def test_texts_and_videos_are_looked_at(tmp_path):
         Medium("video/mp4", b"\0\0\0\x18ftypmp42...."),
     ]
     rows = [row(0, media=(texts[0], texts[1])), row(1, media=(texts[2], Medium("video/mp4", b"no video")))]
-    rows += [row(2, media=(png(0), Medium("application/octet-stream", b"garbage")))]
+    nameless = [Medium("application/octet-stream", content) for content in (picture(9), b"garbage")]
+    rows += [row(2, media=nameless)]
     found = check(tmp_path, rows, max_bad=0.5)
     assert found.bad_media.counts == {"damaged": 1, "wrong type": 1, "unknown type": 1} and found.good
+    assert found.sizes == {"32x24": 1}

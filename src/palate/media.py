@@ -161,10 +161,13 @@ def decode(medium: Medium, root: str | Path | None = None, *, max_pixels: int = 
 def check(medium: Medium, root: str | Path | None = None) -> Image.Image | None:
     """Whether a medium is what it says it is: pictures are decoded and returned, text is read, of sound and video
     only the first bytes are looked at. Raises MediaError saying what is wrong."""
-    if medium.type.startswith("image/"):
-        return decode(medium, root)
-    content = medium_bytes(medium, root)
-    if medium.type.startswith(("text/", "application/json")):
+    medium = held(medium, root)
+    content = medium.bytes or b""
+    shown = type_of_bytes(content)
+    said = shown if medium.type == UNKNOWN else medium.type
+    if said.startswith("image/"):
+        return decode(medium)
+    if said.startswith(("text/", "application/json")):
         try:
             content.decode()
         except UnicodeDecodeError:
@@ -172,8 +175,8 @@ def check(medium: Medium, root: str | Path | None = None) -> Image.Image | None:
         return None
     if not content:
         raise MediaError("zero bytes", "empty")
-    if medium.type == UNKNOWN:
+    if said == UNKNOWN:
         raise MediaError("neither its name nor its first bytes show what it is", "unknown type")
-    if medium.type.split("/")[0] not in (found := type_of_bytes(content)):
-        raise MediaError(f"said to be {medium.type}, its first bytes show {found}", "wrong type")
+    if said.split("/")[0] != shown.split("/")[0]:
+        raise MediaError(f"said to be {said}, its first bytes show {shown}", "wrong type")
     return None
