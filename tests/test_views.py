@@ -152,6 +152,15 @@ def test_preferences_from_votes() -> None:
     assert list(views.preferences(SAMPLES)) == []
 
 
+def test_aspects_of_votes() -> None:
+    (row,) = views.preferences(SAMPLES, VOTES, aspects=["style", "motion"])
+    (style,) = row.aspects
+    assert style.dimension == "style" and style.prefer[2][0] == 1 and style.votes[0][2] == 1
+    only = [vote("9", "u", "v", "tie", "style")]
+    (row,) = views.preferences([sample("u", "q"), sample("v", "q")], only, aspects=["style"])
+    assert math.isnan(row.prefer[0][1]) and row.aspects[0].prefer[0][1] == 0.5
+
+
 def test_preferences_from_scores() -> None:
     (row,) = views.preferences(SAMPLES, scores=SCORES, by="scores", dimension="style")
     assert row.prefer[1][0] == 1 and math.isnan(row.prefer[0][2]) and row.votes[0][1] == 1 and row.votes[0][2] == 0

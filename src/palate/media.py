@@ -82,6 +82,7 @@ _STARTS = {
     b"OggS": "audio/ogg",
     b"ID3": "audio/mpeg",
     b"\xff\xfb": "audio/mpeg",
+    b"\xff\xf3": "audio/mpeg",
 }
 
 

@@ -20,7 +20,7 @@ from palate.records import OVERALL, Aspect, Matrix, Medium, Preference, Sample, 
 Array = NDArray[np.float64]
 
 
-def prefer_from_votes(samples: Sequence[str], votes: Iterable[Vote], dimension: str = "overall") -> tuple[Array, Array]:
+def prefer_from_votes(samples: Sequence[str], votes: Iterable[Vote], dimension: str = OVERALL) -> tuple[Array, Array]:
     """Preference [K, K] and number of judgements [K, K] of the samples with these ids.
 
     A tie is half a win for each. "Both bad" and skipped votes compare nothing and are not counted here; votes about
@@ -247,13 +247,14 @@ def preferences(
     *,
     by: Literal["votes", "scores", "pareto"] = "votes",
     dimensions: Sequence[str] = (),
-    dimension: str = "overall",
+    dimension: str = OVERALL,
+    aspects: Sequence[str] = (),
 ) -> Iterator[Preference]:
     """Preference rows of facts, one per prompt in order of its first sample.
 
     Prompts where nothing is known are left out, and samples with the same id count once.
     by: votes of `dimension`; scores of it; or Pareto dominance over `dimensions`, whose scores are written into each
-    row whatever decides.
+    row whatever decides. aspects: further dimensions of the votes, which are kept beside.
     """
     groups: dict[str, dict[str, Sample]] = {}
     for sample in samples:
@@ -269,7 +270,9 @@ def preferences(
         else:
             judged = [dimension] if by == "scores" else dimensions
             prefer = pareto(score_table(ids, scores_of.get(prompt, ()), judged))
-        if np.isnan(prefer).all():
+        told = {name: prefer_from_votes(ids, votes_of.get(prompt, ()), name) for name in aspects}
+        beside = [Aspect(name, p.tolist(), n.tolist()) for name, (p, n) in told.items() if n.any()]
+        if np.isnan(prefer).all() and not beside:
             continue
         yield Preference(
             prompt=prompt,
@@ -280,6 +283,7 @@ def preferences(
             dimensions=tuple(dimensions),
             sources=tuple(group[i].source for i in ids),
             seeds=tuple(group[i].seed for i in ids),
+            aspects=tuple(beside),
         )
 
 
