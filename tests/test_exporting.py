@@ -20,6 +20,7 @@ from palate.evaluation import card
 from palate.training import adapters
 from palate.training.export import WEIGHTS, export
 from tests import zoo
+from tests.test_recipes import preferences
 from tests.training.test_loras import make_lora, picture, shaken
 
 RESULT = {
@@ -176,6 +177,32 @@ def test_a_run_begins_from_a_run_and_leaves_all_that_is_needed(model, tmp_path, 
         training.train(path, [*again[:1], f"output={tmp_path / 'third'}"])
     arm = lookup.load_arm(str(second))  # needs nothing of the first
     assert adapters.base_adapters(arm.module) == ["base"]
+
+
+def test_stored_preferences_are_learnt_on_top_of_a_lora_that_changes_how_prompts_are_read(model, tmp_path):
+    """The text encoder carries a part of it, leaves while training goes on, and is read again for the pictures."""
+    parts = {"unet": ["to_q"], "text_encoder": ["q_proj"]}
+    own = make_lora(DiffusionPipeline.from_pretrained(model), tmp_path / "own", parts, seed=3)
+    recipe = {
+        "model": {"name": str(model), "adapter": str(own), "device": "cpu", "lora": {"rank": 2}, "check_kind": False},
+        "algorithm": {"name": "diffusion_dpo", "beta_dpo": 100},
+        "data": {"path": str(preferences(tmp_path / "data", 16, 2)), "held_out": 0, "cache": str(tmp_path / "cache")},
+        "training": {"max_steps": 2, "batch_size": 2},
+        "evaluation": {"prompts": ["a hat"], "scorers": {"jpeg_size": 1}, "n": 1, "num_inference_steps": 2},
+        "output": str(tmp_path / "run"),
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    folder = training.train(tmp_path / "recipe.yaml")
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert next(row["loss"] for row in rows if "loss" in row) == pytest.approx(np.log(2), rel=1e-6)
+    facts = json.loads((folder / "adapter" / card.FACTS).read_text())
+    assert facts["trained_on"]["rows"] == 4
+    arm = lookup.load_arm(str(folder))
+    pipeline = DiffusionPipeline.from_pretrained(model)
+    with adapters.several_adapters():
+        exec(loading(folder / "adapter", str(model)), scope := {})
+    assert (picture(scope["pipeline"]) == picture(arm.pipeline)).all()
+    assert not (picture(pipeline) == picture(arm.pipeline)).all()
 
 
 # --- the card ---------------------------------------------------------------------------------------------------------

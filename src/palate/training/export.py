@@ -9,6 +9,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import nn
 
+from palate.models.loading import quietly
 from palate.training import adapters, durable, loras
 from palate.training.loras import WEIGHTS
 
@@ -40,7 +41,8 @@ def export(policy: Any, run: Path) -> Path:
 
 def save_pipeline(pipeline: Any, folder: Path) -> None:
     """A pipeline's folder in safetensors, that does not say where the base model lay on this disk."""
-    pipeline.save_pretrained(folder)
+    with quietly():
+        pipeline.save_pretrained(folder)
     for path in folder.rglob("*.json"):
         config = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(config, dict) and "_name_or_path" in config:
