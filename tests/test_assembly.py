@@ -118,7 +118,7 @@ def test_prompts_of_any_length_can_be_emptied():
     policy, dropping = Lengths(), d3po.Config()
     object.__setattr__(dropping, "prompt_dropout", 1.0)
     source = assembly.offline_source(
-        policy, [row(policy, "abc"), row(policy, "ab")], dropping, TrainingSettings(batch_size=2), 0.0
+        policy, [row(policy, "abc"), row(policy, "ab")], d3po, dropping, TrainingSettings(batch_size=2), 0.0
     )
     for batch, draw in source.next(State()).micros():
         assert draw.drop.all() and len(batch.cond.where(draw.drop, batch.null)) == len(batch) == 1

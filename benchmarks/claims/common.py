@@ -200,7 +200,7 @@ def align(
         max_steps=steps, batch_size=batch_size, learning_rate=rate, warmup_steps=10, lr_schedule="linear", seed=seed,
         weight_decay=0.0, checkpoint_every=1_000_000,
     )  # fmt: skip
-    source = assembly.offline_source(policy, rows, chosen, settings, 0.0, algorithm)
+    source = assembly.offline_source(policy, rows, algorithm, chosen, settings, 0.0)
     reference = assembly.reference_for(policy, algorithm, chosen)
     with tempfile.TemporaryDirectory() as folder:
         result = assembly.fit(

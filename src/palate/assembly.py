@@ -27,16 +27,16 @@ from palate.training.trainer import Result, Trainer, TrainingError
 def offline_source(
     policy: DiffusionPolicy,
     rows: Sequence[PreferenceRow],
+    algorithm: Any,
     options: Any,
     settings: TrainingSettings,
     held_out: float,
-    algorithm: Any = None,
     draws: int = 0,
 ) -> Offline:
     """Rows shuffled by the seed, a share of the prompts kept aside for validation.
 
+    Times are drawn by the algorithm's `sample_t` where it has one, else by the path's own.
     draws: of a row, which then come again in turn; 0 for another one at every visit.
-    algorithm: times are drawn by its `sample_t` where it has one, else by the path's own.
     """
     null, drop = policy.condition([""]), getattr(options, "prompt_dropout", 0.0)
     return Offline(

@@ -159,7 +159,7 @@ def source_for(
     """What the method learns from: stored preferences, or rounds of its own samples, voted on or truly scored."""
     reference = assembly.reference_for(policy, algorithm, options)
     if algorithm.NEEDS.source == "offline":
-        return assembly.offline_source(policy, list(preferences()), options, training, held_out=0.1), reference
+        return assembly.offline_source(policy, list(preferences()), algorithm, options, training, 0.1), reference
     people = annotators.panel(5, TASTE, seed=seed)
     scorer = _true_reward if told_the_truth(algorithm) else partial(crowd.win_share, people, plan.votes)
     rollout, sampler = _rollout(plan), lookup.settings_of(WORLD, policy)

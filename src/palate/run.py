@@ -158,7 +158,7 @@ def _source(
             change=_change(recipe.data),
         )
         return assembly.offline_source(
-            policy, rows, options, recipe.training, recipe.data.held_out, algorithm, recipe.data.reference_draws
+            policy, rows, algorithm, options, recipe.training, recipe.data.held_out, recipe.data.reference_draws
         )
     assert recipe.rollout
     return assembly.online_source(

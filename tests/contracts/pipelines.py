@@ -361,7 +361,7 @@ def offline(policy: DiffusionPolicy) -> str:
     rows = encoding.encode(trained, pairs)
 
     def source(reference: Any, settings: TrainingSettings) -> Any:
-        return assembly.offline_source(trained, rows, options, settings, held_out=0.0)
+        return assembly.offline_source(trained, rows, diffusion_dpo, options, settings, held_out=0.0)
 
     train(trained, diffusion_dpo, options, source)
     return ""
