@@ -13,7 +13,7 @@ from diffusers import StableDiffusionPipeline
 
 from palate.config import LoraSettings
 from palate.models.diffusion import DiffusionPolicy
-from palate.training import adapters, export
+from palate.training import adapters, census, export
 from tests import zoo
 from tests.training import tiny
 
@@ -288,13 +288,13 @@ def test_both_experts_get_an_adapter_and_a_reference():
 def test_the_census_tells_two_experts_apart():
     policy = Experts()
     adapters.add_lora(policy, LoraSettings(rank=2))
-    saved = adapters.census(policy)
+    saved = census.take(policy)
     assert saved["count"] == 2 * (3 * (16 + 32) + 40)
     policy.modules = dict(reversed(policy.modules.items()))
-    adapters.check_census(saved, adapters.census(policy))
+    census.check(saved, census.take(policy))
     policy.modules = {"clean": policy.modules["noisy"], "noisy": policy.modules["clean"]}
     with pytest.raises(adapters.AdapterError, match="frozen weights"):
-        adapters.check_census(saved, adapters.census(policy))
+        census.check(saved, census.take(policy))
 
 
 def test_all_weights_of_both_experts_are_trained():
@@ -356,22 +356,22 @@ def test_the_average_warms_up_by_its_updates_and_swaps_in():
 
 def test_the_census_sees_what_has_changed():
     policy = tiny.policy_with_adapter()
-    saved = adapters.census(policy)
+    saved = census.take(policy)
     assert saved["count"] == sum(p.numel() for p in adapters.trainable(policy).values()) == 3 * (16 + 32) + 40
     shaken(adapters.trainable(policy))
-    adapters.check_census(saved, adapters.census(policy))  # training is no change
+    census.check(saved, census.take(policy))  # training is no change
     wider = tiny.TinyPolicy()
     adapters.add_lora(wider, LoraSettings(rank=3))
     with pytest.raises(adapters.AdapterError, match=r"was \[2, 8\], is \[3, 8\]"):
-        adapters.check_census(saved, adapters.census(wider))
+        census.check(saved, census.take(wider))
     fewer = tiny.TinyPolicy()
     adapters.add_lora(fewer, LoraSettings(rank=2, targets=["to_q"]))
     with pytest.raises(adapters.AdapterError, match=r"to_k.* is no longer trained.*more"):
-        adapters.check_census(saved, adapters.census(fewer))
+        census.check(saved, census.take(fewer))
     with torch.no_grad():
         policy.module.to_q.base_layer.weight[0, 0] += 1e-6
     with pytest.raises(adapters.AdapterError, match="frozen weights"):
-        adapters.check_census(saved, adapters.census(policy))
+        census.check(saved, census.take(policy))
 
 
 # --- export -----------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from torch import nn
 
 from palate import config
 from palate.models.contracts import LossOutput, Needs, State
-from palate.training import adapters, checkpoint, logs, optimisation, sources, trainer
+from palate.training import adapters, census, checkpoint, logs, optimisation, sources, trainer
 from palate.training.processes import Processes, join
 from palate.training.signals import StopRequest
 from tests.training import forks, tiny
@@ -500,9 +500,9 @@ def test_what_is_exported_is_said(tmp_path):
 
 def test_the_census_holds_over_a_whole_run(tmp_path):
     run = tiny.online(tmp_path)
-    before = adapters.census(run.policy)
+    before = census.take(run.policy)
     run.run()
-    adapters.check_census(before, adapters.census(run.policy))
+    census.check(before, census.take(run.policy))
     owned = {id(weight) for group in run._optimiser.param_groups for weight in group["params"]}
     assert owned == {id(weight) for weight in adapters.trainable(run.policy).values()}
 

@@ -11,7 +11,6 @@ model are part of the base: frozen and switched on, for the policy as for its re
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -143,9 +142,9 @@ def check_trainable(policy: Any) -> None:
             rest = [(name, weight) for name, weight in component.named_parameters() if id(weight) not in known]
             strays += [f"{part}.{name}" for name, weight in rest if weight.requires_grad]
     if strays:
-        raise AdapterError(f"trainable and not {whose}: {_some(strays)}; freeze them with requires_grad_(False)")
+        raise AdapterError(f"trainable and not {whose}: {some(strays)}; freeze them with requires_grad_(False)")
     if frozen:
-        raise AdapterError(f"{whose} weights are to be trained, and these are frozen: {_some(frozen)}")
+        raise AdapterError(f"{whose} weights are to be trained, and these are frozen: {some(frozen)}")
 
 
 def has_adapter(policy: Any) -> bool:
@@ -212,7 +211,7 @@ def _adapter_names(module: nn.Module) -> set[str]:
     return {name for name, _ in module.named_parameters() if name.startswith(starts)} if kinds else set()
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
     """The first three, and how many more there are."""
     return ", ".join(names[:3]) + (f" (and {len(names) - 3} more)" if len(names) > 3 else "")
 
@@ -361,42 +360,3 @@ class Ema:
         self.updates = state["updates"]
         for name, weight in self.weights.items():
             weight.copy_(state["weights"][name])
-
-
-# --- the census -------------------------------------------------------------------------------------------------------
-
-
-def census(policy: Any) -> dict[str, Any]:
-    """Which weights are trained (names and shapes, their count) and a hash of all the others."""
-    weights = trainable(policy)
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in _states(policy):
-        if name not in weights:
-            raw = tensor.detach().contiguous().cpu().flatten().view(torch.uint8)
-            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-            digest.update(raw.numpy().data)
-    return {
-        "shapes": {name: list(weight.shape) for name, weight in weights.items()},
-        "count": sum(weight.numel() for weight in weights.values()),
-        "base": digest.hexdigest(),
-    }
-
-
-def _states(policy: Any) -> Iterator[tuple[str, Tensor]]:
-    """All tensors of all modules, named as in `weights_of`, in the order of their names."""
-    modules = modules_of(policy)
-    for part, module in sorted(modules.items()):
-        for name, tensor in sorted(module.state_dict().items()):
-            yield (name if len(modules) == 1 else f"{part}.{name}"), tensor
-
-
-def check_census(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raises AdapterError, with the difference, unless the same weights are trained on the same base."""
-    before, after = saved["shapes"], now["shapes"]
-    changes = [f"{name} is no longer trained" for name in before if name not in after]
-    changes += [f"{name} was not trained before" for name in after if name not in before]
-    changes += [f"{n} was {before[n]}, is {after[n]}" for n in before if n in after and before[n] != after[n]]
-    if saved["base"] != now["base"]:
-        changes.append("the frozen weights are not the same")
-    if changes:
-        raise AdapterError(f"the checkpoint belongs to another model or adapter: {_some(changes)}")

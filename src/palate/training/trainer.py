@@ -22,7 +22,7 @@ from torch import Tensor
 
 from palate.config import TrainingSettings, difference
 from palate.models.contracts import Draw, LossOutput, State, select
-from palate.training import adapters, checkpoint, durable, hooks, optimisation, randoms
+from palate.training import adapters, census, checkpoint, durable, hooks, optimisation, randoms
 from palate.training.export import export
 from palate.training.held_out import HeldOut
 from palate.training.logs import Logs, Progress
@@ -284,7 +284,7 @@ class Trainer:
 
     def _begin(self) -> None:
         """Restores the newest checkpoint, or the one asked for, and opens the logs where it left them."""
-        self._census = adapters.census(self.policy)
+        self._census = census.take(self.policy)
         adapters.check_trainable(self.policy)
         self._warnings = self._look_at_source()
         self._logs: Logs | None = None
@@ -359,7 +359,7 @@ class Trainer:
         changes = difference(TrainingSettings.model_validate(own["settings"]), self.settings)
         if changes:
             raise TrainingError(f"{self.folder} was begun with other settings: {'; '.join(changes)}")
-        adapters.check_census(own["census"], self._census)
+        census.check(own["census"], self._census)
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(parts["weights"][name])
