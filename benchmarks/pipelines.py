@@ -17,7 +17,6 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +54,8 @@ def sweep(names: list[str], processes: int, kept: dict[str, Entry]) -> Iterator[
         yield from map(examined, todo)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context, max_tasks_per_child=20) as pool:
-        yield from pool.map(examined, todo)
+    with context.Pool(processes, maxtasksperchild=20) as pool:
+        yield from pool.imap_unordered(examined, todo)
 
 
 # --- what a result means ----------------------------------------------------------------------------------------------

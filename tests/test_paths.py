@@ -10,6 +10,7 @@ from torch import Tensor
 
 from palate.models.contracts import Path
 from palate.paths import (
+    CosinePath,
     DDPMPath,
     FlowPath,
     PredictionKind,
@@ -237,3 +238,17 @@ def test_densities() -> None:
     even, middle = uniform(4000, generator), logit_normal(4000, generator)
     assert ((1 - even) ** 2).mean().item() == pytest.approx(1 / 3, abs=0.02)
     assert ((1 - middle) ** 2).mean().item() == pytest.approx(0.29, abs=0.02)  # maths.md 6.2
+
+
+def test_the_cosine_path_is_variance_preserving_and_undoes_itself():
+    path, t = CosinePath(), torch.tensor([0.1, 0.5, 0.9])
+    alpha, sigma = path.alpha_sigma(t)
+    assert torch.allclose(alpha**2 + sigma**2, torch.ones(3))
+    assert torch.allclose(path.cumprod(t).float(), alpha**2)
+    x0, noise = torch.randn(3, 4, 5), torch.randn(3, 4, 5)
+    x_t, v = path.add_noise(x0, noise, t), path.target(x0, noise, t)
+    assert torch.allclose(path.to_x0(v, x_t, t), x0, atol=1e-5)
+    assert torch.allclose(path.to_noise(v, x_t, t), noise, atol=1e-5)
+    # EDM: x0 + s noise, scaled by 1 / sqrt(1 + s^2), is at s = tan(pi t / 2).
+    s = (t * torch.pi / 2).tan().view(3, 1, 1)
+    assert torch.allclose((x0 + s * noise) / (1 + s**2).sqrt(), x_t, atol=1e-5)

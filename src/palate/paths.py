@@ -5,6 +5,7 @@ Every path here is linear, x_t = alpha(t) x0 + sigma(t) noise, so that one pair 
     path         t                       alpha                    sigma
     DDPMPath     0, 1, ..., T-1          sqrt(alphas_cumprod[t])  sqrt(1 - alphas_cumprod[t])
     FlowPath     [0, 1], 1 is noise      1 - t                    t
+    CosinePath   [0, 1], 1 is noise      cos(pi t / 2)            sin(pi t / 2)
 
 Kinds of prediction: `epsilon` = noise, `sample` = x0, `v` = alpha noise - sigma x0 (Salimans & Ho 2022, 2202.00512,
 appendix D), `velocity` = noise - x0 (rectified flow, Liu et al. 2022, 2209.03003; time as in SD3, 2403.03206).
@@ -15,6 +16,7 @@ float64 if a latent is; half precision never is, because (1 - t) and 1 - alphas_
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -261,6 +263,57 @@ class DDPMPath:
     def sample_t(self, n: int, generator: torch.Generator) -> Tensor:
         """n training timesteps, uniform over the table: [n] long, on the generator's device."""
         return torch.randint(len(self.alphas_cumprod), (n,), generator=generator, device=generator.device)
+
+
+@dataclass(frozen=True)
+class CosinePath:
+    """The variance-preserving path by its angle: alpha = cos(pi t / 2), sigma = sin(pi t / 2), t in [0, 1], 1 noise.
+
+    EDM's x0 + s noise (Karras et al. 2022, 2206.00364), scaled by 1 / sqrt(1 + s^2), stands on it at s = tan(pi t / 2)
+    (for data of variance 1), and its preconditioning then is prediction of v (2206.00364 eq. 7).
+    """
+
+    kind: PredictionKind = "v"
+
+    @property
+    def singular(self) -> bool:
+        """False: v determines x0 and noise at every t."""
+        return False
+
+    def cumprod(self, t: Tensor) -> Tensor:
+        """alpha^2 [N] at t [N], float64 where the device has it."""
+        wide = t if t.device.type == "mps" else t.double()
+        return (wide * (math.pi / 2)).cos() ** 2
+
+    def alpha_sigma(self, t: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+        """alpha, sigma [N] at t [N]; float32 unless `dtype` (or t's own, float64) says otherwise."""
+        dtype, angle = dtype or full(t).dtype, full(t) * (math.pi / 2)
+        return angle.cos().to(dtype), angle.sin().to(dtype)
+
+    def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """x_t [N, ...] of x0, noise [N, ...] at t [N]."""
+        return _add_noise(self, x0, noise, t)
+
+    def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """What the network should predict [N, ...]."""
+        return target(self, x0, noise, t, self.kind)
+
+    def to_x0(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The clean latent [N, ...] a prediction implies."""
+        return _x0(self, prediction, x_t, t)
+
+    def to_noise(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The noise [N, ...] a prediction implies."""
+        return _noise(self, prediction, x_t, t)
+
+    def snr(self, t: Tensor) -> Tensor:
+        """alpha^2 / sigma^2 [N]: 0 at t = 1, infinite at t = 0."""
+        alpha, sigma = self.alpha_sigma(t)
+        return (alpha / sigma) ** 2
+
+    def sample_t(self, n: int, generator: torch.Generator) -> Tensor:
+        """n training times, uniform: [n] float32, on the generator's device."""
+        return uniform(n, generator)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from palate.paths import DDPMPath, FlowPath, full, over
+from palate.paths import CosinePath, DDPMPath, FlowPath, full, over
 
 _END = 0.1  # a flow step begins "at" pure noise if what is left above it is less than this part of the step
 
@@ -30,7 +30,7 @@ class DDIM:
         likelihood; alphas_cumprod[0] otherwise.
     """
 
-    path: DDPMPath
+    path: DDPMPath | CosinePath
     eta: float = 1.0
     final_alpha_cumprod: float = 1.0
 

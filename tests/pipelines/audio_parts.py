@@ -101,7 +101,7 @@ def vocoder() -> transformers.SpeechT5HifiGan:
 def oobleck(channels: int) -> diffusers.AutoencoderOobleck:
     """Stereo, two samples a latent."""
     return diffusers.AutoencoderOobleck(
-        encoder_hidden_size=6,
+        encoder_hidden_size=2 * channels,
         downsampling_ratios=[1, 2],
         decoder_channels=3,
         decoder_input_channels=channels,

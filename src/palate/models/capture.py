@@ -214,7 +214,8 @@ class Capture:
         for index, slot in enumerate(recipe.slots):
             run = Run(1, steps, moments, slot.lists)
             made = {path: learn_clock(run.values(index, path), moments, self.total) for path in slot.clocks}
-            slots.append(replace(slot, clocks={path: made[path] or clock for path, clock in slot.clocks.items()}))
+            told_at = {p: replace(made[p] or clock, once=clock.once) for p, clock in slot.clocks.items()}
+            slots.append(replace(slot, clocks=told_at))
         return replace(recipe, slots=tuple(slots))
 
     def _learn_on(self) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from torch import Tensor
 
@@ -25,6 +26,7 @@ from palate.models.probe import leaves, rebuild, swapped
 AUTOENCODERS = ("vae", "movq", "vqvae")
 _BASE = 256  # of the digits in which x0 counts: exact in float32 after any scaling
 _MANY = 1024.0  # the size of x0 that scales are measured at
+_EIGHT_BITS = 2 / 255 + 1e-3  # of media from -1 to 1, as files hold them
 _CLOSE = 1e-4  # of a rebuilt z, relative to its size where that exceeds 1
 
 
@@ -82,7 +84,7 @@ class Codec:
         if isinstance(first, Image.Image):
             made: Tensor = self.processor.preprocess(list(media))
             return made.unsqueeze(2) if len(self.z_shape) == 5 else made
-        if self.processor is None:
+        if isinstance(first, Tensor | np.ndarray) and first.ndim < 3:
             return torch.stack([torch.as_tensor(medium) for medium in media])
         frames = [frame for medium in media for frame in _pictures(medium)]
         made = self.processor.preprocess(frames)
@@ -145,7 +147,11 @@ def find_codec(pipeline: Any, decode: Decode, shape: tuple[int, ...], device: to
         raise ValueError(f"{kind} alters latents {shape} before decoding them in a way that is not known; "
                          "its media cannot be encoded")  # fmt: skip
     processor = getattr(pipeline, "video_processor", None) or getattr(pipeline, "image_processor", None)
+    processor = processor or VaeImageProcessor(do_resize=False)  # for pictures of pipelines that bring none
     made = Codec(vae, processor, shape, tuple(zeros.shape), index, scale, shift)
+    off = listener.after_decoding(noise, made.pixels)
+    if not off <= _EIGHT_BITS:
+        raise ValueError(f"{kind} alters media after decoding them (by {off:.2g}); they cannot be encoded")
     return _by_channel(made) or made
 
 
@@ -184,14 +190,28 @@ class _Listener:
             if shape not in self._answers:
                 weight = next(self._vae.parameters())
                 answer = type(self._vae).decode(self._vae, z.to(weight.dtype), *args, **kwargs)
-                self._answers[shape] = rebuild(answer, lambda _, v: torch.zeros_like(v) if isinstance(v, Tensor) else v)
-            return self._answers[shape]
+                self._answers[shape] = answer
+                return answer
+            return rebuild(self._answers[shape], lambda _, v: torch.zeros_like(v) if isinstance(v, Tensor) else v)
 
         with swapped(vae, decode=listen), swapped(self._pipeline, **{self._name: vae}):
-            self._decode(x0.to(self._device))
+            self._output = self._decode(x0.to(self._device))
         if not given:
             raise ValueError(f"{type(self._pipeline).__name__} does not decode by its {self._name}")
         return torch.cat(given)
+
+    def after_decoding(self, x0: Tensor, pixels: Callable[[Sequence[Any]], Tensor]) -> float:
+        """How far the media of x0 [1, ...], encoded, would be from what the autoencoder really decoded."""
+        self._answers.clear()
+        self(x0)
+        media = media_of(self._output)
+        shown = torch.cat([tensor_of(answer) for answer in self._answers.values()]).float().cpu()
+        seen = pixels(media).float().cpu()
+        if not isinstance(media[0], Tensor | np.ndarray):
+            shown = shown.clamp(-1, 1)
+        if shown.shape != seen.shape and shown.dim() > 2 and shown.transpose(1, 2).shape == seen.shape:
+            shown = shown.transpose(1, 2)  # frames first, as some autoencoders decode
+        return float((shown - seen).abs().max()) if shown.shape == seen.shape else 0.0
 
 
 def tensor_of(output: Any) -> Tensor:

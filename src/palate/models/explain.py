@@ -213,6 +213,10 @@ def learn_slot(slot: int, two: Run, three: Run, total: int) -> Slot:
         raise Unlearned("no argument of the denoiser holds the sample that the scheduler steps from")
     if not clocks:
         raise Unlearned("no argument of the denoiser follows the scheduler's timesteps")
+    for path, clock in clocks.items():
+        told = two.values(slot, path)[0]
+        if isinstance(told, Tensor) and told.dim() == 1 and len(told) < parts * two.n:
+            clocks[path] = replace(clock, once=True)
     entries = {path: entries_of_row(slot, path, parts, two, three) for path in steady}
     rows = {path: count for path, count in entries.items() if count}
     template = rebuild(given, lambda _, value: None if value is None else True)

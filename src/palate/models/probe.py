@@ -164,8 +164,8 @@ def override_step(scheduler: Any, step: Callable[..., Any]) -> Any:
     return override(scheduler, step=functools.wraps(type(scheduler).step)(step))
 
 
-def override(scheduler: Any, **methods: Callable[..., Any]) -> Any:
-    """The scheduler with these methods in place of its class's own.
+def override(scheduler: Any, **methods: Any) -> Any:
+    """The scheduler with these methods (or values of properties) in place of its class's own.
 
     A class of its own rather than attributes: pipelines copy schedulers, and look at `inspect.signature(step)` to see
     whether they may pass `eta` and `generator`.
@@ -179,7 +179,7 @@ class _Like(type):
     """A class that counts as the one it derives from, also where a pipeline compares types."""
 
     def __eq__(cls, other: object) -> bool:
-        return cls is other or cls.__base__ is other
+        return cls is other or cls.__base__ is other or (isinstance(cls.__base__, _Like) and cls.__base__ == other)
 
     def __hash__(cls) -> int:
         return hash(cls.__base__)

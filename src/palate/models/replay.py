@@ -88,6 +88,7 @@ class Clock:
     """The denoiser's clock: a form of `CLOCKS`, its dtype, and whether it is cast before or after the formula.
 
     tokens: None for one time a row; else [...] bool, the tokens that stand at the row's time, the others at 0.
+    once: whether it is given once for all rows of a pass, which matters to the last bit where there is one row.
     """
 
     form: str
@@ -95,6 +96,7 @@ class Clock:
     cast_first: bool
     steps: int
     tokens: Tensor | None = None
+    once: bool = False
 
     def __call__(self, at: Moment) -> Tensor:
         """[N], or [N, ...] for a clock per token."""
@@ -224,6 +226,8 @@ class Slot:
         def fill(path: str, value: Any) -> Any:
             if value is None:
                 return None
+            if path in self.clocks and self.clocks[path].once and len(x) == 1:
+                return self.clocks[path](at)
             parts = self._parts(path, x, at, cond)
             if parts is not None:
                 return self.join(parts) if path not in self.lists else self._list(parts)

@@ -8,7 +8,10 @@ Shapes: T steps; the policy's clock t as in `palate.paths`.
 
 from __future__ import annotations
 
+import copy
+import functools
 import inspect
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -18,7 +21,8 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from palate.models.contracts import Kernel, PredictionKind
-from palate.paths import DDPMPath, FlowPath
+from palate.models.probe import Stepped, override
+from palate.paths import CosinePath, DDPMPath, FlowPath
 from palate.transitions import DDIM, FlowSDE
 
 _WHOLE = 1e-2  # of a timestep
@@ -133,6 +137,69 @@ class FlowSchedule:
         return FlowSDE(self.path, eta)
 
 
+@dataclass(frozen=True)
+class CosineSchedule:
+    """EDM's noise levels s as angles, t = 2 atan(s) / pi, walked by DDIM in variance-preserving coordinates.
+
+    model: the folder's scheduler, whose noise levels are kept; it need not be able to step.
+    """
+
+    model: Any
+
+    @cached_property
+    def path(self) -> CosinePath:
+        return CosinePath()
+
+    @property
+    def total(self) -> int:
+        return 1
+
+    def scheduler(self) -> Any:
+        kernel = self.kernel(0.0)
+
+        def step(self: Any, model_output: Tensor, timestep: Any, sample: Tensor, *_: Any, return_dict: bool = True,
+                 **__: Any) -> Any:  # fmt: skip
+            times = torch.cat([self.timesteps, self.timesteps.new_zeros(1)])
+            place = int((times == timestep).nonzero()[0])
+            t, t_prev = (times[i].expand(len(sample)) for i in (place, place + 1))
+            x = kernel.mean_std(model_output, sample, t, t_prev)[0].to(sample.dtype)
+            return Stepped(x) if return_dict else (x, x)
+
+        def scale_model_input(self: Any, sample: Tensor, timestep: Any = None) -> Tensor:
+            return sample
+
+        step = functools.wraps(type(self.model).step)(step)
+        return override(copy.deepcopy(self.model), step=step, scale_model_input=scale_model_input, init_noise_sigma=1.0)
+
+    def times(self, scheduler: Any) -> Tensor:
+        return torch.cat([scheduler.timesteps, scheduler.timesteps.new_zeros(1)])
+
+    def timestep(self, t: Tensor) -> Tensor:
+        return t
+
+    def kernel(self, eta: float) -> DDIM:
+        return DDIM(self.path, eta)
+
+
+def _is_cosine(scheduler: Any) -> bool:
+    """Whether a solver's preconditioning is prediction of v on the cosine path, for data of variance 1."""
+    if not all(hasattr(scheduler, f"precondition_{what}") for what in ("inputs", "noise", "outputs")):
+        return False
+    for s in torch.tensor([0.3, 1.0, 4.0, 90.0]):
+        t = 2 * s.atan() / math.pi
+        alpha, sigma = CosinePath().alpha_sigma(t)
+        x, v = torch.tensor([0.7, -2.0]), torch.tensor([1.3, 0.4])
+        made = (
+            scheduler.precondition_inputs(x, s),
+            scheduler.precondition_noise(s),
+            scheduler.precondition_outputs(x, v, s),
+        )
+        wanted = (alpha * x, t, alpha * alpha * x - sigma * v)
+        if not all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(made, wanted, strict=True)):
+            return False
+    return True
+
+
 def told(schedule: Schedule, scheduler: Any) -> Schedule:
     """The schedule as a pipeline walks it: it may give its scheduler times that are not those of its noise levels.
 
@@ -160,6 +227,8 @@ def _build(kind: Any, config: dict[str, Any]) -> Any:
 def schedule_of(scheduler: Any) -> Schedule:
     """The path of a model's scheduler. Raises ValueError, naming the scheduler, for what is neither of the two."""
     config = {k: v for k, v in scheduler.config.items() if not k.startswith("_")}
+    if _is_cosine(scheduler):
+        return CosineSchedule(copy.deepcopy(scheduler))
     name, kind = type(scheduler).__name__, config.get("prediction_type", "epsilon")
     if config.get("thresholding") or (config.get("clip_sample") and hasattr(scheduler, "alphas_cumprod")):
         raise ValueError(
@@ -190,5 +259,5 @@ def schedule_of(scheduler: Any) -> Schedule:
         return TableSchedule(made.config, own.detach().clone())
     raise ValueError(
         f"{name} with prediction_type {kind!r} is neither a DDPM noise table (epsilon, v_prediction, sample) nor "
-        "rectified flow; use a model of one of these two"
+        "rectified flow, nor EDM's v on a cosine path; use a model of one of these"
     )
