@@ -415,7 +415,10 @@ def load_adapter(pipeline: Any, folder: Path, parts: list[str]) -> str:
     with safe_open(folder / WEIGHTS, "pt") as file:
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         metadata = json.loads(file.metadata()["lora_adapter_metadata"])
-    weights, metadata = ({k.removeprefix("transformer."): v for k, v in some.items()} for some in (weights, metadata))
+    weights, metadata = (
+        {k.removeprefix("transformer.").removeprefix(f"{first}."): v for k, v in some.items()}
+        for some in (weights, metadata)
+    )
     peft.inject_adapter_in_model(peft.LoraConfig(**metadata), module)
     loaded = peft.set_peft_model_state_dict(module, weights)
     check(not loaded.unexpected_keys, f"peft does not know {loaded.unexpected_keys[:3]}")
