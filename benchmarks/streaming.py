@@ -1,6 +1,6 @@
 """Does a data set larger than memory stay on disk while it is read?
 
-    python -m benchmarks.streaming [--rows 200000] [--kilobytes 2] [--out benchmarks/results/streaming.json]
+    python -m benchmarks.streaming [--rows 200000] [--kilobytes 2] [--check] [--out benchmarks/results/streaming.json]
 
 Writes synthetic Pick-a-Pic shards (real columns, a thousand rows a row group, media that no codec shrinks), then
 reads them in a process of its own: seconds to the first batch of 16 decoded pairs, rows a second, and by how much the
@@ -91,6 +91,21 @@ def read(folder: Path) -> dict[str, float]:
     }
 
 
+def check(folder: Path) -> dict[str, float]:
+    """What `palate dataset check` of all of it takes, in this process."""
+    from palate import checking, datasets
+
+    before = _peak_mb()
+    start = time.perf_counter()
+    found = checking.check(datasets.open(folder))
+    seconds = time.perf_counter() - start
+    assert found.good, found
+    return {
+        "check_rows_per_s": round(found.rows / seconds, 1),
+        "check_growth_mb": round(_peak_mb() - before, 1),
+    }
+
+
 def _peak_mb() -> float:
     """The highest resident memory so far. (Linux carries that of rusage over from the parent process.)"""
     status = Path("/proc/self/status")
@@ -99,9 +114,9 @@ def _peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def apart(folder: Path) -> dict[str, float]:
-    """`read` in a process of its own."""
-    script = f"import json; from benchmarks.streaming import read, Path; print(json.dumps(read(Path({str(folder)!r}))))"
+def apart(what: str, folder: Path) -> dict[str, float]:
+    """`read` or `check` in a process of its own."""
+    script = f"import json; from benchmarks import streaming as s; print(json.dumps(s.{what}(s.Path({str(folder)!r}))))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     found: dict[str, float] = json.loads(done.stdout)
     return found
@@ -111,16 +126,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--kilobytes", type=float, default=2.0, help="of each picture")
+    parser.add_argument("--check", action="store_true", help="also check the data, which decodes every picture")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         size = write(Path(folder), arguments.rows, arguments.kilobytes)
-        found = {"megabytes": round(size / 2**20), **apart(Path(folder))}
-    good = found["first_batch_s"] < FIRST_BATCH_S and found["growth_mb"] < GROWTH_MB
+        found = {"megabytes": round(size / 2**20), **apart("read", Path(folder))}
+        found |= apart("check", Path(folder)) if arguments.check else {}
+    growth = max(found["growth_mb"], found.get("check_growth_mb", 0.0))
+    good = found["first_batch_s"] < FIRST_BATCH_S and growth < GROWTH_MB
     print(
         f"{found['rows']} rows, {found['megabytes']} MB: first batch after {found['first_batch_s']} s, "
         f"{found['rows_per_s']} rows/s, grew by {found['growth_mb']} MB: {'good' if good else 'NOT good'}"
     )
+    if arguments.check:
+        print(f"check: {found['check_rows_per_s']} rows/s, grew by {found['check_growth_mb']} MB")
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         facts = {"machine": platform.machine(), "python": platform.python_version(), "pyarrow": pa.__version__}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
 import sys
 
 import pytest
@@ -32,6 +33,11 @@ def table(tmp_path):
         {"prompt": f"p{i // 2}", "a": f"{2 * i}.png", "b": f"{2 * i + 1}.png", "winner": "ab"[i % 2]} for i in range(10)
     ]
     return write_jsonl(tmp_path / "in" / "train.jsonl", rows)
+
+
+def test_no_torch_is_loaded():
+    code = "import sys, palate.data; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_check(table, capsys):
