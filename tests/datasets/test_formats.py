@@ -103,6 +103,10 @@ def test_pickapic_written(tmp_path):
     assert [known(r)[0, 1] for r in rows] == [0.75, 0.5] and rows[0].votes[0][1] == 4 and rows[0].sources == ("x", "y")
     with pytest.raises(FileExistsError, match="there already"):
         datasets.write(tmp_path / "out" / "p.parquet", [row], "pickapic")
+    text = Preference("p", (Medium("text/plain", b"a"), Medium("text/plain", b"b")), [[NAN, 1], [0, NAN]])
+    with pytest.raises(DatasetError, match="type text/plain; Pick-a-Pic's are pictures"):
+        datasets.write(tmp_path / "texts.parquet", [text], "pickapic")
+    assert not list(tmp_path.glob("texts*"))
     with pytest.raises(DatasetError, match=r"end in \.parquet"):
         datasets.write(tmp_path / "out" / "folder", [row], "pickapic")
 

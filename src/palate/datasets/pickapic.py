@@ -117,6 +117,8 @@ def write(target: str | Path, rows: Iterable[Preference], *, media_root: str | P
 def _there(row: Preference, i: int) -> Medium:
     found = row.media[i]
     assert found is not None  # a known pair has both its media
+    if not found.type.startswith("image/"):
+        raise DatasetError(f"{row.where or row.id}: holds a medium of type {found.type}; Pick-a-Pic's are pictures")
     return found
 
 
