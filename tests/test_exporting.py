@@ -314,7 +314,7 @@ def test_the_card_of_two_experts_loads_both(run, tmp_path):
     (copy / "adapter" / "transformer_2").mkdir()
     shutil.copy(copy / "adapter" / WEIGHTS, copy / "adapter" / "transformer_2")
     text = card.write(copy, copy / "adapter").read_text()
-    assert 'pipeline.transformer_2.load_lora_adapter("this folder/transformer_2", adapter_name="aligned", ' in text
+    assert f'transformer_2.load_lora_adapter("this folder", weight_name="transformer_2/{WEIGHTS}", ' in text
 
 
 def test_a_run_that_was_not_judged_says_so(run, tmp_path):

@@ -169,6 +169,29 @@ def test_what_cannot_be_the_base_is_refused(model, tmp_path, monkeypatch, adapte
         lookup.load_policy(ModelSettings(name=str(model), adapter=source))
 
 
+def test_a_lora_of_the_hub_brings_what_it_was_trained_on_top_of(model, own, tmp_path, monkeypatch):
+    settings = ModelSettings(name=str(model), adapter=str(own), lora=LoraSettings(rank=2))
+    first = trained(settings)
+    folder = export.export(first, tmp_path)
+    asked = []
+
+    def snapshot_download(name, allow_patterns):
+        asked.append((name, allow_patterns))
+        return str(folder if name == "me/mine" else tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    policy = lookup.load_policy(settings.model_copy(update={"adapter": "me/mine"}))
+    assert adapters.base_adapters(policy.module) == ["base", "base_2"]
+    assert (picture(policy.pipeline) == picture(first.pipeline)).all()
+    assert asked == [("me/mine", [export.WEIGHTS, f"*/{export.WEIGHTS}"])]
+    assert loras.lineage("other/files") == ["other/files"]  # diffusers finds them
+
+
+def test_a_lora_that_is_nowhere_is_said_to_be(model):
+    with pytest.raises(ValueError, match=r"nobody/nothing: no LoRA here, nor to be had from the hub"):
+        lookup.load_policy(ModelSettings(name=str(model), adapter="nobody/nothing"))
+
+
 # --- two experts ------------------------------------------------------------------------------------------------------
 
 

@@ -19,6 +19,7 @@ import yaml
 from palate.privacy import Private
 
 CARD, FACTS = "README.md", "result.json"
+_WEIGHTS = "pytorch_lora_weights.safetensors"
 WITHHELD, HERE = "(withheld)", "(a local file or folder)"
 _PLACES = {"model.name", "model.adapter", "data.path", "rollout.prompts", "evaluation.prompts"}  # files or folders
 _OF_THIS_MACHINE = {"output", "device", "cache", "cache_gb", "card"}
@@ -48,7 +49,7 @@ def make(run: Path, folder: Path, *, merged: bool = False) -> tuple[str, dict[st
     result = json.loads(found.read_text(encoding="utf-8")) if found.is_file() else {}
     private = Private.of([recipe, str(run.resolve()), str(folder.resolve())])
     facts = _public({key: result[key] for key in _PUBLIC_FACTS if key in result}, private, free=True)
-    lora = (folder / "pytorch_lora_weights.safetensors").is_file()
+    lora = (folder / _WEIGHTS).is_file()
     kind = "adapter" if lora else "merge" if merged else "finetune"
     parts = [
         _front(recipe, facts, kind, private),
@@ -146,25 +147,34 @@ def _loading(recipe: Mapping[str, Any], folder: Path, kind: str, private: Privat
         code.insert(1, "from palate.models.diffusion import resolve_model")
         place = f"resolve_model({place})"
     code.append(f"pipeline = DiffusionPipeline.from_pretrained({place})")
-    weights = 'weight_name="pytorch_lora_weights.safetensors"'
-    below = sorted(path.parent.name for path in folder.glob("base*/*.safetensors"))
+    below = sorted((path.parent.name for path in folder.glob("base*/*.safetensors")), key=lambda n: (len(n), n))
     names = [*below, "aligned"]
     for name in names:
-        place = "this folder" if name == "aligned" else f"this folder/{name}"
-        code.append(f'pipeline.load_lora_weights("{place}", adapter_name="{name}", {weights})')
-        for part in _experts(folder if name == "aligned" else folder / name):
-            code.append(f'pipeline.{part}.load_lora_adapter("{place}/{part}", adapter_name="{name}", {weights})')
+        inside = "" if name == "aligned" else name
+        code.append(f"pipeline.load_lora_weights({_arguments(name, inside)})")
+        for part in _experts(folder / inside):
+            code.append(f"pipeline.{part}.load_lora_adapter({_arguments(name, f'{inside}/{part}'.strip('/'))})")
     said = ""
     if below:
         code.append(f"pipeline.set_adapters({json.dumps(names)})")
         several = f"the LoRAs in `{'/`, `'.join(below)}/`, which are part of its base"
         said = f"\nIt was trained on top of {several}: without them it is another model.\n"
-    return _code("## How to load it", code) + said
+    hint = "`this folder` is where this card lies: a path, or the name of its repository.\n"
+    return f"{_code('## How to load it', code)}\n{hint}{said}"
+
+
+def _arguments(name: str, inside: str) -> str:
+    """Of the call that loads an adapter from the card's folder, or one inside it; the folder may lie on a hub.
+
+    By the file's path in it: diffusers takes `subfolder` of a local folder for nothing where the file is in both.
+    """
+    file = f"{inside}/{_WEIGHTS}".strip("/")
+    return f'"this folder", weight_name="{file}", adapter_name="{name}"'
 
 
 def _experts(folder: Path) -> list[str]:
     """Folders of further denoisers in an adapter's folder."""
-    found = (path.parent.name for path in folder.glob("*/pytorch_lora_weights.safetensors"))
+    found = (path.parent.name for path in folder.glob(f"*/{_WEIGHTS}"))
     return sorted(name for name in found if not name.startswith("base"))
 
 

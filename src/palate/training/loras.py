@@ -37,17 +37,28 @@ def lineage(source: str | Path) -> list[str]:
     """What is to be loaded, in order, for a LoRA: a hub id, a file, a folder, or a run's folder with all that it was
     trained on top of.
 
-    Raises AdapterError for a run that has no adapter.
+    Raises AdapterError for a run that has no adapter, and for what is neither here nor on the hub.
     """
-    folder = Path(source)
+    folder = Path(source) if Path(source).exists() else _fetched(str(source))
     if (folder / "config.yaml").is_file():
         if not (folder / "adapter").is_dir():
             mend = f"set model.name to {folder / 'model'}" if (folder / "model").is_dir() else "let its training finish"
             raise AdapterError(f"{folder} is a run without adapter/: {mend}")
         folder = folder / "adapter"
-        source = folder
     below = [str(folder / name) for name in map(base_name, range(100)) if (folder / name / WEIGHTS).is_file()]
-    return [*below, str(source)]
+    return [*below, str(folder)]
+
+
+def _fetched(name: str) -> Path:
+    """A LoRA of the hub, as far as its files are called as ours; the name itself if they are not."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        found = Path(snapshot_download(name, allow_patterns=[WEIGHTS, f"*/{WEIGHTS}"]))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise AdapterError(f"{name}: no LoRA here, nor to be had from the hub ({reason})") from error
+    return found if (found / WEIGHTS).is_file() else Path(name)
 
 
 def base_name(index: int) -> str:
