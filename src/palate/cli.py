@@ -197,8 +197,17 @@ def export(
 
 
 @app.command()
-def doctor() -> None:
-    """Versions, devices, memory and known traps of this installation."""
+def doctor(
+    recipe: Annotated[Path | None, typer.Argument(help="A recipe: what it would take, nothing downloaded.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="Overrides such as training.micro_batch_size=1.")] = None,
+    fetch_configs: Annotated[bool, typer.Option(help="Get the configs of a model on the hub, no weights.")] = False,
+) -> None:
+    """Versions, devices, memory and known traps of this installation; or what a recipe takes, before it is run."""
+    if recipe is not None:
+        from palate.estimate import of_recipe
+
+        of_recipe(recipe, overrides or (), fetch=fetch_configs)
+        return
     from palate.doctor import main as run
 
     if not run():
