@@ -54,6 +54,7 @@ FLOORS = [
             "run",
             "assembly",
             "encoding",
+            "estimate",
             "lookup",
             "judging",
             "doctor",
