@@ -10,7 +10,7 @@ import pytest
 
 from palate import cli
 
-VERBS = ("demo", "sample", "train", "compare", "report", "doctor")
+VERBS = ("demo", "sample", "train", "compare", "report", "export", "doctor")
 
 
 def call(*arguments):
@@ -21,13 +21,14 @@ def call(*arguments):
 
 @pytest.fixture
 def run_module(monkeypatch):
-    """A stand-in for `palate.run` that notes how it was called."""
+    """A stand-in for the modules behind the verbs that notes how they were called."""
     calls = []
     module = types.ModuleType("palate.run")
-    for verb in ("train", "sample", "compare"):
+    for verb in ("train", "sample", "compare", "export"):
         setattr(module, verb, lambda *a, verb=verb, **k: calls.append((verb, a, k)))
     module.calls = calls
-    monkeypatch.setitem(sys.modules, "palate.run", module)
+    for name in ("run", "drawing", "exporting"):
+        monkeypatch.setitem(sys.modules, f"palate.{name}", module)
     return module
 
 
@@ -81,6 +82,14 @@ def test_sample_and_compare_hand_over_their_options(run_module):
     assert sampled["k"] == 2
     assert (sampled["num_inference_steps"], sampled["guidance_scale"], sampled["eta"]) == (10, 3.0, 1.0)
     assert (compared["scorers"], compared["n"], compared["num_inference_steps"]) == (["x", "y"], 3, None)
+
+
+def test_sample_and_export_hand_over_pictures_and_places(run_module):
+    assert call("sample", "m", "p.txt", "--image", "a.png", "--strength", "0.3") == 0
+    assert call("export", "runs/x", "--merge", "-o", "out") == 0
+    (_, _, sampled), (_, (run, out), exported) = run_module.calls
+    assert (str(sampled["image"]), sampled["strength"]) == ("a.png", 0.3)
+    assert (str(run), str(out), exported) == ("runs/x", "out", {"merge": True})
 
 
 def test_an_expected_error_is_one_line(run_module, capsys):

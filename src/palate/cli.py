@@ -90,7 +90,10 @@ def sample(
         float | None, typer.Option(help="How far, above 0 (the picture) up to 1 (a new one) [default: 0.6].")
     ] = None,
 ) -> None:
-    """Draw candidates for prompts, each with its seed; of noise, or out of pictures (--image)."""
+    """Draw candidates for prompts, each with its seed.
+
+    From noise, or, with --image, out of pictures that the prompts change.
+    """
     from palate.drawing import sample as run
 
     run(
@@ -190,7 +193,10 @@ def export(
         Path | None, typer.Option("--out", "-o", help="Folder to write [default: export, or merged, in RUN].")
     ] = None,
 ) -> None:
-    """The weights of a run with their model card, for others: no paths, names or secrets of yours."""
+    """A run's weights and model card, for others to load.
+
+    The card tells what they were made of and by, and no paths, names or secrets of yours.
+    """
     from palate.exporting import export as to
 
     to(run, out, merge=merge)
@@ -199,10 +205,15 @@ def export(
 @app.command()
 def doctor(
     recipe: Annotated[Path | None, typer.Argument(help="A recipe: what it would take, nothing downloaded.")] = None,
-    overrides: Annotated[list[str] | None, typer.Argument(help="Overrides such as training.micro_batch_size=1.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Overrides such as training.micro_batch_size=1.")
+    ] = None,
     fetch_configs: Annotated[bool, typer.Option(help="Get the configs of a model on the hub, no weights.")] = False,
 ) -> None:
-    """Versions, devices, memory and known traps of this installation; or what a recipe takes, before it is run."""
+    """Versions, devices, memory and known traps, or a recipe's needs.
+
+    Of this installation; or, with a recipe, what memory and time it takes, before it is run.
+    """
     if recipe is not None:
         from palate.estimate import of_recipe
 
