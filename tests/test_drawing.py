@@ -97,6 +97,13 @@ def test_a_picture_is_scaled_to_cover_and_cropped_to_its_middle(tmp_path):
     assert (np.asarray(fitted)[:, 3:-3] == (0, 255, 0)).all()
 
 
+def test_what_is_no_picture_is_not_written(model, prompts, tmp_path, monkeypatch):
+    frames = [Image.new("RGB", (8, 8))] * 2
+    monkeypatch.setattr(drawing.sampling, "sample", lambda *_, **__: [frames, frames])
+    with pytest.raises(ValueError, match="the model makes no pictures, and palate sample writes nothing else"):
+        drawing.sample(model, prompts, out=tmp_path / "out", **KEEP)
+
+
 @pytest.mark.parametrize(
     ("image", "strength", "said"),
     [

@@ -142,6 +142,8 @@ def _draw(out: Path, draw: Draw, rows: Sequence[Row], wanted: Sequence[tuple[int
         for start in range(0, len(wanted), batch_size):
             part = wanted[start : start + batch_size]
             media = draw([rows[i] for i, _ in part], [f"{rows[i][0]}/{j}" for i, j in part], batch_size)
+            if not all(isinstance(picture, Image.Image) for picture in media):
+                raise ConfigError("the model makes no pictures, and palate sample writes nothing else")
             for (i, j), picture in zip(part, media, strict=True):
                 aside = _picture(out, i, j).with_suffix(".partial")
                 picture.save(aside, "PNG")
