@@ -11,6 +11,7 @@ import hashlib
 import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from PIL import Image
 from palate import datasets, views
 from palate.config import ConfigError
 from palate.media import PICTURE_FORMATS, DatasetError, MediaError, decode, medium_bytes
-from palate.models import geometry, identity
+from palate.models import geometry, identity, trimming
 from palate.models.diffusion import DiffusionPolicy, check_prediction_kind
 from palate.models.geometry import Size
 from palate.models.identity import codec_identity, prompt_identity
@@ -342,8 +343,13 @@ class Encoder:
     def _condition(self, view: DiffusionPolicy, where: str, prompt: str) -> str:
         key = _key(self._words, where, prompt)
         if not self._cache.holds(key):
-            self._bytes += save_condition(self._cache, key, view.condition([prompt]))
+            self._bytes += save_condition(self._cache, key, view.condition([prompt]), self._trims)
         return key
+
+    @cached_property
+    def _trims(self) -> trimming.Pairs:
+        """Which embeddings are kept without their padding."""
+        return trimming.learned(self._policy, ["a red fish", "a large red fish that swims in a small blue sea"])
 
     def check_room(self, line: Line, number: int | None, processes: Processes) -> None:
         """Says what all rows will take, by the first; makes room, and refuses if the disk has less than is missing."""

@@ -19,6 +19,10 @@ DRAWS = 2
 CONFIG = diffusion_dpo.Config(beta_dpo=20.0, prompt_dropout=0.3)
 
 
+class Killed(BaseException):
+    pass
+
+
 def policy_of(kind: str) -> tiny.TinyPolicy:
     policy = tiny.policy_with_adapter() if kind == "lora" else tiny.TinyPolicy()
     if kind == "full":
@@ -68,6 +72,25 @@ def test_training_is_as_with_a_live_reference(tmp_path, kind, micro):
     assert all(torch.allclose(weights[name], others[name], rtol=1e-4, atol=1e-6) for name in weights)
 
 
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, kind, monkeypatch):
+    straight, weights = trained(kind, tmp_path / "straight", live=False, max_steps=9)
+    real = Trainer._optimise
+
+    def optimise(self, *args):
+        if self.step == 5:  # in the second epoch, a step after a checkpoint
+            raise Killed
+        return real(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_optimise", optimise)
+        with pytest.raises(Killed):
+            trained(kind, tmp_path / "killed", live=False, max_steps=9)
+    monkeypatch.setattr(known, "ask", lambda *_: pytest.fail("the reference was asked again"))
+    rows, others = trained(kind, tmp_path / "killed", live=False, max_steps=9)
+    assert rows == straight and all(torch.equal(weights[name], others[name]) for name in weights)
+
+
 def test_draws_that_come_again_are_those_of_the_first_epochs(tmp_path):
     live, _ = trained("full", tmp_path / "live", live=True, max_steps=6)
     assert trained("full", tmp_path / "stored", live=False, max_steps=6)[0] == live
@@ -92,10 +115,6 @@ def test_stored_errors_are_the_live_ones(tmp_path, kind):
 
 def _micros(source, name):
     return source.survey() if name == "survey" else source.validation().micros()
-
-
-class Killed(BaseException):
-    pass
 
 
 def test_what_a_killed_process_had_asked_is_not_asked_again(tmp_path, monkeypatch):

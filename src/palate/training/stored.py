@@ -22,6 +22,7 @@ from torch import Tensor
 from palate import randomness
 from palate.models.contracts import Condition
 from palate.models.probe import Repeated
+from palate.models.trimming import Pairs, padded, trimmed
 from palate.training.cache import CacheError, TensorCache, narrowed
 from palate.training.checkpoint import pack, unpack
 from palate.training.sources import PreferenceRow
@@ -175,12 +176,18 @@ def _tensor(values: Table, height: int, width: int) -> Tensor:
 # --- conditions as entries --------------------------------------------------------------------------------------------
 
 
-def save_condition(cache: TensorCache, key: str, cond: Condition) -> int:
-    """Stores one row's condition and returns its bytes. Raises CacheError if it holds what no file can."""
+def save_condition(cache: TensorCache, key: str, cond: Condition, trims: Pairs | None = None) -> int:
+    """Stores one row's condition and returns its bytes. trims: embeddings to be kept without what a mask hides.
+
+    Raises CacheError if it holds what no file can.
+    """
+    cond = trimmed(cond, trims or {})
     listed = {name: value.item for name, value in cond.shared.items() if isinstance(value, Repeated)}
     shared, tensors = {**cond.shared, **listed}, dict[str, Tensor]()
     try:
-        packed = pack({"rows": dict(cond.rows), "shared": shared, "listed": list(listed)}, tensors)
+        packed = pack(
+            {"rows": dict(cond.rows), "shared": shared, "listed": list(listed), "trims": trims or {}}, tensors
+        )
     except TypeError as error:
         raise CacheError(f"the model's conditions cannot be kept on disk: {error}") from None
     dtypes = {name: str(value.dtype).removeprefix("torch.") for name, value in tensors.items()}
@@ -192,4 +199,4 @@ def load_condition(cache: TensorCache, key: str) -> Condition:
     kept, facts = cache.entry(key)
     tree = unpack(facts["cond"], {name: value.to(getattr(torch, facts["as"][name])) for name, value in kept.items()})
     listed = {name: Repeated(tree["shared"][name]) for name in tree["listed"]}
-    return Condition(tree["rows"], tree["shared"] | listed)
+    return padded(Condition(tree["rows"], tree["shared"] | listed), tree["trims"])
