@@ -78,8 +78,9 @@ def examine(name: str, stages: tuple[str, ...] = STAGES) -> Examined:
     pipeline, call = pipelines.build(name)
     try:
         made.policy = policy = DiffusionPolicy(pipeline, call=call)
-    except ValueError as error:
-        made.found["load"] = Held(False, first_line(error))
+    except Exception as error:
+        crashed = "" if isinstance(error, ValueError) else f"BROKEN: {type(error).__name__}: "
+        made.found["load"] = Held(False, crashed + first_line(error))
         made.seconds = time.perf_counter() - began
         return made
     made.found["load"] = Held(True)

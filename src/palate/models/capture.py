@@ -49,6 +49,12 @@ class UnsupportedPipeline(ValueError):
         super().__init__(f"{type(pipeline).__name__}: {difference}" + (f". {remedy}" if remedy else ""))
 
 
+def unforeseen(error: Exception) -> str:
+    """What to say where a recording is of a shape that nothing here expects."""
+    reason = str(error).strip().partition("\n")[0]
+    return f"what its call does could not be made out ({type(error).__name__}: {reason})"
+
+
 class Capture:
     """A pipeline whose denoiser calls are learned: `single` and, if its guidance could be learned, `guided`.
 
@@ -77,6 +83,8 @@ class Capture:
             self._learn_on()
         except Unlearned as reason:
             raise UnsupportedPipeline(pipeline, str(reason), REMEDY) from None
+        except (RuntimeError, TypeError, ValueError, LookupError) as error:
+            raise UnsupportedPipeline(pipeline, unforeseen(error), REMEDY) from error
 
     @property
     def modules(self) -> dict[str, Any]:

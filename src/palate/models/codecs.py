@@ -82,7 +82,8 @@ class Codec:
         frames as rows), waveforms [n, C, L]."""
         first = media[0]
         if isinstance(first, Image.Image):
-            made: Tensor = self.processor.preprocess(list(media))
+            made: Any = self.processor.preprocess(list(media))
+            made = made[0] if isinstance(made, tuple) else made
             return made.unsqueeze(2) if len(self.z_shape) == 5 else made
         if isinstance(first, Tensor | np.ndarray) and first.ndim < 3:
             return torch.stack([torch.as_tensor(medium) for medium in media])
@@ -123,7 +124,7 @@ def find_codec(pipeline: Any, decode: Decode, shape: tuple[int, ...], device: to
     if name is None or not hasattr(getattr(pipeline, name), "encode"):
         raise ValueError(f"{kind} has no autoencoder that encodes; its media cannot be encoded")
     vae = getattr(pipeline, name)
-    if "vocoder" in pipeline.components:
+    if "vocoder" in pipeline.components and not hasattr(pipeline, "video_processor"):
         raise ValueError(f"{kind} makes sound by a vocoder, which nothing undoes; its media cannot be encoded")
     listener = _Listener(pipeline, name, decode, device)
     zeros = listener(torch.zeros(1, *shape))
@@ -211,7 +212,7 @@ class _Listener:
             shown = shown.clamp(-1, 1)
         if shown.shape != seen.shape and shown.dim() > 2 and shown.transpose(1, 2).shape == seen.shape:
             shown = shown.transpose(1, 2)  # frames first, as some autoencoders decode
-        return float((shown - seen).abs().max()) if shown.shape == seen.shape else 0.0
+        return float((shown - seen).abs().max()) if shown.shape == seen.shape else torch.inf
 
 
 def tensor_of(output: Any) -> Tensor:

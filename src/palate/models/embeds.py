@@ -103,16 +103,18 @@ def one(value: Any, row: int, count: int) -> Any:
 
 @dataclass(frozen=True)
 class Carried:
-    """How an output carries the batch: `parts` rows a prompt (guidance branches), block by block or prompt by prompt;
-    0 parts for one that does not."""
+    """How an output carries the batch along an axis: `parts` rows a prompt (guidance branches), block by block or
+    prompt by prompt; 0 parts for one that does not."""
 
     parts: int
     interleaved: bool = False
+    axis: int = 0
 
     def join(self, rows: list[Tensor]) -> Tensor:
         if self.parts < 2 or self.interleaved:
-            return torch.cat(rows)
-        return torch.cat([torch.cat(block) for block in zip(*(row.chunk(self.parts) for row in rows), strict=True)])
+            return torch.cat(rows, self.axis)
+        blocks = zip(*(row.chunk(self.parts, self.axis) for row in rows), strict=True)
+        return torch.cat([torch.cat(block, self.axis) for block in blocks], self.axis)
 
 
 def batch_leaves(encode: Callable[..., Any], rows: list[dict[str, Any]]) -> list[Carried] | None:
@@ -142,9 +144,10 @@ def _carried(a: Any, b: Any, both: Any) -> Carried | None:
         return None
     if both.shape == a.shape:
         return Carried(0)
-    if both.shape[1:] != a.shape[1:] or len(both) != 2 * len(a):
+    axes = [axis for axis, (m, n) in enumerate(zip(a.shape, both.shape, strict=False)) if m != n]
+    if a.dim() != both.dim() or len(axes) != 1 or both.shape[axes[0]] != 2 * a.shape[axes[0]]:
         return None
-    ways = [Carried(len(a)), Carried(len(a), interleaved=True)]
+    ways = [Carried(a.shape[axes[0]], interleaved, axes[0]) for interleaved in (False, True)]
     off = [float((way.join([a, b]).float() - both.float()).abs().max()) for way in ways]
     return ways[off.index(min(off))]
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from palate.models.probe import DENOISERS, Pass, Ragged, Step, gathered, leaves, rebuild
-from palate.models.replay import CLOCKS, COMBINATIONS, Clock, Layout, Moment, Recipe, Slot, split
+from palate.models.replay import CLOCKS, COMBINATIONS, Clock, Layout, Moment, Recipe, Rows, Slot, split
 
 
 class Unlearned(Exception):
@@ -217,24 +217,26 @@ def learn_slot(slot: int, two: Run, three: Run, total: int) -> Slot:
         told = two.values(slot, path)[0]
         if isinstance(told, Tensor) and told.dim() == 1 and len(told) < parts * two.n:
             clocks[path] = replace(clock, once=True)
-    entries = {path: entries_of_row(slot, path, parts, two, three) for path in steady}
-    rows = {path: count for path, count in entries.items() if count}
+    found = {path: rows_in(slot, path, parts, two, three) for path in steady}
+    rows = {path: how for path, how in found.items() if how is not None}
     template = rebuild(given, lambda _, value: None if value is None else True)
     return Slot(first.name, template, latents, dtypes, clocks, rows, ("cond",) * parts, interleaved, two.lists)
 
 
-def entries_of_row(slot: int, path: str, parts: int, two: Run, three: Run) -> int:
-    """How many entries an argument has per prompt and branch, by its length in runs of two and of three prompts."""
+def rows_in(slot: int, path: str, parts: int, two: Run, three: Run) -> Rows | None:
+    """How an argument carries the batch, by its sizes in runs of two and of three prompts; None if it does not."""
     a, b = two.values(slot, path)[0], three.values(slot, path)[0]
     if two.n == three.n:  # prompts one at a time: what could be a row is kept as one
-        return int(isinstance(a, Tensor) and a.dim() > 0 and len(a) == parts * two.n)
+        return Rows() if isinstance(a, Tensor) and a.dim() > 0 and len(a) == parts * two.n else None
     if isinstance(a, Ragged) and isinstance(b, Ragged):
-        return int((len(a.items), len(b.items)) == (parts * two.n, parts * three.n))
+        return Rows() if (len(a.items), len(b.items)) == (parts * two.n, parts * three.n) else None
     if not isinstance(a, Tensor) or not isinstance(b, Tensor) or a.shape == b.shape:
-        return 0
-    entries = len(a) // (parts * two.n)
-    if a.shape[1:] == b.shape[1:] and (len(a), len(b)) == (entries * parts * two.n, entries * parts * three.n):
-        return entries
+        return None
+    for axis, (m, n) in enumerate(zip(a.shape, b.shape, strict=False)):
+        entries = m // (parts * two.n)
+        rest = (*a.shape[:axis], *a.shape[axis + 1 :]) == (*b.shape[:axis], *b.shape[axis + 1 :])
+        if entries and rest and (m, n) == (entries * parts * two.n, entries * parts * three.n):
+            return Rows(entries, axis)
     raise Unlearned(f"the denoiser's argument `{path}` is {tuple(a.shape)} for {two.n} prompts and {tuple(b.shape)} "
                     f"for {three.n}: it carries the batch in a way that is not known")  # fmt: skip
 

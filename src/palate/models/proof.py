@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from palate.models.capture import REMEDY, Capture, UnsupportedPipeline
+from palate.models.capture import REMEDY, Capture, UnsupportedPipeline, unforeseen
 from palate.models.contracts import Condition
 from palate.models.explain import Run, Unlearned
 from palate.models.replay import Moment, Recipe
@@ -31,7 +31,7 @@ def prove(capture: Capture, tolerance: float = 0.0) -> None:
     Raises UnsupportedPipeline where they differ by more than the tolerance (0: bit for bit) without guidance; with
     guidance, that alone is given up. Conditions are captured one by one and stacked. Rows in another order or number
     are held to rounding only: vectorised code treats the last elements of a tensor in another way, whatever row they
-    belong to. What holds to rounding only for prompts together, and exactly for one, is replayed one by one.
+    belong to. What does not hold for prompts together, and exactly for one, is replayed one by one.
     """
     try:
         _somehow(capture, None, tolerance)
@@ -42,19 +42,24 @@ def prove(capture: Capture, tolerance: float = 0.0) -> None:
                 capture.give_up_guidance(str(reason))
     except Unlearned as reason:
         raise UnsupportedPipeline(capture.pipeline, str(reason), REMEDY) from None
+    except (RuntimeError, TypeError, ValueError, LookupError) as error:
+        raise UnsupportedPipeline(capture.pipeline, unforeseen(error), REMEDY) from error
 
 
 def _somehow(capture: Capture, scale: float | None, tolerance: float) -> None:
-    """Of prompts together; or, if that holds to rounding only, of one prompt at a time."""
+    """Of prompts together; or, if that does not hold, of one prompt at a time."""
     guided = scale is not None
     try:
         _prove(capture, scale, tolerance)
-    except Rounded:
+    except Unlearned as reason:
         recipe = capture.recipe(guided)
         if recipe.singly:
             raise
         _put(capture, replace(recipe, singly=True, batched=False), guided)
-        _prove(capture, scale, tolerance)
+        try:
+            _prove(capture, scale, tolerance)
+        except Unlearned:
+            raise reason from None
 
 
 def _put(capture: Capture, recipe: Recipe, guided: bool) -> None:

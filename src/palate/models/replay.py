@@ -171,12 +171,32 @@ class Layout:
 
 
 @dataclass(frozen=True)
+class Rows:
+    """How an argument carries the batch: entries a row (1; or one a frame), along which axis."""
+
+    entries: int = 1
+    axis: int = 0
+
+    def read(self, value: Any) -> Any:
+        """The argument with its batch in front."""
+        return value if self.axis == 0 else value.movedim(self.axis, 0)
+
+    def nest(self, rows: Any) -> Any:
+        """[n * entries, ...] as [n, entries, ...]."""
+        return rows if self.entries == 1 else rows.unflatten(0, (-1, self.entries))
+
+    def write(self, rows: Tensor) -> Tensor:
+        """The argument of all its rows."""
+        return rows if self.axis == 0 else rows.movedim(0, self.axis).contiguous()
+
+
+@dataclass(frozen=True)
 class Slot:
     """One pass of the denoiser within a step, and the part each of its arguments plays.
 
     template: the arguments' nesting. latents, clocks: argument path -> how to make it. rows: paths that carry the
-    batch, and how many entries a row has (1; or one a frame); every other argument is the same for all rows. branches:
-    of its parts, in order. lists: paths of arguments that are lists with one entry per row.
+    batch, and how; every other argument is the same for all rows. branches: of its parts, in order. lists: paths of
+    arguments that are lists with one entry per row.
     """
 
     name: str
@@ -184,7 +204,7 @@ class Slot:
     latents: dict[str, Layout]
     dtypes: dict[str, torch.dtype]
     clocks: dict[str, Clock]
-    rows: Mapping[str, int]
+    rows: Mapping[str, Rows]
     branches: tuple[str, ...]
     interleaved: bool
     lists: frozenset[str] = frozenset()
@@ -209,8 +229,9 @@ class Slot:
         shared: dict[str, Any] = {}
         for path, value in leaves(gathered(heard.arguments, self.lists)):
             if path in self.rows:
-                parts = zip(self.branches, self.split(value), strict=True)
-                rows |= {f"{branch}/{path}": nested(part, self.rows[path]) for branch, part in parts}
+                how = self.rows[path]
+                parts = zip(self.branches, self.split(how.read(value)), strict=True)
+                rows |= {f"{branch}/{path}": how.nest(part) for branch, part in parts}
             elif path in self.latents:
                 layout = self.latents[path]
                 if layout.has_rest:
@@ -229,8 +250,10 @@ class Slot:
             if path in self.clocks and self.clocks[path].once and len(x) == 1:
                 return self.clocks[path](at)
             parts = self._parts(path, x, at, cond)
+            if parts is not None and path in self.lists:
+                return self._list(parts)
             if parts is not None:
-                return self.join(parts) if path not in self.lists else self._list(parts)
+                return self.rows[path].write(self.join(parts)) if path in self.rows else self.join(parts)
             shared = cond.shared.get(f"{self.owner}/{path}", cond.shared.get(f"cond/{path}"))
             return [shared] * (len(x) * len(self.branches)) if path in self.lists else shared
 
@@ -246,7 +269,7 @@ class Slot:
             return [self.clocks[path](at)] * len(self.branches)
         if path in self.rows:
             parts = [cond.rows[f"{branch}/{path}"] for branch in self.branches]
-            return parts if self.rows[path] == 1 else [part.flatten(0, 1) for part in parts]
+            return parts if self.rows[path].entries == 1 else [part.flatten(0, 1) for part in parts]
         return None
 
     def _list(self, parts: list[Tensor]) -> list[Any]:
@@ -254,11 +277,6 @@ class Slot:
         lists = [part.tolist() if part.dim() == 1 else list(part.unbind()) for part in parts]
         ordered = zip(*lists, strict=True) if self.interleaved else lists
         return [row for some in ordered for row in some]
-
-
-def nested(rows: Any, entries: int) -> Any:
-    """[n * entries, ...] as [n, entries, ...]."""
-    return rows if entries == 1 else rows.unflatten(0, (-1, entries))
 
 
 def split(tensor: Tensor | Ragged, parts: int, interleaved: bool) -> list[Any]:

@@ -221,7 +221,9 @@ def told(schedule: Schedule, scheduler: Any) -> Schedule:
 
 def _build(kind: Any, config: dict[str, Any]) -> Any:
     known = inspect.signature(kind.__init__).parameters
-    return kind.from_config({name: value for name, value in config.items() if name in known})
+    made = kind.from_config({name: value for name, value in config.items() if name in known})
+    made.register_to_config(**{name: value for name, value in config.items() if name not in known})  # pipelines look
+    return made
 
 
 def schedule_of(scheduler: Any) -> Schedule:
@@ -242,7 +244,7 @@ def schedule_of(scheduler: Any) -> Schedule:
         )
     if name.startswith("FlowMatch") or config.get("use_flow_sigmas") or kind == "flow_prediction":
         shift = config.get("shift", config.get("flow_shift", 1.0))
-        return FlowSchedule({**config, "shift": shift})
+        return FlowSchedule({**config, "shift": shift, "stochastic_sampling": False})
     if hasattr(scheduler, "alphas_cumprod") and kind in KINDS:
         from_end = config.get("timestep_spacing") in ("trailing", "linspace")
         if kind == "epsilon" and from_end and config.get("rescale_betas_zero_snr"):
