@@ -1,0 +1,32 @@
+"""The memory benchmark's modes run, and its models of a real size can be built and asked."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks import memory
+from palate.config import LoraSettings
+from palate.training import adapters
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "billions"), [("sdxl", 2.567), ("sd35", 2.243)])
+def test_models_of_a_real_size_are_built_without_memory(name, billions):
+    bare = memory.built(name, "meta")
+    assert sum(weight.numel() for weight in bare.module.parameters()) / 1e9 == pytest.approx(billions, abs=1e-3)
+    adapters.add_lora(bare, LoraSettings())
+    x_t, t = torch.empty(2, *bare.latent_shape, device="meta"), torch.empty(2, device="meta")
+    assert bare.predict(x_t, t, bare.condition(["", ""])).shape == x_t.shape
+
+
+@pytest.mark.slow
+def test_a_mode_is_measured_and_written():
+    mode = next(mode for mode in memory.MODES if mode.name == "full, cached, reference draws")
+    assert memory.measure("shapes", mode, 2, "cpu") > 0
+    assert "| a | 1,024 |" in memory.table([{"mode": "a", "mib": 1024.2}], "title")
+
+
+def test_every_mode_has_a_name_of_its_own():
+    names = [mode.name for mode in memory.MODES]
+    assert len(set(names)) == len(names)
