@@ -158,7 +158,7 @@ def _changed():
 
 
 def test_processes_share_the_work_and_the_order_stays(policy, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(Processes, "tell", lambda self, message: message)
+    monkeypatch.setattr(Processes, "wait", lambda self: None)
     merge = encoding.merge
     monkeypatch.setattr(encoding, "merge", lambda parts, path: None)
     write, blank = encoding.write_lines, tmp_path / "run" / encoding.INDEX

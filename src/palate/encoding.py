@@ -192,13 +192,13 @@ def stored(
     with contextlib.closing(bar):
         write_lines(parts[processes.rank], lines())
     encoder.census.check(reader.flaws)
-    processes.tell(None)  # until all have written theirs
+    processes.wait()  # until all have written theirs
     if processes.first:
         merge(parts, folder / INDEX)
         cache.evict()
         for said in encoder.said():
             print(said)
-    processes.tell(None)
+    processes.wait()
     return StoredRows(folder / INDEX, cache)
 
 

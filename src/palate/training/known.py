@@ -105,7 +105,7 @@ def precompute(
                 saved = time.monotonic()
     if missing:
         _save(path, known, made_of)
-    processes.tell(None)  # until all have written theirs
+    processes.wait()  # until all have written theirs
     for rank in range(processes.world):
         if rank != processes.rank:
             theirs = _load(folder / f"reference-{rank}.safetensors", made_of)

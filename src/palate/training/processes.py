@@ -58,6 +58,11 @@ class Processes:
         dist.all_reduce(out)
         return out.to(rows.device)
 
+    def wait(self) -> None:
+        """Until all processes have come here."""
+        if self.world > 1:
+            dist.barrier()
+
     def tell(self, message: str | None) -> str | None:
         """The first process's message, in all processes."""
         if self.world == 1:
