@@ -10,7 +10,7 @@ import click
 import pytest
 import typer
 
-from palate import config
+from palate import config, plugins
 from palate.cli import app
 
 ROOT = Path(__file__).parent.parent
@@ -52,9 +52,16 @@ def made_by(program: str, words: list[str]) -> list[str]:
     """Folders that a command writes."""
     if program == "make":
         return MADE.get(words[0], [])
-    if words[0] == "train":
+    if words[0] == "train" and (ROOT / words[1]).is_file():
         return [config.load(ROOT / words[1], [], config.Recipe).output]
     return [words[i + 1] for i, word in enumerate(words) if word in ("--out", "-o")]
+
+
+def written_out(page: Path) -> dict[str, str]:
+    """Recipes that a page shows in full, by the file name in their first line."""
+    return {
+        m[1]: m[0] for m in re.finditer(r"(?<=```yaml\n)# ([\w.]+\.yaml)\n.*?(?=```)", page.read_text("utf-8"), re.S)
+    }
 
 
 def read_by(program: str, words: list[str]) -> list[str]:
@@ -62,15 +69,15 @@ def read_by(program: str, words: list[str]) -> list[str]:
     if program != "palate":
         return []
     values = [word for i, word in enumerate(words) if words[i - 1] not in ("--out", "-o", "--scorer")]
-    paths = [word for word in values if re.search(r"/|\.\w+$", word) and not re.search(r"[:=]", word)]
-    if words[0] == "train":
+    paths = [word for word in values if re.search(r"/|\.[a-z]\w*$", word) and not re.search(r"[:=]", word)]
+    if words[0] == "train" and (ROOT / words[1]).is_file():
         data = config.load(ROOT / words[1], [], config.Recipe).data
         paths += [data.path] if data else []
     return paths
 
 
 def test_the_files_that_commands_name_are_there_when_they_are_typed_in_order():
-    made: list[str] = []
+    made = list(written_out(ROOT / "README.md"))
     for page, program, rest in commands():
         words = shlex.split(rest)
         if page == "README.md":
@@ -78,6 +85,16 @@ def test_the_files_that_commands_name_are_there_when_they_are_typed_in_order():
                 assert path in made or (ROOT / path).exists(), f"palate {rest}: nothing made {path}"
             made += made_by(program, words)
     assert {"runs/samples", "runs/shapes_diffusion_dpo"} <= set(made)
+
+
+def test_recipes_that_the_readme_shows_are_recipes(tmp_path):
+    shown = written_out(ROOT / "README.md")
+    assert shown
+    for name, text in shown.items():
+        (tmp_path / name).write_text(text, "utf-8")
+        recipe = config.load(tmp_path / name, [], config.Recipe)
+        algorithm = plugins.find("algorithms", recipe.algorithm.name)
+        config.section(recipe.algorithm.options, algorithm.Config, "algorithm", name)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
