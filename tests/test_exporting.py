@@ -93,7 +93,7 @@ def test_an_adapter_is_copied_with_its_card(run, model):
         exporting.export(folder)
 
 
-@pytest.mark.parametrize("name", ["sd15", "world:shapes"])
+@pytest.mark.parametrize("name", ["sd15", pytest.param("world:shapes", marks=pytest.mark.slow)])
 def test_a_merged_model_draws_the_same_to_rounding(name, model, tmp_path):
     name = str(model) if name == "sd15" else name
     drawn = picture(finished(tmp_path / "run", name).pipeline)
@@ -119,6 +119,7 @@ def test_a_merged_model_holds_the_lora_it_was_trained_on_top_of(model, tmp_path)
     assert "without them it is another model" in (apart / card.CARD).read_text()
 
 
+@pytest.mark.slow
 def test_a_merged_model_is_stored_in_the_recipes_type(model, tmp_path):
     finished(tmp_path / "run", model)
     held = tmp_path / "run" / "config.yaml"
@@ -148,6 +149,7 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_overwritten(run, tmp_
     assert (precious / "thesis.txt").read_text() == "years"
 
 
+@pytest.mark.slow
 def test_a_run_begins_from_a_run_and_leaves_all_that_is_needed(model, tmp_path, capsys):
     """By recipes alone: the second is held to the first, and judged against it."""
     evaluation = {"prompts": ["a hat", "a cat"], "scorers": {"jpeg_size": -1.0}, "n": 1, "num_inference_steps": 2}
@@ -179,6 +181,7 @@ def test_a_run_begins_from_a_run_and_leaves_all_that_is_needed(model, tmp_path, 
     assert adapters.base_adapters(arm.module) == ["base"]
 
 
+@pytest.mark.slow
 def test_stored_preferences_are_learnt_on_top_of_a_lora_that_changes_how_prompts_are_read(model, tmp_path):
     """The text encoder carries a part of it, leaves while training goes on, and is read again for the pictures."""
     parts = {"unet": ["to_q"], "text_encoder": ["q_proj"]}

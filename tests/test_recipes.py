@@ -30,6 +30,7 @@ TWINS = {  # by how a recipe's name begins, the longest first
     "flux": "FluxPipeline",
     "wan": "WanPipeline",
 }
+QUICK = {"sd15_diffusion_dpo", "sdxl_mapo", "sd35_flow_dpo", "wan_flow_dpo"}  # one of a kind; the others with the slow
 PAPERS = [path for path in RECIPES if path.stem.startswith(tuple(TWINS))]
 SIZES = {  # what a twin may have otherwise: how large, how long, where
     "training.max_steps": 2,
@@ -127,7 +128,10 @@ def picture(seed, side):
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")  # a scheduler of Turbo
-@pytest.mark.parametrize("path", PAPERS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=() if path.stem in QUICK else pytest.mark.slow, id=path.stem) for path in PAPERS],
+)
 def test_a_recipe_runs_for_two_steps_on_its_tiny_twin(path, twins, tmp_path):
     model, call, side = twins(twin_of(path.stem))
     recipe = config.load(path, (), Recipe)

@@ -107,6 +107,7 @@ def test_plain_diffusers_draws_the_same_from_base_and_adapter(model, own, tmp_pa
     assert [(folder / name).read_bytes() for name in files] == first
 
 
+@pytest.mark.slow
 def test_a_run_begins_from_a_run_and_that_from_another(model, own, tmp_path):
     source, policies = str(own), []
     for seed, name in enumerate(("first", "second")):
@@ -134,6 +135,7 @@ def test_all_weights_are_trained_on_top_of_the_lora(model, own, tmp_path):
     assert str(model) not in "".join(path.read_text() for path in folder.rglob("*.json"))
 
 
+@pytest.mark.slow
 def test_the_world_is_trained_on_top_of_a_lora(tmp_path):
     base = lookup.load_base("world:shapes").pipeline
     own = make_lora(base, tmp_path / "own", {"unet": ["to_v"]}, seed=3)
@@ -169,6 +171,7 @@ def test_what_cannot_be_the_base_is_refused(model, tmp_path, monkeypatch, adapte
         lookup.load_policy(ModelSettings(name=str(model), adapter=source))
 
 
+@pytest.mark.slow
 def test_a_lora_of_the_hub_brings_what_it_was_trained_on_top_of(model, own, tmp_path, monkeypatch):
     settings = ModelSettings(name=str(model), adapter=str(own), lora=LoraSettings(rank=2))
     first = trained(settings)
