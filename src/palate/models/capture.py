@@ -288,6 +288,11 @@ class Capture:
                                       "Sample and train with guidance off (guidance_scale: null)")  # fmt: skip
         return self.guided if guided and self.guided is not None else self.single
 
+    @property
+    def singly(self) -> bool:
+        """Whether prompts are taken one at a time, with guidance or without."""
+        return self.single.singly or (self.guided is not None and self.guided.singly)
+
     def check_off(self) -> None:
         """Raises UnsupportedPipeline where the pipeline cannot sample without guidance."""
         if self.always_guided:

@@ -150,7 +150,10 @@ def find_codec(pipeline: Any, decode: Decode, shape: tuple[int, ...], device: to
     processor = getattr(pipeline, "video_processor", None) or getattr(pipeline, "image_processor", None)
     processor = processor or VaeImageProcessor(do_resize=False)  # for pictures of pipelines that bring none
     made = Codec(vae, processor, shape, tuple(zeros.shape), index, scale, shift)
-    off = listener.after_decoding(noise, made.pixels)
+    try:
+        off = listener.after_decoding(noise, made.pixels)
+    except (AttributeError, TypeError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{kind}: its media cannot be brought back to what its {name} encodes ({error})") from error
     if not off <= _EIGHT_BITS:
         raise ValueError(f"{kind} alters media after decoding them (by {off:.2g}); they cannot be encoded")
     return _by_channel(made) or made

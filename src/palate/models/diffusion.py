@@ -295,7 +295,7 @@ class DiffusionPolicy:
 
     def decode(self, x0: Tensor) -> list[Media]:
         """Media of x0 [n, ...], by the pipeline's own code: steps that arrive at x0."""
-        if self.capture.single.singly and len(x0) > 1:
+        if self.capture.singly and len(x0) > 1:
             return [medium for row in x0.split(1) for medium in self.decode(row)]
         return media_of(self._arrive(x0))
 
