@@ -133,7 +133,8 @@ def cheaper(recipe: Recipe, now: Estimate, hollows: Hollows) -> Iterator[tuple[s
     """Overrides that take less while training, and what is then taken."""
     for override, changes in _TRIALS.items():
         raw = recipe.model_dump(mode="json")
-        if any(raw.get(section) is None for section in changes):
+        adapted = "model" in changes and recipe.model.lora is not None
+        if adapted or any(raw.get(section) is None for section in changes):
             continue
         for section, values in changes.items():
             raw[section] |= values
