@@ -107,7 +107,7 @@ class Capture:
         singly: one call a prompt, row r seeded `seed + r` all the same; the passes are those of the first.
         """
         if singly and len(prompts) > 1:
-            runs = [self.run([p], scale, seed=seed + row, steps=steps) for row, p in enumerate(prompts)]
+            runs = [self.run([p], scale, seed=seed + row, steps=steps, beyond=beyond) for row, p in enumerate(prompts)]
             merged = [replace(some[0], sample=torch.cat([s.sample for s in some]),
                               model_output=torch.cat([s.model_output for s in some]))
                       for some in zip(*(run.steps for run in runs), strict=True)]  # fmt: skip
@@ -327,6 +327,8 @@ def direction(schedule: Schedule, step: Step, times: Tensor) -> int:
         return 1  # of noise tables: DDIM's own steps are the path's, if not between the same timesteps
     if not float(times[0]) > float(times[-1]):
         raise Unlearned("its scheduler walks from data to noise")
+    if not float(times[0]) <= 1 + 1e-3:
+        raise Unlearned(f"its noise levels begin at {float(times[0]):g}, where those of a rectified flow are at most 1")
     n = len(step.sample)
     off = {}
     for sign in (1, -1):

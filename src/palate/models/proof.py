@@ -75,7 +75,7 @@ def _prove(capture: Capture, scale: float | None, tolerance: float) -> None:
         _prove_branch(capture, tolerance)
         return
     singly = capture.recipe(guided).singly
-    run = capture.run(OTHERS, scale, seed=21, steps=4, singly=singly, beyond=not singly)
+    run = capture.run(OTHERS, scale, seed=21, steps=4, singly=singly, beyond=True)
     cond = Condition.cat([capture.condition(prompt, guided=guided) for prompt in OTHERS])
     try:
         hold(capture, run, cond, scale, tolerance)
@@ -138,11 +138,13 @@ def _prove_branch(capture: Capture, tolerance: float) -> None:
 
 
 def _try_batched(capture: Capture, run: Run, cond: Condition, tolerance: float) -> None:
-    """Make both guidance branches in one pass if that is the same."""
+    """Make both guidance branches in one pass if that is the same, for several prompts and for one."""
     assert capture.guided is not None
+    alone = capture.run(OTHERS[:1], OTHER_GUIDANCE, seed=21, steps=4)
     two_passes, capture.guided = capture.guided, replace(capture.guided, batched=True)
     try:
         hold(capture, run, cond, OTHER_GUIDANCE, tolerance)
+        hold(capture, alone, cond[0], OTHER_GUIDANCE, tolerance)
     except Unlearned:
         capture.guided = two_passes
 
