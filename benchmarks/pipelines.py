@@ -1,7 +1,7 @@
 """Which of diffusers' pipelines are served, found by trying: the sweep that writes docs/pipelines.json and .md.
 
     python -m benchmarks.pipelines --processes 2            # all tiny builds, about 3 s each and core
-    python -m benchmarks.pipelines --only FluxPipeline      # one class, printed
+    python -m benchmarks.pipelines --only 'Flux*'           # some, with the reasons, in place of their old rows
     python -m benchmarks.pipelines --check --processes 2    # writes nothing; fails if what held no longer does
 
 Every build of tests/pipelines goes through the contract of tests/contracts/pipelines.py in a process of its own kind.
@@ -199,8 +199,8 @@ def main() -> int:
     before = json.loads(TABLE.read_text())["pipelines"] if TABLE.exists() else {}
     lost = losses(before, found)
     print("\n".join([counts(found), *lost]))
-    if not chosen.check and not chosen.only:
-        write(found)
+    if not chosen.check:
+        write({name: entry for name, entry in (before | found).items() if name in pipelines.places()})
     return 1 if lost else 0
 
 
