@@ -162,6 +162,18 @@ def test_a_pipeline_that_cannot_do_without_guidance_says_so() -> None:
     assert held.predict(x, t, held.condition(["a", "b"])).shape == x.shape
 
 
+@torch.no_grad()
+def test_guidance_by_a_component_is_asked_for_as_any_other() -> None:
+    """HunyuanVideo 1.5 holds its scale in a guider, which is put back as it was."""
+    held = policy("HunyuanVideo15Pipeline")
+    guider = held.pipeline.guider
+    assert held.default_settings["guidance_scale"] == guider.guidance_scale
+    x, t = torch.randn(1, *held.latent_shape, generator=torch.Generator().manual_seed(0)), torch.tensor([0.5])
+    cond = held.condition(["a"], guided=True)
+    assert not torch.allclose(held.predict(x, t, cond, 2.0), held.predict(x, t, cond, 5.0))
+    assert held.pipeline.guider is guider
+
+
 # --- encoders ---------------------------------------------------------------------------------------------------------
 
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from palate.models.capture import PROMPTS, Capture, UnsupportedPipeline
 from palate.models.codecs import Codec, autoencoder, find_codec, media_of
 from palate.models.contracts import Condition, Kernel, Media
+from palate.models.dialect import GUIDER
 from palate.models.embeds import Memo, encoder_of, memoised_encoding, size_of
 from palate.models.kinds import check_prediction_kind, prediction_kind_errors
 from palate.models.loading import absent_components, call_defaults, channels_last, quietly, resolve_model
@@ -145,12 +146,12 @@ class DiffusionPolicy:
     def default_settings(self) -> dict[str, Any]:
         """Of the pipeline's own call; `guidance_scale` None where that is off or cannot be replayed."""
         known = call_parameters(self.pipeline)
-        scale = self.capture.dialect.scale
-        off = scale is None or not self.capture.dialect.off  # a call without arguments is already without guidance
-        return {
-            "num_inference_steps": known["num_inference_steps"].default,
-            "guidance_scale": None if off or scale is None else known[scale].default,
-        }
+        scale, guided = self.capture.dialect.scale, None
+        if scale == GUIDER:
+            guided = float(self.pipeline.guider.guidance_scale)
+        elif scale is not None and self.capture.dialect.off:  # else a call without arguments is without guidance
+            guided = known[scale].default
+        return {"num_inference_steps": known["num_inference_steps"].default, "guidance_scale": guided}
 
     def at(self, **size: int) -> DiffusionPolicy:
         """The same policy drawing another `height` and `width`, over the same weights; this one then predicts at both.
