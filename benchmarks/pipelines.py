@@ -4,7 +4,7 @@
     python -m benchmarks.pipelines --only 'Flux*'           # some, with the reasons, in place of their old rows
     python -m benchmarks.pipelines --check --processes 2    # writes nothing; fails if what held no longer does
 
-Every build of tests/pipelines goes through the contract of tests/contracts/pipelines.py in a process of its own kind.
+Every build of tests/pipelines goes through the contract of tests/contracts/pipelines.py.
 Nothing here is written by hand: a class is in the table because a tiny build of it was examined.
 """
 
@@ -166,7 +166,10 @@ def reasons(name: str, entry: Entry) -> list[str]:
 def told(note: str) -> str:
     """A reason without the class's name in front, and without what a table cannot hold."""
     head, _, rest = note.partition(": ")
-    return (rest if head.endswith("Pipeline") and " " not in head else note).replace("|", "\\|")
+    reason = rest if head.endswith("Pipeline") and " " not in head else note
+    for advice in (". It cannot be trained on", ". Sample and train with", " (tried "):  # the same for all
+        reason = reason.partition(advice)[0]
+    return reason.replace("|", "\\|")
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
