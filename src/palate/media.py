@@ -113,7 +113,10 @@ def inside(root: str | Path, path: str) -> Path:
     """root / path, links resolved. Raises MediaError if that is not under root."""
     base = Path(root).resolve()
     if "\0" not in path and "\\" not in path and not re.match(r"[A-Za-z]:", path):
-        full = (base / path).resolve()
+        try:
+            full = (base / path).resolve()
+        except (OSError, RuntimeError, ValueError) as error:  # links in a loop, or a name that no file can have
+            raise MediaError(f"media path {path!r} cannot be followed ({error})", "missing") from None
         if not Path(path).is_absolute() and full.is_relative_to(base):
             return full
     raise MediaError(

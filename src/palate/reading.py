@@ -78,12 +78,15 @@ class Source:
 
     @property
     def number(self) -> int | None:
-        """How many raw rows there are, where the files say so."""
+        """How many raw rows there are, where the files say so; a damaged one says nothing until it is read."""
         import pyarrow.parquet as pq
 
         if not self.files or any(file.suffix != ".parquet" for file in self.files):
             return None
-        return sum(pq.read_metadata(file).num_rows for file in self.files)
+        try:
+            return sum(pq.read_metadata(file).num_rows for file in self.files)
+        except (ValueError, OSError):  # what pyarrow's errors are
+            return None
 
     def raw(self) -> Iterator[tuple[str, Raw | Flaw]]:
         """Where each row stands, and the row. Raises DatasetError if there are none or the rest cannot be read."""

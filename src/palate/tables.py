@@ -81,12 +81,17 @@ def _jsonl_rows(file: Path) -> Iterator[Any]:
                 yield Flaw("", f"is no JSON ({short(str(error))})", "no JSON")
 
 
-def _json_rows(file: Path) -> Iterator[Any]:
-    return json_array(file)
-
-
 def json_array(file: Path) -> Iterator[Any]:
     """The elements of a file that is one JSON list, without holding the list. Raises DatasetError."""
+    try:
+        yield from _json_rows(file)
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise DatasetError(
+            f"{file} cannot be read ({type(error).__name__}: {short(str(error))}): copy it again"
+        ) from None
+
+
+def _json_rows(file: Path) -> Iterator[Any]:
     with file.open(encoding="utf-8-sig") as stream:
         text, at, ended = stream.read(_PIECE).lstrip(), 1, False
         if not text.startswith("["):

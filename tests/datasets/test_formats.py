@@ -398,6 +398,13 @@ def test_table_lists(tmp_path):
     assert "URL" in reader.flaws.first["bad media"][0].reason
 
 
+def test_table_of_ranks_alone(tmp_path):
+    raw = [{"prompt": "p", "media": ["a.png", "b.png"], "ranks": ranks} for ranks in ([1, 2], [1, 1])]
+    rows, reader = read(write_jsonl(tmp_path / "t.jsonl", [*raw, {**raw[0], "scores": [3, 4]}]), "table")
+    assert [known(row)[0, 1] for row in rows] == [1.0, 0.5, 1.0] and not reader.flaws.total
+    assert rows[2].scores == ((3.0,), (4.0,))  # the first row has none
+
+
 def test_what_cannot_be_written_or_found_says_so(tmp_path):
     with pytest.raises(
         DatasetError, match="hpdv2 can only be read; written can be parquet, flow_factory, pickapic, trl"

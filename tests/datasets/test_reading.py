@@ -47,6 +47,23 @@ def test_a_damaged_json_list(tmp_path, text):
         list(table_rows(tmp_path / "a.json"))
 
 
+@pytest.mark.parametrize("content", [b'["a\xff", "b"]', b"[" + b'{"a":' * 200_000], ids=["not UTF-8", "nested"])
+def test_a_json_list_that_python_cannot_hold(tmp_path, content):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(DatasetError, match=r"a\.json cannot be read .*copy it again"):
+        list(json_array(tmp_path / "a.json"))
+
+
+def test_a_damaged_shard_has_no_known_number_of_rows(tmp_path):
+    pictures = {"jpg_0": picture(0), "jpg_1": picture(1), "label_0": 1.0, "label_1": 0.0}
+    pq.write_table(pa.Table.from_pylist([{"caption": "p", **pictures}]), tmp_path / "train-0.parquet")
+    (tmp_path / "train-1.parquet").write_bytes(b"cut off")
+    reader = datasets.open(tmp_path)
+    assert reader.number is None
+    with pytest.raises(DatasetError, match=r"train-1\.parquet cannot be read"):
+        list(reader)
+
+
 def test_an_endless_json_row_is_a_bomb(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "MAX_ROW_CHARS", 1000)
     (tmp_path / "a.json").write_text('["' + "x" * 200_000)

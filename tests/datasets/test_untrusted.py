@@ -142,6 +142,13 @@ def encoded(image: Image.Image, kind: str, **options) -> bytes:
     return out.getvalue()
 
 
+def test_paths_that_cannot_be_followed_are_bad_media(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    for path in ("loop/a.png", "loop", "a" * 5000 + ".png", "\ud800.png", "a\0.png"):
+        with pytest.raises(MediaError):
+            media.decode(Medium("image/png", path=path), tmp_path)
+
+
 def test_odd_pictures_are_pictures():
     ramp = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
     grey = np.asarray(media.decode(Medium("image/png", encoded(Image.fromarray(ramp), "PNG"))))

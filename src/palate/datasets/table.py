@@ -97,8 +97,8 @@ def _listed(raw: Raw, where: str, source: Source) -> Preference:
         text(raw, "prompt"),
         tuple(medium(path, "media", source.root) for path in raw["media"]),
         prefer,
-        scores=tuple((number(score, "scores"),) for score in scores) if scores else ((math.nan,),) * k,
-        dimensions=("score",) if "scores" in source.first else (),
+        scores=tuple((number(score, "scores"),) for score in scores) if scores else (),
+        dimensions=("score",),  # of every row, scored or not: a later row may be
         weight=number(raw.get("weight", 1.0), "weight"),
         where=where,
         **given,
