@@ -16,7 +16,7 @@ from palate.worlds.shapes.pretrain.denoiser import Kind
 from palate.worlds.shapes.pretrain.text import Layout
 
 TEXT_PLAN = Plan(steps=1_000, minutes=4, batch=128, peak_rate=1e-3, pictures=0, seed=13)
-PLAN = Plan(steps=20_000, minutes=87, batch=32, peak_rate=1e-3, pictures=60_000, seed=14)
+PLAN = Plan(steps=100_000, minutes=87, batch=32, peak_rate=1e-3, pictures=60_000, seed=14)
 SAMPLING = {"num_inference_steps": 9, "eta": 0.5, "guidance_scale": 1.0}
 
 TIME_MEAN, TIME_SPREAD = 0.6, 1.2  # of the logit of t: more of the noisy times, in which places are decided
