@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from palate.models.condition import Condition as Condition
 
 PredictionKind = Literal["epsilon", "v", "sample", "velocity"]
-Media = Any  # a PIL image now; frames, a waveform or a text elsewhere
+Media = Any  # a PIL picture, a list of them (video), a waveform [C, L]
 
 
 # --- randomness -------------------------------------------------------------------------------------------------------
