@@ -36,6 +36,9 @@ PRIVATE = Private(frozenset({"alice"}))
         "https://bob:hunter2@example.org/x",
         "Alice",
         "by alice_2",
+        "host:/srv/x",
+        "'/srv/my photos/hats'",
+        '"C:\\Users\\bob\\My Documents\\hats"',
     ],
 )
 def test_it_does_not_leave(secret):
@@ -53,6 +56,7 @@ def test_it_does_not_leave(secret):
             "9f86d08",
             "Users",
             "share",
+            "hats",
         ):
             assert piece not in left, left
     assert PRIVATE.name(secret) is None and PRIVATE.name(secret, place=True) is None
@@ -87,6 +91,8 @@ def test_a_place_here_has_no_name_elsewhere(tmp_path, monkeypatch):
     (tmp_path / "runs").mkdir()
     for place in ("runs/first", "preferences", "some folder/x", "a/b/c"):
         assert PRIVATE.name(place, place=True) is None
+    (tmp_path / "runs" / "first").mkdir()
+    assert PRIVATE.name("implicit:runs/first") is None
     assert PRIVATE.name("yuvalkirstain/pickapic_v2", place=True) == "yuvalkirstain/pickapic_v2"
 
 

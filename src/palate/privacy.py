@@ -28,7 +28,9 @@ _ADDRESS = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
 _PATH = re.compile(
     r"""(?x)
     file:\S+
-  | (?<![\w:/.)])/[^\s/'"`|]+(?:/[^\s'"`|]*)?      # /home/...
+  | (?<=')(?:~?/|[A-Za-z]:[\\/])[^'\n]*(?=')        # quoted, with spaces in it
+  | (?<=")(?:~?/|[A-Za-z]:[\\/])[^"\n]*(?=")
+  | (?<![\w/.)])/[^\s/'"`|]+(?:/[^\s'"`|]*)?      # /home/...
   | (?<!\w)~[\w.-]*(?:/[^\s'"`|]*)?                # ~, ~/..., ~user/...
   | (?<!\w)(?:\.\.?/)+[^\s'"`|]*                   # ./..., ../...
   | \b[A-Za-z]:[\\/][^\s'"`|]*                     # C:\...
@@ -90,7 +92,10 @@ class Private:
         """
         if not _NAME.fullmatch(text) or self.scrub(text) != text or len(text) > 120:
             return None
-        if place and not text.startswith("world:") and not self._on_hub(text):
+        if text.startswith("world:"):
+            return text
+        run = text.partition(":")[2]  # of `implicit:<run>`
+        if (place and not self._on_hub(text)) or (run and Path(run).exists()):
             return None
         return text
 
