@@ -10,7 +10,9 @@ Departures from the paper, whose weight is exp(r):
    learning rate means what it means for `sft`, and a constant added to all rewards changes nothing.
 2. A cap, so that no sample takes over a step.
 3. `standardise`: each dimension less its mean over its deviation in the data before they are added up; the paper's
-   scores are standardised by its reward model.
+   scores are standardised by its reward model. It undoes weights that scores were multiplied by before, as those of
+   `data.relabel`: state them in `dimensions`.
+4. Dimensions are added up, where the paper takes the mean of three: its temperature of 1 is 3 here.
 Weights are not normalised within a prompt, unlike `rwr`: the paper's videos come one a prompt, and there a prompt's
 own mean would leave nothing to learn. So easy prompts weigh more than hard ones.
 """
