@@ -228,3 +228,15 @@ class Written:
 
     rows: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
+
+    def pairs(self, row: Preference, *, scored: bool = False) -> list[tuple[int, int, float, float]]:
+        """Its `known_pairs`, for a format of pairs, or, `scored`, pairs with scores: what else it says is counted."""
+        found = list(known_pairs(row))
+        for lost, what in (
+            (not found, "rows that compare nothing"),
+            (row.aspects, "rows' aspects"),
+            (not scored and any(s == s for line in row.scores for s in line), "rows' scores"),
+        ):
+            if lost:
+                self.left_out[what] += 1
+        return found

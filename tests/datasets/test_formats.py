@@ -14,7 +14,7 @@ import pytest
 
 from palate import datasets, media
 from palate.media import DatasetError
-from palate.records import Medium, Preference
+from palate.records import Aspect, Medium, Preference
 from palate.views import preference_of
 from tests.datasets.make import known, picture, png, save
 
@@ -90,9 +90,12 @@ def test_pickapic_written(tmp_path):
         [[NAN, 0.75, NAN], [0.25, NAN, 0.5], [NAN, 0.5, NAN]],
         votes=[[0, 4, 0], [4, 0, 2], [0, 2, 0]],
         sources=("x", "y", ""),
+        weight=0.25,
+        scores=[[1], [NAN], [2]],
+        dimensions=["style"],
     )
     made = datasets.write(tmp_path / "out" / "p.parquet", [row], "pickapic", media_root=tmp_path)
-    assert made.rows == 2
+    assert made.rows == 2 and made.left_out == {"rows' scores": 1}
     table = pq.read_table(tmp_path / "out" / "p.parquet").to_pylist()
     assert [(raw["label_0"], raw["label_1"], raw["caption"]) for raw in table] == [
         (1, 0, "a star"),
@@ -101,6 +104,7 @@ def test_pickapic_written(tmp_path):
     assert table[0]["best_image_uid"] == table[0]["image_0_uid"] != table[0]["image_1_uid"] == table[1]["image_0_uid"]
     rows, _ = read(tmp_path / "out" / "p.parquet", "pickapic")
     assert [known(r)[0, 1] for r in rows] == [0.75, 0.5] and rows[0].votes[0][1] == 4 and rows[0].sources == ("x", "y")
+    assert [row.weight for row in rows] == [0.25, 0.25]
     with pytest.raises(FileExistsError, match="there already"):
         datasets.write(tmp_path / "out" / "p.parquet", [row], "pickapic")
     text = Preference("p", (Medium("text/plain", b"a"), Medium("text/plain", b"b")), [[NAN, 1], [0, NAN]])
@@ -273,9 +277,7 @@ def test_trl_pairs_there_and_back(tmp_path):
     assert rows[0].dimensions == ("score",) and rows[0].scores == ((4.0,), (1.0,))
     assert datasets.write(tmp_path / "out.jsonl", rows, "trl").rows == 2
     again, _ = read(tmp_path / "out.jsonl", "trl")
-    assert [(r.prompt, [m.bytes for m in r.media]) for r in again] == [
-        (r.prompt, [m.bytes for m in r.media]) for r in rows
-    ]
+    assert [(r.prompt, r.media, str(r.scores)) for r in again] == [(r.prompt, r.media, str(r.scores)) for r in rows]
 
 
 def test_trl_conversations_and_implicit_prompts(tmp_path):
@@ -289,11 +291,13 @@ def test_trl_conversations_and_implicit_prompts(tmp_path):
     )
     assert text.prompt == "Q: 1+1? A: " and [m.bytes for m in text.media] == [b"two", b"ten"]
     tie = Preference("p", row.media, [[NAN, 0.5], [0.5, NAN]])
-    soft = Preference(row.prompt, row.media, [[NAN, 0.2], [0.8, NAN]], votes=[[0, 5], [5, 0]])
-    made = datasets.write(tmp_path / "out.jsonl", [tie, soft], "trl")
-    assert made.rows == 1 and made.left_out == {"ties": 1}
+    soft = Preference(row.prompt, row.media, [[NAN, 0.2], [0.8, NAN]], votes=[[0, 5], [5, 0]], weight=3.0)
+    aspect = Preference("p", row.media, [[NAN, NAN], [NAN, NAN]], aspects=[Aspect("TA", [[NAN, 1], [0, NAN]])])
+    made = datasets.write(tmp_path / "out.jsonl", [tie, soft, aspect], "trl")
+    assert made.rows == 1 and made.left_out == {"ties": 1, "rows that compare nothing": 1, "rows' aspects": 1}
     (again,), _ = read(tmp_path / "out.jsonl", "trl")
     assert again.media == row.media[::-1] and known(again) == {(0, 1): 0.8} and again.votes[0][1] == 5
+    assert again.weight == 3.0
     with pytest.raises(DatasetError, match="holds a image/png; TRL's pairs are texts"):
         (tmp_path / "out.jsonl").unlink()
         datasets.write(tmp_path / "out.jsonl", [picture_pair()], "trl")

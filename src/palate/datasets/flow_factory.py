@@ -4,9 +4,9 @@
     media/*        {"type": "preference", "chosen": {"media": [{"type": "image", "path": ...}]}, "rejected": {...}}}
 
 Read are preferences with one medium on either side and none in the input; others are flaws, since a Preference cannot
-hold them. Written is a folder with `train.jsonl` and the media by content. Ties and the vaguer of soft labels are what
-the format cannot say: ties are left out and counted, P(chosen over rejected), votes, sources, seeds and the weight go
-into `metadata`, which Flow-Factory ignores, and are read back here.
+hold them. Written is a folder with `train.jsonl` and the media by content. What the format cannot say: ties, scores and
+aspects are left out and counted; P(chosen over rejected), votes, sources, seeds and the weight go into `metadata`,
+which Flow-Factory ignores, and are read back here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from palate.media import TYPES, medium_bytes
-from palate.reading import Source, Written, known_pairs, medium, number, pair, text
+from palate.reading import Source, Written, medium, number, pair, text
 from palate.records import Medium, Preference, RecordError
 from palate.tables import Flaw, Raw
 
@@ -80,7 +80,7 @@ def write(target: str | Path, rows: Iterable[Preference], *, media_root: str | P
     try:
         with aside.open("w", encoding="utf-8") as file:
             for row in rows:
-                for i, j, p, votes in known_pairs(row):
+                for i, j, p, votes in made.pairs(row):
                     if p == 0.5:
                         made.left_out["ties"] += 1
                         continue

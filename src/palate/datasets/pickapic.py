@@ -6,8 +6,8 @@ One row per judgement, 959,040 in v2's `train`. Labels are 1 and 0, or .5 and .5
 (`has_label` false) say nothing and are left out. The `_no_images` variants cannot be read: they hold no media.
 
 Written are the same columns, so that loaders of Pick-a-Pic read them. Those know only 0, .5 and 1; what is between
-is rounded for them and stands exactly in `preference` (P that picture 0 is better), beside `votes`, which are read
-back here. A row of K candidates becomes all its known pairs.
+is rounded for them and stands exactly in `preference` (P that picture 0 is better), beside `votes` and `weight`, which
+are read back here. A row of K candidates becomes all its known pairs; its scores and aspects are left out and counted.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from palate.media import DatasetError, medium_bytes
-from palate.reading import Source, Written, known_pairs, medium, number, pair, text
+from palate.reading import Source, Written, medium, number, pair, text
 from palate.records import Medium, Preference, RecordError
 from palate.tables import Flaw, Raw
 
@@ -43,6 +43,7 @@ SCHEMA = pa.schema(
         "model_1": pa.string(),
         "preference": pa.float64(),
         "votes": pa.float64(),
+        "weight": pa.float64(),
     }
 )
 _GROUP_BYTES = 32 * 2**20
@@ -59,11 +60,12 @@ def rows(source: Source) -> Iterator[Preference | Flaw]:
             return None
         if not raw.get("jpg_0") and not raw.get("jpg_1") and "image_0_url" in raw:
             raise RecordError("jpg_0", "and jpg_1 hold no pictures: this is the variant without images")
-        votes = number(raw.get("votes"), "votes")
+        votes, weight = number(raw.get("votes"), "votes"), number(raw.get("weight"), "weight")
         return Preference(
             text(raw, "caption"),
             (medium(raw["jpg_0"], "jpg_0"), medium(raw["jpg_1"], "jpg_1")),
             **pair(p, 1.0 if math.isnan(votes) else votes),
+            weight=1.0 if math.isnan(weight) else weight,
             sources=(raw.get("model_0") or "", raw.get("model_1") or ""),
             where=where,
         )
@@ -95,8 +97,7 @@ def write(target: str | Path, rows: Iterable[Preference], *, media_root: str | P
     try:
         with pq.ParquetWriter(aside, SCHEMA, compression="zstd", use_dictionary=["model_0", "model_1"]) as writer:
             for row in rows:
-                pairs = list(known_pairs(row))
-                made.left_out["rows that compare nothing"] += not pairs
+                pairs = made.pairs(row)
                 media = {i: medium_bytes(_there(row, i), media_root) for i in {k for i, j, *_ in pairs for k in (i, j)}}
                 for i, j, p, votes in pairs:
                     waiting.append(_record(row, i, j, p, votes, media))
@@ -140,4 +141,5 @@ def _record(row: Preference, i: int, j: int, p: float, votes: float, media: dict
         "model_1": row.sources[j],
         "preference": p,
         "votes": votes,
+        "weight": row.weight,
     }

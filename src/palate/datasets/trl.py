@@ -8,20 +8,21 @@
 A text is a medium of type text/plain; messages are one of application/json, and a prompt of messages is kept as JSON.
 `score_chosen` and `score_rejected`, where they are, become the score `score`. Pictures in conversations are not read.
 
-Written are pairs of texts; ties are left out and counted. P(chosen over rejected) and votes go into the columns
-`preference` and `votes`, which are read back here.
+Written are pairs of texts, with the score `score`; ties, other scores and aspects are left out and counted. P(chosen
+over rejected), votes and the weight go into the columns `preference`, `votes` and `weight`, which are read back here.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from palate.media import DatasetError, medium_bytes, type_of_path
-from palate.reading import Source, Written, known_pairs, number, pair
+from palate.reading import Source, Written, number, pair
 from palate.records import Medium, Preference, RecordError
 from palate.tables import Flaw, Raw
 
@@ -53,6 +54,7 @@ def rows(source: Source) -> Iterator[Preference | Flaw]:
             **pair(_or(raw.get("preference"), "preference"), _or(raw.get("votes"), "votes")),
             scores=tuple((number(raw.get(f"score_{side}"), "score"),) for side in _NAMES[1:]) if scored else (),
             dimensions=scored,
+            weight=_or(raw.get("weight"), "weight"),
             where=where,
         )
 
@@ -72,7 +74,7 @@ def _unpaired(raw: Raw, where: str) -> Preference:
     return Preference(
         _prompt(raw["prompt"]),
         (_medium(raw["completion"], "completion"),),
-        ((float("nan"),),),
+        ((math.nan,),),
         scores=((float(raw["label"]),),),
         dimensions=("label",),
         where=where,
@@ -124,7 +126,8 @@ def write(target: str | Path, rows: Iterable[Preference], *, media_root: str | P
     try:
         with aside.open("w", encoding="utf-8") as file:
             for row in rows:
-                for i, j, p, votes in known_pairs(row):
+                scored = row.dimensions == ("score",)
+                for i, j, p, votes in made.pairs(row, scored=scored):
                     if p == 0.5:
                         made.left_out["ties"] += 1
                         continue
@@ -132,7 +135,9 @@ def write(target: str | Path, rows: Iterable[Preference], *, media_root: str | P
                     texts = [_text(row.media[k], row.where or row.id, media_root) for k in (best, other)]
                     prompt = json.loads(row.prompt) if isinstance(texts[0], list) else row.prompt
                     record = {"prompt": prompt, "chosen": texts[0], "rejected": texts[1]}
-                    extra = {"preference": max(p, 1 - p), "votes": votes}
+                    extra: dict[str, float | None] = {"preference": max(p, 1 - p), "votes": votes, "weight": row.weight}
+                    for name, k in zip(_NAMES[1:], (best, other), strict=True) if scored else ():
+                        extra[f"score_{name}"] = None if math.isnan(row.scores[k][0]) else row.scores[k][0]
                     file.write(json.dumps({**record, **extra}, ensure_ascii=False) + "\n")
                     made.rows += 1
             file.flush()
