@@ -35,6 +35,15 @@ def test_suffixes_and_ties(tmp_path):
     assert reader.flaws.counts == {"bad media": 2}
 
 
+def test_two_of_one_name_on_a_side_are_a_flaw(tmp_path):
+    for name in ("chosen/a.png", "chosen/a.jpg", "rejected/a.png", "chosen/b.png", "rejected/b.png"):
+        save(tmp_path / name)
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text(name)
+    reader = datasets.open(tmp_path)
+    assert [row.prompt for row in reader] == ["b"] and "several endings" in reader.flaws.first["bad media"][0].reason
+
+
 def test_prompts_that_cannot_be_read(tmp_path):
     for name in ("star_w.png", "star_l.png"):
         save(tmp_path / name)

@@ -7,7 +7,7 @@
 
 Folder names come in pairs: chosen/rejected, win/lose, w/l, winner/loser, preferred/rejected, good/bad, better/worse.
 Suffixes are `_w` and `_l`; `_e` (kohya-ss/sd-scripts) marks pictures that tie: `0001_e1.png` and `0001_e2.png`.
-A picture whose partner is missing is a flaw.
+A picture whose partner is missing is a flaw, and so are two of one name on one side.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ NAMES = (
     ("good", "bad"),
     ("better", "worse"),
 )
+_TWICE = "twice"  # the side of a second medium of one name
 _SUFFIXED = re.compile(r"(?P<name>.+)_(?P<side>[wl]|e[12])")
 
 
@@ -48,6 +49,8 @@ def rows(source: Source) -> Iterator[Preference | Flaw]:
 
     def convert(sides: dict[str, Path], name: str) -> Preference:
         files = [sides[side] for side in ("w", "l", "e1", "e2") if side in sides]
+        if _TWICE in sides:
+            raise RecordError("media", f"stand twice on one side, under several endings ({sides[_TWICE].name})")
         if set(sides) not in ({"w", "l"}, {"e1", "e2"}):
             raise RecordError("media", "lack a partner of the same name" if len(sides) == 1 else "have two verdicts")
         paths = [file.relative_to(folder).as_posix() for file in files]
@@ -81,12 +84,17 @@ def _pairs(folder: Path) -> Mapping[str, dict[str, Path]]:
     if (sides := _sides(folder)) is not None:
         for side, inside in zip("wl", sides, strict=True):
             for path in _media(inside):
-                found.setdefault(path.stem, {})[side] = path
+                _put(found, path.stem, side, path)
     else:
         for path in _media(folder):
             if match := _SUFFIXED.fullmatch(path.stem):
-                found.setdefault(match["name"], {})[match["side"]] = path
+                _put(found, match["name"], match["side"], path)
     return found
+
+
+def _put(found: dict[str, dict[str, Path]], name: str, side: str, path: Path) -> None:
+    sides = found.setdefault(name, {})
+    sides[_TWICE if side in sides else side] = path
 
 
 def _prompts(folder: Path) -> dict[str, str]:
