@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ def train(
     autoencoder.register_to_config(scaling_factor=scale)
     silence = build.tokenise([""], kind.tokens)
     stepped: Any = torch.compile(network, dynamic=False) if fast else network
-    saved, running = course.seconds, 0.0
+    saved, running = course.seconds, float("nan")
     for rng in course.steps():
         rows = torch.from_numpy(rng.integers(len(cached["ids"]), size=plan.batch))
         torch.manual_seed(int(rng.integers(2**31)))
@@ -77,7 +78,7 @@ def train(
         loss = kind.loss(stepped, given, latents, rng)
         course.update(loss)
         average(course.extra, course.parameters, min(EMA, (1 + course.step) / (10 + course.step)))
-        running += max(0.01, 1 / (1 + course.step)) * (loss.item() - running)
+        running = loss.item() if math.isnan(running) else running + 0.01 * (loss.item() - running)
         if course.step % 100 == 99:
             print(f"{kind.name} step {course.step} loss {running:.4f}", flush=True)
         if course.seconds - saved > 60 * EXPORT_MINUTES:
