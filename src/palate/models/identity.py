@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from palate.models.probe import denoisers
 
+_WRITTEN = ("architectures", "dtype", "torch_dtype", "transformers_version")  # added to a config when it is saved
 VERSION = 1  # of what `encode` and `condition` do with the same weights: raised where their outcome changes
 
 
@@ -34,7 +35,7 @@ def prompt_identity(policy: Any) -> str:
     """Of what turns prompts into conditions, at any size: text encoders, tokenizers, the denoisers' configs."""
     names = [name for name in parts(policy.pipeline) if not encodes_media(getattr(policy.pipeline, name))]
     words = {name: _vocabulary(part) for name, part in policy.pipeline.components.items() if _is_tokenizer(part)}
-    shapes = {name: dict(module.config) for name, module in policy.modules.items() if hasattr(module, "config")}
+    shapes = {name: _settings(module) for name, module in policy.modules.items() if hasattr(module, "config")}
     return _identity(policy, names, words, shapes)
 
 
@@ -70,7 +71,12 @@ def _identity(policy: Any, names: list[str], *facts: object) -> str:
     for name in names:
         module = getattr(policy.pipeline, name)
         tensors |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
-        config: Any = getattr(module, "config", None) or {}
-        settings = config.to_dict() if hasattr(config, "to_dict") else dict(config)
-        configs.append((name, sorted((k, repr(v)) for k, v in settings.items() if not k.startswith("_"))))
+        configs.append((name, _settings(module)))
     return digest_of(tensors, *configs)
+
+
+def _settings(module: nn.Module) -> list[tuple[str, str]]:
+    """A module's config, without what only says where it was read from and what wrote it."""
+    config: Any = getattr(module, "config", None) or {}
+    held = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    return sorted((key, json.dumps(value, default=repr)) for key, value in held.items() if key[0] != "_" and key not in _WRITTEN)
