@@ -79,4 +79,6 @@ def _settings(module: nn.Module) -> list[tuple[str, str]]:
     """A module's config, without what only says where it was read from and what wrote it."""
     config: Any = getattr(module, "config", None) or {}
     held = config.to_dict() if hasattr(config, "to_dict") else dict(config)
-    return sorted((key, json.dumps(value, default=repr)) for key, value in held.items() if key[0] != "_" and key not in _WRITTEN)
+    return sorted(
+        (key, json.dumps(value, default=repr)) for key, value in held.items() if key[0] != "_" and key not in _WRITTEN
+    )
