@@ -187,6 +187,14 @@ def logit_normal(n: int, generator: torch.Generator) -> Tensor:
     return torch.randn(n, generator=generator, device=generator.device).sigmoid()
 
 
+def shifted(t: Tensor, shift: float) -> Tensor:
+    """Times t [n] of a flow moved towards noise, shift t / (1 + (shift - 1) t) (SD3, 2403.03206, section 5.3.2).
+
+    The logit of t grows by ln(shift): a shift of 1 changes nothing, SD3's schedulers have 3.
+    """
+    return shift * t / (1 + (shift - 1) * t)
+
+
 def among(times: Sequence[int], n: int, generator: torch.Generator) -> Tensor:
     """n of the given training timesteps [n] long, each as likely: all that a distilled student ever sees."""
     chosen = torch.randint(len(times), (n,), generator=generator, device=generator.device)

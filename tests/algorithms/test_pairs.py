@@ -49,6 +49,9 @@ def test_flow_dpo_draws_times_as_asked():
     for density, squared in (("uniform", 1 / 3), ("logit_normal", 0.29)):
         t = flow_dpo.sample_t(policy.path, flow_dpo.Config(time_density=density), 4000, generator("times"))
         assert ((1 - t) ** 2).mean().item() == pytest.approx(squared, abs=0.02)
+        options = flow_dpo.Config(time_density=density, time_shift=3.0)
+        shifted = flow_dpo.sample_t(policy.path, options, 4000, generator("times"))
+        torch.testing.assert_close(shifted.logit(), t.logit() + math.log(3), atol=1e-3, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v", "sample", "velocity"])

@@ -12,6 +12,8 @@ that sums over the whole batch; the port to SD3.5 has MEAN errors and 100 (up to
 the noise; the authors find a constant beta better. (1 - t)^2 averages 1/3 over uniform times (0.29 over logit-normal
 ones): a fair comparison gives it three times the beta, too.
 
+The port draws logit-normal times and looks them up in SD3's schedule, which moves them towards noise: `time_shift: 3`.
+
 Departures from the paper:
 1. Any number of candidates K, soft labels, ties dropped or kept, as in Diffusion-DPO here.
 2. Some prompts can be emptied (`prompt_dropout`, 0 as there).
@@ -39,6 +41,7 @@ class Config(feedback.PairOptions):
     beta: feedback.Beta = Field(500.0, description="The leash; half of it multiplies MEAN errors; or auto.")
     weighting: Literal["constant", "one_minus_t_squared"] = Field("constant", description="How beta depends on t.")
     time_density: Literal["uniform", "logit_normal"] = Field("uniform", description="How training times are drawn.")
+    time_shift: float = Field(1.0, gt=0, description="Moves those times towards noise, as SD3 does; 1 is off.")
     prompt_dropout: float = Field(0.0, ge=0, le=1, description="Share of the prompts emptied, for both of a pair.")
 
 
@@ -57,8 +60,9 @@ def init(policy: Denoiser, config: Config) -> State:
 
 
 def sample_t(path: Path, config: Config, n: int, generator: torch.Generator) -> Tensor:
-    """As `time_density` says."""
-    return (paths.uniform if config.time_density == "uniform" else paths.logit_normal)(n, generator)
+    """As `time_density` and `time_shift` say."""
+    drawn = (paths.uniform if config.time_density == "uniform" else paths.logit_normal)(n, generator)
+    return paths.shifted(drawn, config.time_shift)
 
 
 def observe(metrics: Mapping[str, float], state: State, config: Config) -> None:
