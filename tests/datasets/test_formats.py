@@ -298,6 +298,9 @@ def test_trl_conversations_and_implicit_prompts(tmp_path):
     (again,), _ = read(tmp_path / "out.jsonl", "trl")
     assert again.media == row.media[::-1] and known(again) == {(0, 1): 0.8} and again.votes[0][1] == 5
     assert again.weight == 3.0
+    mixed, _ = read(write_jsonl(tmp_path / "m.jsonl", [{"prompt": "[1]", "chosen": good, "rejected": bad}]), "trl")
+    datasets.write(tmp_path / "mixed.jsonl", mixed, "trl")
+    assert read(tmp_path / "mixed.jsonl", "trl")[0][0].prompt == "[1]"
     with pytest.raises(DatasetError, match="holds a image/png; TRL's pairs are texts"):
         (tmp_path / "out.jsonl").unlink()
         datasets.write(tmp_path / "out.jsonl", [picture_pair()], "trl")

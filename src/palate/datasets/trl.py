@@ -133,7 +133,7 @@ def write(target: str | Path, rows: Iterable[Preference], *, media_root: str | P
                         continue
                     best, other = (i, j) if p > 0.5 else (j, i)
                     texts = [_text(row.media[k], row.where or row.id, media_root) for k in (best, other)]
-                    prompt = json.loads(row.prompt) if isinstance(texts[0], list) else row.prompt
+                    prompt = _asked(row.prompt) if isinstance(texts[0], list) else row.prompt
                     record = {"prompt": prompt, "chosen": texts[0], "rejected": texts[1]}
                     extra: dict[str, float | None] = {"preference": max(p, 1 - p), "votes": votes, "weight": row.weight}
                     for name, k in zip(_NAMES[1:], (best, other), strict=True) if scored else ():
@@ -146,6 +146,14 @@ def write(target: str | Path, rows: Iterable[Preference], *, media_root: str | P
     finally:
         aside.unlink(missing_ok=True)
     return made
+
+
+def _asked(prompt: str) -> Any:
+    """The messages that a prompt of a conversation was read from; the prompt itself if it was a text."""
+    try:
+        return _messages(json.loads(prompt), "prompt")
+    except ValueError:
+        return prompt
 
 
 def _text(found: Medium | None, where: str, media_root: str | Path | None) -> Any:
