@@ -42,14 +42,13 @@ class Source:
         """The local file or folder; None for a hub id."""
         return Path(self.name) if Path(self.name).exists() else None
 
-    def __fspath__(self) -> str:
-        return str(self.local)
-
     @property
     def local(self) -> Path:
-        """The local file or folder. Raises DatasetError if there is none."""
+        """The local folder, for a format without splits. Raises DatasetError if there is none, or a split is wanted."""
         if self.path is None:
             raise DatasetError(f"{self.name}: there is no such file or folder")
+        if self.split is not None:
+            raise DatasetError(f"{self.name} has no splits, so no {self.split!r}: leave it out, or give its own folder")
         return self.path
 
     def check(self) -> None:

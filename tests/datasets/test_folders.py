@@ -55,6 +55,17 @@ def test_prompts_that_cannot_be_read(tmp_path):
         list(reader)
 
 
+@pytest.mark.parametrize("format", ["folders", "parquet"])
+def test_a_split_of_what_has_none_is_refused(tmp_path, format):
+    for side in ("chosen", "rejected"):
+        save(tmp_path / side / "a.png")
+    (tmp_path / "a.txt").write_text("a star")
+    rows = list(datasets.open(tmp_path))
+    datasets.write(tmp_path / "own", rows, "parquet", media_root=tmp_path)
+    with pytest.raises(DatasetError, match=r"has no split.*'test'"):
+        list(datasets.open(tmp_path if format == "folders" else tmp_path / "own", split="test"))
+
+
 def test_what_is_no_data_set_says_so(tmp_path):
     with pytest.raises(DatasetError, match=r"holds no table, which no format knows .*folders"):
         datasets.open(tmp_path)
