@@ -58,6 +58,12 @@ def test_check_against_another_split(table, capsys):
         assert "1 prompts are also in" in capsys.readouterr().out
 
 
+def test_check_against_a_folder_beside(table, monkeypatch, capsys):
+    monkeypatch.chdir(table.parent.parent)
+    assert palate("dataset", "check", "in", "--max-bad", "0.1", "--against", "in") == 1
+    assert "5 prompts are also in in" in capsys.readouterr().out
+
+
 def test_import(table, tmp_path, capsys):
     out = tmp_path / "own"
     assert palate("dataset", "import", table, out) == 1

@@ -18,6 +18,7 @@ from typing import Any
 from palate import checking, datasets, media, views
 from palate.datasets import Reader
 from palate.media import DatasetError, MediaError
+from palate.reading import SPLITS
 from palate.records import Medium, Preference
 from palate.training.logs import Progress
 
@@ -36,7 +37,8 @@ def check(
     reader = datasets.open(path, format, split, media_root)
     other = None
     if against is not None:
-        split_of_it = "/" not in against and not Path(path).is_file() and not Path(against).is_file()
+        named = against.partition("_")[0] in SPLITS or not Path(against).exists()
+        split_of_it = named and "/" not in against and not Path(path).is_file()
         other = datasets.open(path, format, against, media_root) if split_of_it else datasets.open(against, format)
     with _shown(reader.number, "row") as advance:
         found = checking.check(reader, max_bad=max_bad, against=other, progress=advance)
