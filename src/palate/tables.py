@@ -182,12 +182,14 @@ def parquet_batches(table: Any) -> Iterator[Any]:
 def _rows_or_flaws(batch: Any) -> Iterator[Raw | Flaw]:
     try:
         yield from batch.to_pylist()
-    except UnicodeDecodeError:  # of one row: the others are good
+    except (ValueError, OverflowError):  # of one row: the others are good
         for i in range(batch.num_rows):
             try:
                 row: Raw = batch.slice(i, 1).to_pylist()[0]
             except UnicodeDecodeError:
                 yield Flaw("", "holds text that is not UTF-8", "not UTF-8")
+            except (ValueError, OverflowError) as error:  # a time inside of another value, beyond Python's
+                yield Flaw("", f"holds a value that Python cannot ({short(str(error))})", "beyond Python")
             else:
                 yield row
 

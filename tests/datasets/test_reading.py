@@ -112,6 +112,13 @@ def test_text_that_is_none_does_not_end_a_parquet(tmp_path):
     assert [flaw.where for flaw in found if isinstance(flaw, Flaw)] == [f"a.parquet row {n}" for n in range(1, 60, 3)]
 
 
+def test_a_time_beyond_pythons_does_not_end_a_parquet(tmp_path):
+    times = pa.array([{"at": 1}, {"at": 10**13}], pa.struct({"at": pa.timestamp("s")}))
+    pq.write_table(pa.table({"a": [1, 2], "more": times}), tmp_path / "a.parquet")
+    first, second = (raw for _, raw in table_rows(tmp_path / "a.parquet"))
+    assert first["a"] == 1 and isinstance(second, Flaw) and second.kind == "beyond Python"
+
+
 def test_parquet_that_unfolds_is_read_row_by_row_or_refused(tmp_path, monkeypatch):
     bomb = pa.DictionaryArray.from_arrays(pa.array([0] * 20, pa.int32()), pa.array([bytes(8 * 2**20)]))
     pq.write_table(pa.table({"a": bomb.cast(pa.binary())}), tmp_path / "a.parquet")
