@@ -58,8 +58,11 @@ TASKS = tuple(TUNED_ON)
 LIKED = {"liked": 1.0}
 CLAIM = Claim(
     "mapo",
-    {"methods": METHODS, "levels": LEVELS, "night": NIGHT, "steps": STEPS, "batch": BATCH, "rates": RATES},
-)
+    {
+        "methods": METHODS, "levels": LEVELS, "night": NIGHT, "steps": STEPS, "batch": BATCH, "rates": RATES,
+        "prompts": PROMPTS, "dropout": DROPOUT,
+    },
+)  # fmt: skip
 
 
 # --- a style, and how it is judged ------------------------------------------------------------------------------------

@@ -48,8 +48,11 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 CLAIM = Claim(
     "rankdpo",
-    {"methods": METHODS, "scorers": SCORERS, "noise": NOISE, "steps": STEPS, "batch": BATCH, "k": K, "rates": RATES},
-)
+    {
+        "methods": METHODS, "scorers": SCORERS, "noise": NOISE, "steps": STEPS, "batch": BATCH, "k": K, "rates": RATES,
+        "prompts": PROMPTS,
+    },
+)  # fmt: skip
 OTHERS = {  # arm: objective, labels
     "rankdpo-random": ("rankdpo", "random"),
     "rankdpo-single": ("rankdpo", "single"),
