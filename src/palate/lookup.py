@@ -58,10 +58,9 @@ def load_base(model: str, adapter: str | None = None, *, fuse: bool = False, **h
     check_adapter(model, adapter)
     sources = loras.lineage(adapter)
 
-    def prepare(pipeline: Any) -> None:
+    def prepare(pipeline: Any) -> Collection[str]:
         loras.load(pipeline, sources)
-        if fuse:
-            loras.fuse(pipeline)
+        return loras.fuse(pipeline) if fuse else ()
 
     return DiffusionPolicy.load(model, prepare=prepare, **how)
 

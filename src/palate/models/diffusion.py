@@ -12,7 +12,7 @@ path's clock. Predictions are float32 whatever the module computes in.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
@@ -100,12 +100,13 @@ class DiffusionPolicy:
         device: torch.device | str = "cpu",
         local_files_only: bool = False,
         call: Mapping[str, Any] | None = None,
-        prepare: Callable[[Any], None] | None = None,
+        prepare: Callable[[Any], Collection[str] | None] | None = None,
     ) -> DiffusionPolicy:
         """A hub id, a local folder, or `world:<name>`. Never runs code of the model's own; safetensors only.
 
         call: arguments of every call of the pipeline, over those a world's model is used with.
-        prepare(pipeline): what is done to it before it is listened to, such as loading a LoRA.
+        prepare(pipeline): what is done to it before it is listened to, such as loading a LoRA; it may return the
+            names of parts that are then no longer as their files have them.
 
         Raises FileNotFoundError for a folder that is not there or not a pipeline's, naming it and the mend.
         """
@@ -128,10 +129,9 @@ class DiffusionPolicy:
                 f"{model}: cannot be read as a diffusers pipeline ({reason}); "
                 "give a folder written by `save_pretrained` with safetensors, or a hub id that can be reached"
             ) from error
-        if prepare is not None:
-            prepare(pipeline)
+        altered = prepare(pipeline) if prepare is not None else None
         policy = cls(channels_last(pipeline.to(device)), call={**call_defaults(model), **(call or {})})
-        policy.residency.source = source
+        policy.residency.source, policy.residency.altered = source, frozenset(altered or ())
         return policy
 
     @property

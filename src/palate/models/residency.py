@@ -40,10 +40,13 @@ class _Away:
 
 
 class Residency:
-    """The parts of a pipeline beside its denoisers. source: the folder or hub id it was loaded from, if any."""
+    """The parts of a pipeline beside its denoisers. source: the folder or hub id it was loaded from, if any.
+    altered: names of parts that are not as they are there.
+    """
 
     def __init__(self, pipeline: Any, source: str | None = None) -> None:
         self._pipeline, self.source = pipeline, source
+        self.altered: frozenset[str] = frozenset()
         self._away: dict[str, _Away] = {}
         self._left: dict[str, _Away] = {}  # all that have once left: they leave again after a visit
         self._visits = 0
@@ -124,10 +127,11 @@ class Residency:
         return any(id(weight) in own for weight in weights.values())
 
     def _readable(self, name: str) -> bool:
-        """Whether a part is as its files have it: it has a loader, and no adapter was put into it."""
+        """Whether a part is as its files have it: it has a loader, and no adapter was put or added into it."""
         module = self._module(name)
-        changed = any("lora_" in key or "base_layer" in key for key, _ in module.named_parameters())
-        return self.source is not None and hasattr(type(module), "from_pretrained") and not changed
+        adapted = any("lora_" in key or "base_layer" in key for key, _ in module.named_parameters())
+        known = self.source is not None and hasattr(type(module), "from_pretrained")
+        return known and not adapted and name not in self.altered
 
     def _read(self, name: str, gone: _Away) -> dict[str, Tensor]:
         """A part's weights from its files. Raises ResidencyError if they are not those that left."""

@@ -141,8 +141,9 @@ def _configs(module: nn.Module) -> Mapping[str, Any]:
     return getattr(module, "peft_config", {})
 
 
-def fuse(pipeline: Any) -> None:
-    """Adds all LoRAs into the weights they adapt, to rounding in the weights' own dtype, and forgets them.
+def fuse(pipeline: Any) -> list[str]:
+    """Adds all LoRAs into the weights they adapt, to rounding in the weights' own dtype, and forgets them. Returns the
+    names of the parts whose weights have changed.
 
     Raises AdapterError, with nothing fused of the layer, if a weight would not be finite.
     """
@@ -152,11 +153,12 @@ def fuse(pipeline: Any) -> None:
             if adapted:
                 pipeline.fuse_lora(components=adapted, safe_fusing=True)
                 pipeline.unload_lora_weights()
-            return
+            return adapted
         for part in adapted:
             module: Any = getattr(pipeline, part)
             module.fuse_lora(safe_fusing=True)
             module.unload_lora()
+        return adapted
     except ValueError as error:
         raise AdapterError(f"the adapter cannot be added into the model's weights: {error}") from error
 
