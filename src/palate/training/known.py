@@ -138,6 +138,7 @@ def _made_of(policy: Any, source: Offline, settings: TrainingSettings) -> str:
         settings.micro_batch_size,
         settings.mixed_precision,
         source.draws(),
+        source.drop,
         source.processes.world,
     )
     return digest_of(tensors, *how, batch.x0.device.type)

@@ -167,6 +167,11 @@ class Offline:
             raise SourceError("every visit has a draw of its own, so that nothing can be computed beforehand")
         return self._drawing.visits
 
+    @property
+    def drop(self) -> float:
+        """The share of the prompts that training empties."""
+        return self._drawing.drop
+
     def _micros(self, chosen: Chosen, salt: str) -> Iterator[Micro]:
         return (micro for _, micro in self.placed(chosen, salt))
 
