@@ -256,6 +256,7 @@ class Encoder:
         self.drawn = geometry.size_of(policy)
         self._sizes = list(sizes) or ([self.drawn] if self.drawn else [])
         self._views: dict[Size | None, DiffusionPolicy] = {None: policy, self.drawn: policy}
+        self._nulls: dict[str, str] = {}
 
     def line(self, row: Preference) -> Line | None:
         """The row's entries made, where the cache lacks them; None if none of its media can be read."""
@@ -276,7 +277,7 @@ class Encoder:
             prompt=row.prompt,
             media=keys,
             cond=self._condition(view, where, row.prompt),
-            null=self._condition(view, where, ""),
+            null=self._null(view, where),
             content=hashlib.sha256(b"".join(one.digest if one else b"" for one in found)).hexdigest(),
             prefer=table(row.prefer),
             votes=table(row.votes),
@@ -345,6 +346,12 @@ class Encoder:
         if not self._cache.holds(key):
             self._bytes += save_condition(self._cache, key, view.condition([prompt]), self._trims)
         return key
+
+    def _null(self, view: DiffusionPolicy, where: str) -> str:
+        """The empty prompt's entry, looked for once a size: all rows have it, and to look means to read it."""
+        if where not in self._nulls:
+            self._nulls[where] = self._condition(view, where, "")
+        return self._nulls[where]
 
     @cached_property
     def _trims(self) -> trimming.Pairs:

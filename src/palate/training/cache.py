@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -111,7 +112,7 @@ class TensorCache:
         path = self._path(key)
         kept = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         said = json.dumps(dict(facts or {}))
-        aside = path.with_name(f"{path.stem}-{os.getpid()}{PRIVATE}")
+        aside = path.with_name(f"{path.stem}-{uuid.uuid4().hex}{PRIVATE}")  # process ids are not unique in containers
         with self._storing():
             path.parent.mkdir(exist_ok=True)
             try:
