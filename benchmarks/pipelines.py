@@ -77,8 +77,14 @@ def whole(entry: Entry) -> bool:
 
 
 def losses(before: dict[str, Entry], now: dict[str, Entry]) -> list[str]:
-    """What held and no longer does, of the builds examined."""
-    return [
+    """What held and no longer does, of the builds examined, and what is served and broken."""
+    broken = [
+        f"{name}: {stage}: {held['note']}"
+        for name, entry in now.items()
+        for stage, held in entry["stages"].items()
+        if "BROKEN" in held["note"] and not holds(before.get(name, {"stages": {}}), stage)
+    ]
+    return broken + [
         f"{name}: {stage} held, and no longer does ({now[name]['stages'].get(stage, {}).get('note', 'not reached')})"
         for name, entry in before.items()
         if name in now

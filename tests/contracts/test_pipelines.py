@@ -73,3 +73,6 @@ def test_what_was_lost_is_named() -> None:
     assert sweep.losses({"A": held}, {"A": gone, "B": gone}) == ["A: load held, and no longer does (x)"]
     assert sweep.losses({"A": gone}, {"A": held}) == []
     assert sweep.losses({"A": held}, {}) == []
+    broken = {"stages": {"load": {"holds": False, "note": "BROKEN: y"}}}
+    assert sweep.losses({"A": gone}, {"A": broken}) == ["A: load: BROKEN: y"]
+    assert len(sweep.losses({"A": held}, {"A": broken})) == 1
