@@ -159,7 +159,7 @@ class DiffusionPolicy:
         Raises UnsupportedPipeline if predictions there cannot be replayed, ValueError for a size the call refuses.
         """
         other = copy.copy(self)
-        other.call, other._conditions = {**self.call, **size}, Memo()
+        other.call = {**self.call, **size}
         other._listen()
         return other
 
@@ -181,9 +181,9 @@ class DiffusionPolicy:
 
     def condition(self, prompts: Sequence[str], *, guided: bool = False) -> Condition:
         """Conditioning of B prompts, rows in order; `guided` adds the unconditional branch. Memoised per prompt."""
-        place = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+        place, drawn = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}, repr(self.call)
         with self.residency.visit(), self._encoding():
-            kept = [self._conditions.get((p, guided), partial(self._capture, p, guided), _size) for p in place]
+            kept = [self._conditions.get((p, guided, drawn), partial(self._capture, p, guided), _size) for p in place]
         first, key = kept[0]
         if any(other != key for _, other in kept[1:]):
             return Condition.cat([kept[place[prompt]][0] for prompt in prompts])
