@@ -22,3 +22,12 @@ def test_other_weights_are_another_model():
     codec, prompts = identity.codec_identity(made), identity.prompt_identity(made)
     next(made.pipeline.text_encoder.parameters()).data[0] += 1
     assert identity.codec_identity(made) == codec and identity.prompt_identity(made) != prompts
+
+
+def test_another_switch_or_library_makes_other_conditions(monkeypatch):
+    made = DiffusionPolicy(copy.deepcopy(zoo.build("sd15")))
+    codec, prompts = identity.codec_identity(made), identity.prompt_identity(made)
+    made.pipeline.register_to_config(requires_safety_checker=not made.pipeline.config.requires_safety_checker)
+    switched = identity.prompt_identity(made)
+    monkeypatch.setattr(identity, "version", lambda library: "99.0")
+    assert len({prompts, switched, identity.prompt_identity(made)}) == 3 and identity.codec_identity(made) == codec

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from palate.models.probe import denoisers
 
 _WRITTEN = ("architectures", "dtype", "torch_dtype", "transformers_version")  # added to a config when it is saved
+_LIBRARIES = ("diffusers", "transformers")
 VERSION = 1  # of what `encode` and `condition` do with the same weights: raised where their outcome changes
 
 
@@ -32,11 +34,16 @@ def codec_identity(policy: Any) -> str:
 
 
 def prompt_identity(policy: Any) -> str:
-    """Of what turns prompts into conditions, at any size: text encoders, tokenizers, the denoisers' configs."""
+    """Of what turns prompts into conditions, at any size: text encoders, tokenizers, the denoisers' configs, the
+    pipeline's own switches, and the libraries whose code words and cuts the prompts.
+    """
     names = [name for name in parts(policy.pipeline) if not encodes_media(getattr(policy.pipeline, name))]
     words = {name: _vocabulary(part) for name, part in policy.pipeline.components.items() if _is_tokenizer(part)}
     shapes = {name: _settings(module) for name, module in policy.modules.items() if hasattr(module, "config")}
-    return _identity(policy, names, words, shapes)
+    switches = {
+        k: v for k, v in policy.pipeline.config.items() if k[0] != "_" and isinstance(v, bool | int | float | str)
+    }
+    return _identity(policy, names, words, shapes, sorted(switches.items()), *map(version, _LIBRARIES))
 
 
 def geometry(policy: Any) -> str:
