@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -21,9 +24,14 @@ def test_models_of_a_real_size_are_built_without_memory(name, billions):
 
 
 @pytest.mark.slow
-def test_a_mode_is_measured_and_written():
-    mode = next(mode for mode in memory.MODES if mode.name == "full, cached, reference draws")
-    assert memory.measure("shapes", mode, 2, "cpu") > 0
+def test_a_mode_is_measured_in_a_process_of_its_own():
+    # In this process an earlier test may have held more memory, and a high-water mark never falls.
+    command = [sys.executable, "-m", "benchmarks.memory", "--pairs", "2", "--mode", "full, cached, reference draws"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout.splitlines()[-1]) > 2**20
+
+
+def test_a_table_of_modes_is_written():
     assert "| a | 1,024 |" in memory.table([{"mode": "a", "mib": 1024.2}], "title")
 
 
