@@ -28,8 +28,9 @@ import torch
 from torch import nn
 
 from benchmarks import speed
-from palate import assembly, likelihood, lookup, plugins, randomness
+from palate import likelihood, plugins, randomness
 from palate.config import LoraSettings, ModelSettings, TrainingSettings
+from palate.doors import assembly, lookup
 from palate.models.contracts import Condition, Draw, PreferenceBatch
 from palate.paths import DDPMPath, FlowPath
 from palate.training import adapters

@@ -25,8 +25,9 @@ from typing import Any
 
 import torch
 
-from palate import assembly, likelihood, lookup, plugins, randomness, sampling
+from palate import likelihood, plugins, randomness, sampling
 from palate.config import ModelSettings, TrainingSettings
+from palate.doors import assembly, lookup
 from palate.models.contracts import Draw, PreferenceBatch, TransitionBatch, select
 from palate.models.diffusion import DiffusionPolicy
 from palate.training import adapters

@@ -1,4 +1,4 @@
-"""The sweep behind the demo's settings (palate.demo.PLANS): which method, rate and leash serve a newcomer best.
+"""The sweep behind the demo's settings (palate.doors.demo.PLANS): which method, rate and leash serve a newcomer best.
 
     python -m benchmarks.sweep_demo [--minutes 30] [--table]
 
@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.claims import common
-from palate import assembly, config, crowd, demo, encoding, lookup, plugins
+from palate import config, plugins
+from palate.doors import assembly, crowd, demo, encoding, lookup
 from palate.media import decode
 from palate.worlds import shapes
 from palate.worlds.shapes import annotators
@@ -28,7 +29,7 @@ NAME = common.Claim("demo_sweep", {})
 SEEDS = (11, 12)
 TIER = replace(common.CPU, seeds=SEEDS, samples=320)
 
-# Diffusion-DPO's leash, rate, prompts and steps; all else as in palate.demo.PLANS.
+# Diffusion-DPO's leash, rate, prompts and steps; all else as in palate.doors.demo.PLANS.
 DPO = {
     f"dpo-beta{beta:g}-lr{rate:g}-{prompts}prompts-{steps}steps": {
         "options": {"beta_dpo": beta},

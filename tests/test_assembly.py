@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from palate import assembly, encoding, lookup, sampling
+from palate import sampling
 from palate.algorithms import d3po
 from palate.config import ConfigError, TrainingSettings
+from palate.doors import assembly, encoding, lookup
 from palate.models.contracts import Condition, State
 from palate.records import Medium, Preference
 from palate.training.sources import PreferenceRow

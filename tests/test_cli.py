@@ -23,12 +23,12 @@ def call(*arguments):
 def run_module(monkeypatch):
     """A stand-in for the modules behind the verbs that notes how they were called."""
     calls = []
-    module = types.ModuleType("palate.run")
+    module = types.ModuleType("palate.doors.run")
     for verb in ("train", "sample", "compare", "export"):
         setattr(module, verb, lambda *a, verb=verb, **k: calls.append((verb, a, k)))
     module.calls = calls
     for name in ("run", "drawing", "exporting"):
-        monkeypatch.setitem(sys.modules, f"palate.{name}", module)
+        monkeypatch.setitem(sys.modules, f"palate.doors.{name}", module)
     return module
 
 
@@ -159,9 +159,9 @@ def test_an_interrupted_demo_says_that_it_goes_on(monkeypatch, capsys):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    module = types.ModuleType("palate.demo")
+    module = types.ModuleType("palate.doors.demo")
     module.run = interrupt
-    monkeypatch.setitem(sys.modules, "palate.demo", module)
+    monkeypatch.setitem(sys.modules, "palate.doors.demo", module)
     assert call("demo") == 130
     assert "run the same command again to go on" in capsys.readouterr().err
 
@@ -176,7 +176,7 @@ def test_report_writes_a_page(tmp_path, capsys):
 
 
 def test_doctor_tells_what_there_is():
-    from palate import doctor
+    from palate.doors import doctor
 
     lines = []
     doctor.main(lines.append)
@@ -186,7 +186,7 @@ def test_doctor_tells_what_there_is():
 
 
 def test_doctor_knows_the_trap_of_torchvision():
-    from palate.doctor import _older, _torchvision_trouble
+    from palate.doors.doctor import _older, _torchvision_trouble
 
     assert "uninstall torchvision" in _torchvision_trouble("2.13.0+cpu", "0.28.0")
     assert _torchvision_trouble("2.13.0+cpu", "0.28.0+cpu") == ""

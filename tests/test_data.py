@@ -36,7 +36,7 @@ def table(tmp_path):
 
 
 def test_no_torch_is_loaded():
-    code = "import sys, palate.data; sys.exit('torch' in sys.modules)"
+    code = "import sys, palate.doors.data; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from palate import demo
+from palate import durable
 from palate.algorithms import d3po
-from palate.training import durable
+from palate.doors import demo
 from palate.worlds import shapes
 
 METHODS = sorted(demo.PLANS)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from palate import drawing
+from palate.doors import drawing
 from tests import zoo
 
 KEEP = {"k": 1, "seed": 3, "num_inference_steps": 4, "guidance_scale": 1.0}

@@ -13,15 +13,16 @@ import pytest
 import torch
 from PIL import Image
 
-from palate import datasets, encoding
+from palate import datasets
 from palate.datasets import parquet
+from palate.doors import encoding
+from palate.durable import StorageError
 from palate.media import DatasetError
 from palate.models import geometry
 from palate.models.diffusion import DiffusionPolicy
 from palate.records import Medium, Preference
 from palate.training import cache as caches
 from palate.training.cache import TensorCache
-from palate.training.durable import StorageError
 from palate.training.processes import Processes
 from palate.training.sources import collate
 from palate.training.stored import StoredRows

@@ -9,8 +9,8 @@ import pytest
 import torch
 import yaml
 
-from palate import estimate
 from palate.config import ConfigError, Recipe
+from palate.doors import estimate
 from palate.models import hollow
 from tests import zoo
 
@@ -90,7 +90,7 @@ def test_the_table_names_what_would_take_less(capsys, hollows, tiny, monkeypatch
 
 MEASURED = """
 import resource, sys, torch
-from palate import lookup
+from palate.doors import lookup
 from palate.config import ModelSettings
 from benchmarks import speed
 policy = lookup.load_policy(ModelSettings(name="world:shapes", device="cpu"))

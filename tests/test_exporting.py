@@ -13,9 +13,9 @@ import yaml
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
-from palate import exporting, judging, lookup
-from palate import run as training
 from palate.config import CardSettings, LoraSettings, ModelSettings, Recipe
+from palate.doors import exporting, judging, lookup
+from palate.doors import run as training
 from palate.evaluation import card
 from palate.training import adapters
 from palate.training.export import WEIGHTS, export

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from palate import likelihood, lookup
+from palate import likelihood
+from palate.doors import lookup
 from palate.implicit_reward import ImplicitReward
 from palate.randomness import generator
 from palate.training import adapters

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from palate import lookup, run
 from palate.datasets import parquet
+from palate.doors import lookup, run
 from palate.media import decode
 from tests.test_run import PROMPTS, model, pairs, recipe_for  # noqa: F401  (fixtures)
 

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from palate import config, lookup, plugins, run
+from palate import config, plugins
 from palate.config import Recipe
 from palate.datasets import parquet
+from palate.doors import lookup, run
 from palate.records import Medium, Preference
 from palate.worlds.shapes import language
 from tests import pipelines

@@ -11,12 +11,12 @@ import pytest
 import yaml
 from PIL import Image
 
-from palate import drawing, run
+from palate import durable
 from palate.algorithms import diffusion_dpo
 from palate.datasets import parquet
+from palate.doors import drawing, run
 from palate.models.diffusion import DiffusionPolicy
 from palate.records import Medium, Preference
-from palate.training import durable
 from tests import zoo
 
 PROMPTS = ["a red cat", "a blue dog", "a green bird", "a hat"]
@@ -331,9 +331,10 @@ def test_a_corrupt_picture_is_named_and_stops_before_training(tmp_path, model):
 def test_a_rollout_that_training_would_not_recognise_is_refused(model):
     import torch
 
-    from palate import assembly, lookup, sampling
+    from palate import sampling
     from palate.algorithms import d3po
     from palate.config import ModelSettings, TrainingSettings
+    from palate.doors import assembly, lookup
 
     policy = lookup.load_policy(ModelSettings(name=str(model), device="cpu"))
     made = sampling.rollout(

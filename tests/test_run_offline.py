@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from palate import run
+from palate.doors import run
 from palate.models.diffusion import DiffusionPolicy
 from palate.training.trainer import Trainer
 from tests.test_run import model, offline, pairs  # noqa: F401

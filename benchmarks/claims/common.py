@@ -25,8 +25,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from palate import assembly, config, demo, lookup, plugins
+from palate import config, plugins
 from palate.config import LoraSettings, ModelSettings, TrainingSettings
+from palate.doors import assembly, demo, lookup
 from palate.evaluation import compare as comparing
 from palate.evaluation import win_rate
 from palate.models.diffusion import DiffusionPolicy

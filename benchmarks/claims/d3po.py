@@ -29,8 +29,9 @@ import torch
 
 from benchmarks.claims import common
 from benchmarks.claims.common import Claim, Tier, evaluate, fresh
-from palate import assembly, config, demo, lookup, plugins, sampling, views
+from palate import config, plugins, sampling, views
 from palate.config import RolloutSettings, TrainingSettings
+from palate.doors import assembly, demo, lookup
 from palate.evaluation import win_rate
 from palate.scorers.jpeg_size import JpegSize
 from palate.worlds import shapes

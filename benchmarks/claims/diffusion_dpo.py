@@ -23,7 +23,8 @@ import torch
 
 from benchmarks.claims import common
 from benchmarks.claims.common import Claim, Tier, evaluate, fresh
-from palate import crowd, demo, encoding, likelihood, lookup
+from palate import likelihood
+from palate.doors import crowd, demo, encoding, lookup
 from palate.media import decode
 from palate.models.contracts import Draw
 from palate.randomness import generator

@@ -25,7 +25,8 @@ import torch
 
 from benchmarks.claims import common
 from benchmarks.claims.common import Claim, Tier
-from palate import demo, lookup, sampling, views
+from palate import sampling, views
+from palate.doors import demo, lookup
 from palate.training.sources import PreferenceRow
 from palate.worlds import shapes
 

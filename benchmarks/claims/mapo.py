@@ -30,8 +30,9 @@ from PIL import Image, ImageDraw
 
 from benchmarks.claims import common
 from benchmarks.claims.common import Claim, Tier, evaluate, fresh
-from palate import demo, likelihood, lookup, plugins, sampling, views
+from palate import likelihood, plugins, sampling, views
 from palate.config import ModelSettings
+from palate.doors import demo, lookup
 from palate.models.contracts import Draw
 from palate.randomness import generator
 from palate.training import adapters

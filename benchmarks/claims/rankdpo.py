@@ -26,7 +26,8 @@ import torch
 
 from benchmarks.claims import common
 from benchmarks.claims.common import Claim, Tier, evaluate, fresh
-from palate import demo, lookup, losses, sampling, views
+from palate import losses, sampling, views
+from palate.doors import demo, lookup
 from palate.training.sources import PreferenceRow
 from palate.worlds import shapes
 

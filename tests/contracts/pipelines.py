@@ -26,9 +26,10 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
-from palate import assembly, encoding, sampling
+from palate import sampling
 from palate.algorithms import ddpo, diffusion_dpo
 from palate.config import LoraSettings, RolloutSettings, TrainingSettings
+from palate.doors import assembly, encoding
 from palate.models.codecs import media_of
 from palate.models.diffusion import DiffusionPolicy
 from palate.models.probe import call as own_call

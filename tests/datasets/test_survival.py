@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from palate import data, datasets, views
+from palate import datasets, views
+from palate.doors import data
 from palate.media import medium_bytes
 from palate.records import Aspect, Medium, Preference
 from tests.datasets.make import NAN, known, png

@@ -16,7 +16,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from palate.training import checkpoint, durable
+from palate import durable
+from palate.training import checkpoint
 from tests.training import forks, tiny
 
 PARTS = {"weights": {"a": torch.arange(6.0).view(2, 3)}, "trainer": {"step": 3, "note": "x", "nothing": None}}

@@ -9,8 +9,8 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 
-from palate import lookup
 from palate.config import LoraSettings, ModelSettings
+from palate.doors import lookup
 from palate.models.diffusion import DiffusionPolicy
 from palate.training import adapters, export, loras
 from tests import pipelines, zoo

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from palate.training import adapters, checkpoint, durable, trainer
+from palate import durable
+from palate.training import adapters, checkpoint, trainer
 from palate.training.logs import Logs
 from tests import toys
 from tests.training import forks, tiny

@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from palate import likelihood, lookup, sampling
+from palate import likelihood, sampling
+from palate.doors import lookup
 from palate.models.diffusion import DiffusionPolicy, check_prediction_kind
 from palate.worlds.shapes import data, flow, oracle
 from palate.worlds.shapes.flow import build

@@ -26,9 +26,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from palate.durable import StorageError, explained
 from palate.models.embeds import Memo
 from palate.models.identity import digest_of
-from palate.training.durable import StorageError, explained
 
 try:
     import fcntl

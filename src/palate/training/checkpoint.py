@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from palate.training import durable
+from palate import durable
 
 FORMAT = 2
 MANIFEST, STATE = "manifest.json", "state.json"

@@ -9,8 +9,9 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import nn
 
+from palate import durable
 from palate.models.loading import quietly
-from palate.training import adapters, durable, loras
+from palate.training import adapters, loras
 from palate.training.loras import WEIGHTS
 
 __all__ = ["WEIGHTS", "export", "save_pipeline"]

@@ -18,11 +18,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from palate import likelihood
+from palate import durable, likelihood
 from palate.config import TrainingSettings
 from palate.models.contracts import Draw, PreferenceBatch
 from palate.models.identity import digest_of
-from palate.training import adapters, durable, optimisation
+from palate.training import adapters, optimisation
 from palate.training.logs import Progress
 from palate.training.offline import Chosen, Offline
 

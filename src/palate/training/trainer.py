@@ -20,9 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from palate import durable
 from palate.config import TrainingSettings, difference
 from palate.models.contracts import Draw, LossOutput, State, select
-from palate.training import adapters, census, checkpoint, durable, hooks, optimisation, randoms
+from palate.training import adapters, census, checkpoint, hooks, optimisation, randoms
 from palate.training.export import export
 from palate.training.held_out import HeldOut
 from palate.training.logs import Logs, Progress

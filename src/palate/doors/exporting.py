@@ -7,11 +7,12 @@ from pathlib import Path
 
 import torch
 
-from palate import lookup
+from palate import durable
 from palate.config import ConfigError
+from palate.doors import lookup
 from palate.evaluation import card
 from palate.models.diffusion import DiffusionPolicy
-from palate.training import durable, loras
+from palate.training import loras
 from palate.training.export import save_pipeline
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}

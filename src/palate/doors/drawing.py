@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from PIL import Image, ImageOps
 
-from palate import config, editing, judging, lookup, sampling
+from palate import config, durable, editing, sampling
 from palate.config import ConfigError
+from palate.doors import judging, lookup
 from palate.media import PICTURE_FORMATS, MediaError, decode, type_of_path
 from palate.models.diffusion import DiffusionPolicy
 from palate.records import Medium
-from palate.training import durable
 from palate.training.logs import Progress
 
 STRENGTH = 0.6  # of an edit, as Diffusion-DPO's (arXiv:2311.12908, section 5.2)

@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
-from palate import assembly, config, datasets, drawing, encoding, judging, lookup, plugins, views
+from palate import config, datasets, durable, plugins, views
 from palate.config import AlgorithmSettings, ConfigError, DataSettings, Recipe
+from palate.doors import assembly, drawing, encoding, judging, lookup
 from palate.evaluation import compare as comparing
 from palate.evaluation import report
 from palate.models.diffusion import DiffusionPolicy
 from palate.relabel import Relabel
-from palate.training import durable
 from palate.training.cache import TensorCache, default_folder
 from palate.training.logs import Progress
 from palate.training.offline import Offline

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from palate import judging
+from palate.doors import judging
 
 
 class Meter:

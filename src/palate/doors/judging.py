@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from palate import lookup, views
+from palate import views
 from palate.config import EvaluationSettings
+from palate.doors import lookup
 from palate.evaluation import card, grids, report
 from palate.evaluation import compare as comparing
 from palate.evaluation.win_rate import WinRate

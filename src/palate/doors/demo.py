@@ -19,7 +19,7 @@ import numpy as np
 import yaml
 from pydantic import BaseModel
 
-from palate import assembly, config, crowd, encoding, judging, lookup, plugins, randomness
+from palate import config, durable, plugins, randomness
 from palate.config import (
     ConfigError,
     EvaluationSettings,
@@ -28,13 +28,14 @@ from palate.config import (
     RolloutSettings,
     TrainingSettings,
 )
-from palate.crowd import TASTE, WORLD
 from palate.datasets import parquet
+from palate.doors import assembly, crowd, encoding, judging, lookup
+from palate.doors.crowd import TASTE, WORLD
+from palate.doors.meter import Meter, metered
 from palate.evaluation import report
-from palate.meter import Meter, metered
 from palate.models.contracts import Media
 from palate.models.diffusion import DiffusionPolicy
-from palate.training import adapters, durable
+from palate.training import adapters
 from palate.training.offline import Offline
 from palate.training.online import Online
 from palate.training.sources import PreferenceRow

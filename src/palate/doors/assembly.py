@@ -1,6 +1,6 @@
 """The parts of a training run: the source of its batches, what it is held to, the loop.
 
-Each is a function of its own, so that a script can take the ones it wants; `palate.run` strings them together.
+Each is a function of its own, so that a script can take the ones it wants; `palate.doors.run` strings them together.
 """
 
 from __future__ import annotations

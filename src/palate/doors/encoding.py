@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from palate import datasets, views
+from palate import datasets, durable, views
 from palate.config import ConfigError
 from palate.media import PICTURE_FORMATS, DatasetError, MediaError, decode, medium_bytes
 from palate.models import geometry, identity, trimming
@@ -27,7 +27,6 @@ from palate.models.diffusion import DiffusionPolicy, check_prediction_kind
 from palate.models.geometry import Size
 from palate.models.identity import codec_identity, prompt_identity
 from palate.records import Medium, Preference
-from palate.training import durable
 from palate.training.cache import TensorCache, narrowed
 from palate.training.logs import Progress
 from palate.training.processes import Processes, join

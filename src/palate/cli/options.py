@@ -1,0 +1,44 @@
+"""Options that several verbs share, and the command they hang on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer.core import TyperGroup
+
+ORDER = ("demo", "sample", "score", "label", "dataset", "train", "rounds", "compare", "report", "export", "doctor")
+
+
+class InOrder(TyperGroup):
+    """Verbs in the order in which one meets them; others after them."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:
+        names = super().list_commands(ctx)
+        return sorted(names, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+
+
+app = typer.Typer(
+    cls=InOrder,
+    name="palate",
+    help="Align generative models with what people prefer.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder of the results.")]
+Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same results.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Denoising steps of a sample [default: the model's own].")]
+Guidance = Annotated[
+    float | None, typer.Option(min=0, help="Scale of classifier-free guidance [default: the model's own].")
+]
+Eta = Annotated[
+    float | None,
+    typer.Option(min=0, help="Noise put back at each step; 0 is deterministic [default: the model's own]."),
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Candidates sampled at once; speed only.")]
+Prompts = Annotated[Path, typer.Option("--prompts", help="Text file of prompts, one a line, or world:shapes:eval.")]
