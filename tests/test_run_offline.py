@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
+import torch
 
 from palate.doors import run
 from palate.models.diffusion import DiffusionPolicy
+from palate.training.cache import TensorCache
 from palate.training.trainer import Trainer
 from tests.test_run import model, offline, pairs  # noqa: F401
+from tests.training.test_trainer import together
 
 
 def metrics(folder, last: int = 10**6):
@@ -51,3 +55,17 @@ def test_a_method_without_a_reference_asks_none(tmp_path, model, pairs):  # noqa
     recipe = offline(tmp_path, model, pairs)
     with pytest.raises(ValueError, match=r"sft has no reference: leave out data.reference_draws"):
         run.train(recipe, ["algorithm={name: sft}", "data.reference_draws=2"])
+
+
+@pytest.mark.slow
+def test_two_processes_keep_to_the_budget_of_the_cache(tmp_path, model, pairs):  # noqa: F811
+    """The first makes room although the second has the cache open, too; what either uses stays."""
+    kept = tmp_path / "cache"
+    with TensorCache(kept) as before:
+        before.put("f" * 64, {"x0": torch.zeros(1000)})
+    old = kept / "ff" / f"{'f' * 64}.safetensors"
+    os.utime(old, (0, 0))
+    recipe = offline(tmp_path, model, pairs)
+    options = [f"data.cache={kept}", "data.cache_gb=1.0e-9", "training.max_steps=2", "evaluation=null"]
+    together(lambda processes: run.train(recipe, options), 2, tmp_path)
+    assert not old.exists() and (tmp_path / "run" / "adapter").is_dir()

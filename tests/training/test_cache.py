@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
+from palate.durable import StorageError
 from palate.models.contracts import Condition
 from palate.models.probe import Repeated
 from palate.training import stored
 from palate.training.cache import PRIVATE, CacheError, TensorCache, narrowed
+from tests.training import forks
 
 
 @pytest.fixture
@@ -71,6 +76,95 @@ def test_nothing_is_evicted_under_another_run(tmp_path):
         with TensorCache(tmp_path):
             assert cache.evict() == 0
         assert cache.evict() > 0
+
+
+def aged(folder, key: str) -> None:
+    """Makes an entry one that was not used for long."""
+    past = time.time() - 1000
+    os.utime(folder / key[:2] / f"{key}.safetensors", (past, past))
+
+
+def test_the_processes_of_a_run_are_not_in_the_way_of_the_one_that_evicts(tmp_path):
+    with TensorCache(tmp_path, budget=0) as first, TensorCache(tmp_path, budget=0, guard=False) as second:
+        first.put(name(1), {"x0": torch.zeros(1000)})
+        aged(tmp_path, name(1))
+        assert second.evict() == 0 and first.evict() > 0
+
+
+def test_a_run_that_would_evict_never_lets_go_of_what_it_uses(tmp_path, monkeypatch):
+    """A lock is dropped before it is exchanged for a stricter one: another run must not get in between."""
+    with TensorCache(tmp_path, budget=0) as one, TensorCache(tmp_path, budget=0) as other:
+        one.put(name(1), {"x0": torch.zeros(1000)})
+        aged(tmp_path, name(1))  # used by one, long ago, as runs of many hours do
+        real, asked = fcntl.flock, []
+
+        def flock(file, how):
+            if how & fcntl.LOCK_EX and Path(file.name).name == "cache.lock" and not asked:
+                asked.append(file)
+                real(file, fcntl.LOCK_UN)  # as the kernel does first
+                other._opened += 1000
+                assert other.evict() == 0
+            real(file, how)
+
+        monkeypatch.setattr(fcntl, "flock", flock)
+        one.evict()
+        assert asked and one.holds(name(1))
+
+
+def test_a_disk_without_locks_is_no_error_and_loses_nothing(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with TensorCache(tmp_path, budget=0) as cache:
+        cache.put(name(1), {"x0": torch.zeros(1000)})
+        aged(tmp_path, name(1))
+        assert cache.evict() == 0 and cache.get(name(1))["x0"].shape == (1000,)
+
+
+@pytest.fixture
+def somebody(tmp_path):
+    """Runs work as another user, who may read what is there and write what he is let; tests run as root or nobody."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can be another user")
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+
+    def run(work) -> None:
+        def as_another():
+            os.setgid(65534)
+            os.setuid(65534)
+            work()
+
+        assert forks.in_child(as_another) == 0
+
+    return run
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_cache_of_several_users(tmp_path, somebody, shared):
+    """What one made the other uses; where the folder is open to all he adds to it and evicts, else he is told."""
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    folder.chmod(0o777 if shared else 0o755)
+    with TensorCache(folder) as mine:
+        mine.put(name(1), {"x0": torch.zeros(1000)})
+        mine.put(name(2), {"x0": torch.ones(1000)})
+    aged(folder, name(1))
+    aged(folder, name(2))
+
+    def work():
+        with TensorCache(folder, budget=0) as cache:
+            assert cache.holds(name(1)) and cache.get(name(1))["x0"].sum() == 0
+            if shared:
+                cache.put(name(3), {"x0": torch.zeros(9)})
+                assert cache.evict() > 0 and cache.holds(name(1)) and not cache.holds(name(2))
+            else:
+                assert cache.evict() == 0 and cache.holds(name(2))
+                with pytest.raises(StorageError, match=r"no permission to write .*choose another folder"):
+                    cache.put(name(3), {"x0": torch.zeros(9)})
+
+    somebody(work)
 
 
 def test_what_a_killed_run_left_half_written_is_cleared_away(cache):

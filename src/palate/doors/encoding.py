@@ -12,7 +12,7 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +189,11 @@ def stored(
             bar.advance(1)
 
     with contextlib.closing(bar):
-        write_lines(parts[processes.rank], lines())
+        made, head = lines(), []
+        if processes.first:
+            head = list(_until_one(made))
+        processes.wait()  # until room was made: what another process finds in the cache then stays there
+        write_lines(parts[processes.rank], chain(head, made))
     encoder.census.check(reader.flaws)
     processes.wait()  # until all have written theirs
     if processes.first:
@@ -199,6 +203,14 @@ def stored(
             print(said)
     processes.wait()
     return StoredRows(folder / INDEX, cache)
+
+
+def _until_one(lines: Iterator[Line | None]) -> Iterator[Line | None]:
+    """The lines as far as the first of a row that can be used."""
+    for line in lines:
+        yield line
+        if line is not None:
+            return
 
 
 @dataclass(frozen=True)

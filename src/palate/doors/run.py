@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,23 +45,23 @@ def train(path: str | Path, overrides: Sequence[str] = ()) -> Path:
     processes = join(torch.device(lookup.pick_device(recipe.model.device)))
     with durable.locked(folder) if processes.first else contextlib.nullcontext():
         if not _finished(folder, recipe, processes):
-            _train(recipe, algorithm, options, folder, Path(path), processes.first)
+            _train(recipe, algorithm, options, folder, Path(path), processes)
         elif processes.first:
             judging.mend(folder)
             print(f"{folder} is finished; its report is {folder / 'report.html'}")
     return folder
 
 
-def _train(recipe: Recipe, algorithm: Any, options: Any, folder: Path, path: Path, first: bool) -> None:
+def _train(recipe: Recipe, algorithm: Any, options: Any, folder: Path, path: Path, processes: Processes) -> None:
     """`train` in a folder that is this run's alone. What can be mended is found before a model is loaded."""
-    beside = path.parent
+    beside, first = path.parent, processes.first
     _check_inputs(recipe, path)
     if first:
         config.dump(recipe, folder / "config.yaml")
     policy = lookup.load_policy(recipe.model, recipe.training.seed)
     draws = recipe.data.reference_draws if recipe.data else 0
     reference = None if draws else assembly.reference_for(policy, algorithm, options)
-    with _cache(recipe) as cache:
+    with _cache(recipe, processes) as cache:
         source = _source(policy, recipe, algorithm, options, reference, path, cache)
         if draws and isinstance(source, Offline):
             assembly.know_reference(policy, algorithm, options, source, recipe.training, folder / "reference")
@@ -92,11 +92,22 @@ def _settle(policy: DiffusionPolicy, recipe: Recipe, beside: Path) -> None:
         policy.settle(judging.judged_on(wanted, beside), guided=guided)
 
 
-def _cache(recipe: Recipe) -> contextlib.AbstractContextManager[TensorCache | None]:
-    """Where latents and conditions of stored preferences are kept; nothing for an online run."""
+@contextlib.contextmanager
+def _cache(recipe: Recipe, processes: Processes) -> Iterator[TensorCache | None]:
+    """Where latents and conditions of stored preferences are kept; nothing for an online run.
+
+    The first process guards it for all of them, from before they open it.
+    """
     if recipe.data is None:
-        return contextlib.nullcontext()
-    return TensorCache(recipe.data.cache or default_folder(), recipe.data.cache_gb * 2**30)
+        yield None
+        return
+    if not processes.first:
+        processes.wait()
+    folder, budget = recipe.data.cache or default_folder(), recipe.data.cache_gb * 2**30
+    with TensorCache(folder, budget, guard=processes.first) as cache:
+        if processes.first:
+            processes.wait()
+        yield cache
 
 
 def _check_inputs(recipe: Recipe, path: Path) -> None:
