@@ -69,8 +69,9 @@ def online_source(
     settings: TrainingSettings,
     sampler: Mapping[str, Any],
     reference: adapters.Reference | None = None,
+    around: Callable[[Callable[..., Rollout]], Callable[..., Rollout]] = lambda draw: draw,
 ) -> Online:
-    """Rounds of the policy's own samples, scored and prepared by the algorithm."""
+    """Rounds of the policy's own samples, scored and prepared by the algorithm. around: is put around the drawing."""
     sample = partial(
         sampling.rollout,
         policy,
@@ -80,7 +81,7 @@ def online_source(
     )
     return Online(
         prompts,
-        sample,
+        around(sample),
         scorer,
         _Prepare(policy, algorithm, options, settings),
         policy.kernel(sampler["eta"]),
