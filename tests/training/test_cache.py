@@ -198,3 +198,35 @@ def test_a_condition_comes_back_with_all_that_is_shared(cache):
     assert torch.equal(found.shared.pop("cond/ids"), shared.pop("cond/ids")) and found.shared == shared
     with pytest.raises(CacheError, match=r"conditions cannot be kept on disk: shared.cond/odd: a object"):
         stored.save_condition(cache, name(3), Condition(rows, {"cond/odd": object()}))
+
+
+@pytest.mark.parametrize("how", ["full", "forbidden"])
+def test_a_disk_that_takes_no_index_is_told_in_one_line_and_what_was_there_stays(tmp_path, how):
+    line = stored.Line("x", "a cat", ["0"], "1", "2", "3", [[None]], [], [[]], 1.0)
+    stored.write_lines(tmp_path / "rows.jsonl", [line])
+    stored.write_lines(tmp_path / "part", [line, None] * 99)
+    before = (tmp_path / "rows.jsonl").read_bytes()
+    for work in (
+        lambda: stored.write_lines(tmp_path / "rows.jsonl", [line] * 99),
+        lambda: stored.merge([tmp_path / "part"], tmp_path / "rows.jsonl"),
+    ):
+        aside = tmp_path / "rows.jsonl.partial"
+        aside.symlink_to("/dev/full") if how == "full" else aside.mkdir()
+        said = (
+            "disk full: .*rows.jsonl .*make room" if how == "full" else "rows.jsonl could not be written: .*directory"
+        )
+        with pytest.raises(StorageError, match=said):
+            work()
+        assert (tmp_path / "rows.jsonl").read_bytes() == before and (tmp_path / "part").is_file()
+        if how == "forbidden":
+            aside.rmdir()
+
+
+def test_what_fails_while_an_index_is_written_is_not_blamed_on_the_disk(tmp_path):
+    def lines():
+        yield None
+        raise ConnectionResetError("the hub hung up")
+
+    with pytest.raises(ConnectionResetError):
+        stored.write_lines(tmp_path / "rows.jsonl", lines())
+    assert not list(tmp_path.iterdir())

@@ -6,9 +6,10 @@ eight bytes a row and each different prompt once, however many rows there are.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import zip_longest
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from palate import randomness
+from palate.durable import StorageError, explained
 from palate.models.contracts import Condition
 from palate.models.probe import Repeated
 from palate.models.trimming import Pairs, padded, trimmed
@@ -60,30 +62,64 @@ def table(values: Iterable[Iterable[float]]) -> Table:
 
 
 def write_lines(path: Path, lines: Iterable[Line | None]) -> None:
-    """An index, or a process's part of one, where a row that was left out is an empty line. Whole or not at all."""
-    aside = path.with_name(f"{path.name}.partial")
-    aside.parent.mkdir(parents=True, exist_ok=True)
-    with aside.open("w", encoding="utf-8") as file:
+    """An index, or a process's part of one, where a row that was left out is an empty line. Whole or not at all.
+
+    Raises StorageError, one line, for a disk that is full or forbidden.
+    """
+    with _whole(path) as write:
         for line in lines:
-            file.write(("" if line is None else json.dumps(asdict(line), separators=(",", ":"))) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+            write(("" if line is None else json.dumps(asdict(line), separators=(",", ":"))) + "\n")
 
 
 def merge(parts: Sequence[Path], path: Path) -> None:
-    """One index of the parts that as many processes wrote of every n-th row; the parts are removed."""
-    files = [part.open(encoding="utf-8") for part in parts]
-    aside = path.with_name(f"{path.name}.partial")
-    with aside.open("w", encoding="utf-8") as out:
+    """One index of the parts that as many processes wrote of every n-th row; the parts are removed.
+
+    Raises StorageError, one line, for a disk that is full or forbidden.
+    """
+    with contextlib.ExitStack() as opened, _whole(path, sum(part.stat().st_size for part in parts)) as write:
+        files = [opened.enter_context(part.open(encoding="utf-8")) for part in parts]
         for lines in zip_longest(*files, fillvalue="\n"):
-            out.writelines(line for line in lines if line != "\n")
-        out.flush()
-        os.fsync(out.fileno())
-    aside.replace(path)
-    for file, part in zip(files, parts, strict=True):
-        file.close()
+            for line in lines:
+                if line != "\n":
+                    write(line)
+    for part in parts:
         part.unlink()
+
+
+@contextlib.contextmanager
+def _whole(path: Path, needs: int = 0) -> Iterator[Callable[[str], None]]:
+    """What writes a text file that is there whole and durable when the block ends well, and not at all if it does not.
+
+    Only what the disk says of this file becomes a StorageError: the lines may come from where other things fail.
+    """
+
+    @contextlib.contextmanager
+    def storing() -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StorageError(explained(error, path, needs) or str(error)) from error
+
+    def write(text: str) -> None:
+        with storing():
+            file.write(text)
+
+    aside = path.with_name(f"{path.name}.partial")
+    with storing():
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        file = aside.open("w", encoding="utf-8")
+    try:
+        yield write
+        with storing():
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+            aside.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):  # what is buffered may not fit either
+            file.close()
+        aside.unlink(missing_ok=True)
+        raise
 
 
 class StoredRows(Sequence[PreferenceRow]):
