@@ -106,6 +106,21 @@ def test_two_processes_are_one(make, tmp_path):
     assert make(tmp_path / "two", **options).run().step == len([r for r in rows_of(tmp_path / "one") if r["step"]])
 
 
+def test_processes_wait_for_each_other_for_hours(monkeypatch):
+    """One that has encoded its share waits for the others, and a collective that times out ends the run."""
+    asked = {}
+
+    def joined(**how):
+        asked.update(how)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("accelerate.PartialState", joined)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(KeyboardInterrupt):
+        join(torch.device("cpu"))
+    assert asked["timeout"].total_seconds() >= 24 * 3600
+
+
 # --- starts and stops -------------------------------------------------------------------------------------------------
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+# Some wait for others while these encode, judge or write for hours; the ten minutes that are usual would end the run.
+# If one fails, whatever started them ends them all at once.
+_PATIENCE = timedelta(days=2)
 Sums = dict[str, tuple[float, float]]
 
 
@@ -79,5 +83,5 @@ def join(device: torch.device) -> Processes:
             return Processes()
         from accelerate import PartialState
 
-        PartialState(cpu=device.type == "cpu")
+        PartialState(cpu=device.type == "cpu", timeout=_PATIENCE)
     return Processes(dist.get_rank(), dist.get_world_size())
