@@ -40,7 +40,7 @@ FLOORS = [
         },
     ),
     ("maths", {"losses", "paths", "transitions", "randomness", "metrics"}),
-    ("contracts and what plugs in", {"models", "scorers"}),
+    ("contracts and what plugs in", {"models", "scorers", "remote", "wire"}),
     ("using a model without knowing which", {"sampling", "likelihood", "feedback", "guidance", "editing"}),
     (
         "papers, the loop, the judgement",

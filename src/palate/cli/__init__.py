@@ -1,7 +1,7 @@
 """The command `palate`: one thin command per verb. What a verb does is imported when it is called, never before.
 
-Exit codes: 0 done, 1 failed (one line `error: ...` on stderr), 2 wrong usage, 75 stopped by a signal after saving,
-130 interrupted.
+Exit codes: 0 done, 1 failed (one line `error: ...` on stderr), 2 wrong usage, 75 stopped after saving, by a signal or
+for a service that could not be reached: the same command goes on; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from palate.cli import compare, dataset, models  # noqa: F401  # each adds its verbs
+from palate.cli import compare, dataset, judges, models  # noqa: F401  # each adds its verbs
 from palate.cli.options import app
 
 
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if debug:
             traceback.print_exc()
         typer.echo(f"error: {_one_line(error)}", err=True)
-        code = 1
+        code = getattr(error, "exit_code", 1)
     except SystemExit as leave:
         code = leave.code
         if code == 130:

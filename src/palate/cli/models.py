@@ -123,7 +123,7 @@ def doctor(
     ] = None,
     fetch_configs: Annotated[bool, typer.Option(help="Get the configs of a model on the hub, no weights.")] = False,
 ) -> None:
-    """Versions, devices, memory and known traps, or a recipe's needs.
+    """Versions, devices, memory, traps, or a recipe's needs.
 
     Of this installation; or, with a recipe, what memory and time it takes, before it is run.
     """

@@ -1,0 +1,167 @@
+"""Media as JSON holds them, both ways, for the protocol of `docs/http_scorers.md`. No torch, nothing pickled.
+
+    {"type": "image/png", "data": "<base64>"}               a picture; lossless, so that what is judged is what was made
+    {"type": "video/png", "frames": ["<base64>", ...]}      a video: its frames, each a PNG
+    {"type": "audio/wav", "data": "<base64>"}               a waveform [C, L], 32-bit floats, at its rate in Hz
+    {"type": "text/plain", "text": "..."}                   a text
+
+What comes in is decoded by `palate.media`, whose caps on bytes and pixels hold.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from palate import media
+from palate.media import MediaError
+from palate.records import Medium
+
+MAX_FRAMES = 1024
+MAX_CHANNELS = 32
+_RATE = 48_000  # written where a waveform does not say its own
+_PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
+
+
+class WireError(ValueError):
+    """A medium that cannot be sent, or one received that cannot be read; one line."""
+
+
+# --- out --------------------------------------------------------------------------------------------------------------
+
+
+def encode(medium: Any) -> dict[str, Any]:
+    """A medium as JSON: a picture, a list of them or an array [F, H, W, 3] in 0 to 1, a waveform [C, L], a text.
+
+    Raises WireError for anything else, and for pictures of more than `media.MAX_PIXELS`.
+    """
+    if isinstance(medium, str):
+        return {"type": "text/plain", "text": medium}
+    if isinstance(medium, Image.Image):
+        return {"type": "image/png", "data": _base64(_png(medium))}
+    if isinstance(medium, Sequence) and medium and all(isinstance(frame, Image.Image) for frame in medium):
+        return {"type": "video/png", "frames": [_base64(_png(frame)) for frame in medium]}
+    array = _array(medium)
+    if array is not None and array.ndim <= 2:
+        return {"type": "audio/wav", "data": _base64(wav(array, int(getattr(medium, "rate", _RATE))))}
+    if array is not None and array.ndim == 4 and array.shape[-1] == 3:
+        return encode([Image.fromarray(frame) for frame in (array.clip(0, 1) * 255).round().astype(np.uint8)])
+    raise WireError(f"a {type(medium).__name__} cannot be sent: pictures, videos, waveforms and texts can")
+
+
+def _array(medium: Any) -> NDArray[np.float32] | None:
+    if hasattr(medium, "detach"):  # a tensor, known without importing torch
+        medium = medium.detach().cpu().float().numpy()
+    return np.asarray(medium, np.float32) if isinstance(medium, np.ndarray) else None
+
+
+def _png(picture: Image.Image) -> bytes:
+    if picture.width * picture.height > media.MAX_PIXELS:
+        raise WireError(f"a picture of {picture.width} x {picture.height} has more than {media.MAX_PIXELS} pixels")
+    buffer = io.BytesIO()
+    picture.convert("RGB").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+def wav(waveform: NDArray[np.float32], rate: int) -> bytes:
+    """A waveform [C, L] or [L] as a WAV file of 32-bit floats."""
+    samples = np.atleast_2d(waveform).T.astype("<f4")
+    channels, content = samples.shape[1], samples.tobytes()
+    head = struct.pack("<HHIIHH", _FLOAT, channels, rate, rate * channels * 4, channels * 4, 32)
+    chunks = b"fmt " + struct.pack("<I", len(head)) + head + b"data" + struct.pack("<I", len(content)) + content
+    return b"RIFF" + struct.pack("<I", 4 + len(chunks)) + b"WAVE" + chunks
+
+
+# --- in ---------------------------------------------------------------------------------------------------------------
+
+
+def decode(entry: Any) -> Any:
+    """What `encode` was given: a picture, a list of them, a waveform [C, L] (an array with the rate in its `rate`), a
+    text. Raises WireError."""
+    kind = entry.get("type") if isinstance(entry, Mapping) else None
+    if kind == "text/plain":
+        if not isinstance(entry.get("text"), str):
+            raise WireError("a medium of type text/plain needs its `text`")
+        return entry["text"]
+    if kind in ("image/png", "image/jpeg", "image/webp"):
+        return _picture(kind, entry.get("data"))
+    if kind == "video/png":
+        frames = entry.get("frames")
+        if not isinstance(frames, list) or not 0 < len(frames) <= MAX_FRAMES:
+            raise WireError(f"a medium of type video/png needs `frames`, 1 to {MAX_FRAMES} of them")
+        return _frames(frames)
+    if kind == "audio/wav":
+        return unwav(_bytes(entry.get("data")))
+    raise WireError(f"a medium of type {kind!r} is not read: image/png, video/png, audio/wav or text/plain are")
+
+
+def _frames(frames: Sequence[Any]) -> list[Image.Image]:
+    made: list[Image.Image] = []
+    pixels = 0
+    for frame in frames:
+        made.append(_picture("image/png", frame))
+        pixels += made[-1].width * made[-1].height
+        if pixels > 4 * media.MAX_PIXELS:
+            raise WireError(f"a video has more than {4 * media.MAX_PIXELS} pixels in all")
+    return made
+
+
+def _picture(kind: str, data: Any) -> Image.Image:
+    try:
+        return media.decode(Medium(kind, _bytes(data)))
+    except MediaError as error:
+        raise WireError(str(error)) from None
+
+
+def _bytes(data: Any) -> bytes:
+    try:
+        return base64.b64decode(data, validate=True)
+    except (TypeError, ValueError, binascii.Error):
+        raise WireError("a medium's data are no base64") from None
+
+
+class Waveform(np.ndarray[Any, Any]):
+    """A waveform [C, L] that knows its rate in Hz."""
+
+    rate: int = _RATE
+
+
+def unwav(content: bytes) -> Waveform:
+    """The waveform [C, L] of a WAV file of 16-bit integers or 32-bit floats, in -1 to 1. Raises WireError."""
+    try:
+        return _unwav(content)
+    except (struct.error, ValueError, KeyError):
+        raise WireError("not a WAV file of 16-bit integers or 32-bit floats") from None
+
+
+def _unwav(content: bytes) -> Waveform:
+    if content[:4] != b"RIFF" or content[8:12] != b"WAVE":
+        raise ValueError
+    chunks: dict[bytes, bytes] = {}
+    place = 12
+    while place + 8 <= len(content):
+        name, size = struct.unpack_from("<4sI", content, place)
+        chunks.setdefault(name, content[place + 8 : place + 8 + size])
+        place += 8 + size + size % 2
+    kind, channels, rate, _, _, bits = struct.unpack_from("<HHIIHH", chunks[b"fmt "])
+    kind = struct.unpack_from("<H", chunks[b"fmt "], 24)[0] if kind == _EXTENSIBLE else kind
+    if (kind, bits) not in ((_PCM, 16), (_FLOAT, 32)) or not 0 < channels <= MAX_CHANNELS or rate == 0:
+        raise ValueError
+    numbers = np.frombuffer(chunks[b"data"], "<i2" if kind == _PCM else "<f4").astype(np.float32)
+    if len(numbers) == 0 or len(numbers) % channels or not np.isfinite(numbers).all():
+        raise ValueError
+    wave = (numbers / 32768 if kind == _PCM else numbers).reshape(-1, channels).T.copy().view(Waveform)
+    wave.rate = rate
+    return wave

@@ -1,0 +1,477 @@
+"""The scorer behind HTTP: against the reference server, and against servers that fail in every way."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import socket
+import stat
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from palate import remote, wire
+from palate.doors import serving
+from palate.remote import RemoteError, Service, Unavailable
+from palate.scorers import http
+from palate.scorers.http import HttpScorer
+from tests.scorers.servers import Answer, scripted, served, unused_port
+
+TOKEN = "a-token-of-this-test"
+SEEN = []  # what the scorer below was given
+
+
+class Bright:
+    """Mean brightness, and the length of the prompt; knows nothing of black pictures."""
+
+    dimensions = ("bright", "length")
+
+    def __call__(self, prompts, media):
+        SEEN.append(list(media))
+        light = np.array([np.asarray(picture, np.float64).mean() for picture in media])
+        return {"bright": np.where(light == 0, np.nan, light), "length": np.array([len(text) for text in prompts])}
+
+
+def load():
+    return Bright()
+
+
+def picture(level: int) -> Image.Image:
+    return Image.new("RGB", (4, 4), (level, level, level))
+
+
+def client(url: str, fingerprint: str = "", **how) -> HttpScorer:
+    how = {"timeout": 5.0, "max_wait": 5.0, "token": TOKEN} | how
+    return HttpScorer(Service(url, "the scorer", **how), fingerprint)
+
+
+HEALTH = {"protocol": http.PROTOCOL, "fingerprint": "f1", "dimensions": ["d"], "max_items": 8}
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setattr(remote, "_FIRST_PAUSE_S", 0.01)
+    with scripted() as it:
+        it.reply = honest()
+        yield it
+
+
+def honest(scores=None, ids=None, **more):
+    """A server that says what it should, or other ids or scores."""
+
+    def reply(request):
+        if request[1] == "/health":
+            return Answer(HEALTH)
+        given = request[3]["ids"]
+        values = scores(request[3]) if scores else {"d": [float(name.split("-")[1]) for name in given]}
+        return Answer({"ids": ids(given) if ids else given, "scores": values, "fingerprint": "f1", **more})
+
+    return reply
+
+
+# --- the reference server ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def real():
+    app = serving.create(Bright(), "bright", TOKEN)
+    with served(app) as url:
+        yield url, app.state.fingerprint
+
+
+def test_scores_are_those_of_the_scorer_itself(real):
+    url, fingerprint = real
+    prompts, media = ["a", "bb", "c", "dddd"], [picture(level) for level in (10, 0, 255, 77)]
+    scorer = client(url, fingerprint)
+    assert scorer.dimensions == ("bright", "length") and scorer.fingerprint == fingerprint
+    scores = scorer(prompts, media)
+    for name, values in Bright()(prompts, media).items():
+        np.testing.assert_array_equal(scores[name], values)
+    assert np.isnan(scores["bright"][1]) and scorer.unknown == 1
+    np.testing.assert_array_equal(np.asarray(SEEN[-2][2]), np.asarray(media[2]))  # bit for bit what was sent
+
+
+def test_more_samples_than_a_request_may_hold_are_sent_in_several(real, monkeypatch):
+    monkeypatch.setattr(serving, "MAX_ITEMS", 3)
+    levels = list(range(1, 8))
+    scores = client(real[0])(["x"] * 7, [picture(level) for level in levels])
+    assert scores["bright"].tolist() == levels
+
+
+def test_without_the_token_nothing_is_served(real):
+    for path in ("/health", "/score", "/docs", "/openapi.json", "/", "/nothing"):
+        for token in (None, "wrong", TOKEN + "x"):
+            with pytest.raises(RemoteError, match="refuses the token"):
+                Service(real[0], "it", token=token, max_wait=2).call("GET", path)
+
+
+def test_what_is_no_json_is_not_read(real):
+    import http.client
+
+    for kind in ("application/octet-stream", "application/x-pickle", "application/python-pickle", ""):
+        line = http.client.HTTPConnection(real[0].removeprefix("http://"), timeout=5)
+        line.request("POST", "/score", b"\x80\x04.", {"Authorization": f"Bearer {TOKEN}", "Content-Type": kind})
+        assert line.getresponse().status == 415
+        line.close()
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"ids": ["1", "1"], "prompts": ["a", "b"]}, "an id of its own"),
+        ({"ids": ["1"], "prompts": ["a", "b"]}, "one length"),
+        ({"ids": [1, 2], "prompts": ["a", "b"]}, "list of texts"),
+        ({"ids": ["1", "2"], "prompts": ["a", "b"], "media": [{"type": "image/svg+xml", "data": ""}] * 2}, "not read"),
+        ({"ids": ["1", "2"], "prompts": ["a", "b"], "media": [{"type": "image/png", "data": "!"}] * 2}, "base64"),
+        ({"ids": ["1", "2"], "prompts": ["a", "b"], "media": [{"type": "image/png", "data": "AAAA"}] * 2}, "picture"),
+        ({"protocol": "other"}, "protocol"),
+    ],
+)
+def test_a_request_that_cannot_be_is_refused_with_a_line(real, asked, said):
+    media = [wire.encode(picture(9))] * 2
+    whole = {"protocol": http.PROTOCOL, "media": media} | asked
+    with pytest.raises(RemoteError, match=said):
+        Service(real[0], "it", token=TOKEN, max_wait=2).call("POST", "/score", whole)
+
+
+def test_a_body_beyond_the_cap_is_refused(real, monkeypatch):
+    monkeypatch.setattr(serving, "MAX_BODY_BYTES", 1000)
+    with pytest.raises(RemoteError, match="413"):
+        Service(real[0], "it", token=TOKEN, max_wait=2).call("POST", "/score", {"x": "y" * 2000})
+
+
+def test_other_weights_have_another_fingerprint():
+    class Brighter(Bright):
+        def __call__(self, prompts, media):
+            return {name: values * 1.01 for name, values in super().__call__(prompts, media).items()}
+
+    assert serving.fingerprint(Bright(), "b") == serving.fingerprint(Bright(), "b")
+    assert serving.fingerprint(Bright(), "b") != serving.fingerprint(Brighter(), "b")
+
+
+def test_the_token_is_made_once_and_is_its_owners_alone(tmp_path):
+    path = tmp_path / "deep" / "token"
+    token = serving.token_of(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600 and len(token) >= 32
+    assert serving.token_of(path) == token
+    path.chmod(0o644)
+    with pytest.raises(serving.ServingError, match="chmod 600"):
+        serving.token_of(path)
+
+
+def test_the_command_serves_a_scorer_without_torch(tmp_path, monkeypatch):
+    """In a process where torch, transformers and diffusers cannot be imported."""
+    script = (
+        "import sys\n"
+        "for name in ('torch', 'transformers', 'diffusers', 'peft', 'accelerate'): sys.modules[name] = None\n"
+        "from palate.cli import main\n"
+        "main(['serve-scorer', 'plain_scorer', '--port', '0'])\n"
+    )
+    (tmp_path / "plain_scorer").mkdir()
+    (tmp_path / "plain_scorer" / "__init__.py").write_text("")
+    (tmp_path / "plain_scorer" / "one.py").write_text(
+        "import numpy as np\nclass One:\n"
+        "    def __call__(self, prompts, media): return {'one': np.ones(len(prompts))}\n"
+        "def load(): return One()\n"
+    )
+    script = script.replace("'plain_scorer'", "'plain_scorer.one'")
+    env = {**os.environ, "PYTHONPATH": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / "config")}
+    process = subprocess.Popen([sys.executable, "-c", script], env=env, stdout=subprocess.PIPE, text=True)
+    try:
+        name = process.stdout.readline().split()[-1]
+        assert name.startswith("http:127.0.0.1:")
+        monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+        scorer = http.load(name.removeprefix("http:"))
+        assert scorer(["a", "b"], [picture(1), picture(2)])["one"].tolist() == [1.0, 1.0]
+    finally:
+        process.terminate()
+        process.wait(10)
+        process.stdout.close()
+
+
+# --- scores are never made up, and never moved ------------------------------------------------------------------------
+
+
+def test_ten_thousand_scores_in_any_order_come_back_to_their_samples(server):
+    rng = np.random.default_rng(0)
+
+    def reply(request):
+        if request[1] == "/health":
+            return Answer({**HEALTH, "max_items": 1000})
+        ids, texts = request[3]["ids"], request[3]["prompts"]
+        order = rng.permutation(len(ids))
+        scores = {"d": [float(texts[i]) for i in order]}
+        return Answer({"ids": [ids[i] for i in order], "scores": scores})
+
+    server.reply = reply
+    wanted = np.arange(10_000)
+    texts = [str(number) for number in wanted]
+    assert (client(server.url)(texts, ["x"] * 10_000)["d"] == wanted).all()
+
+
+@pytest.mark.parametrize("bad", [None, float("nan"), float("inf"), -float("inf")])
+def test_a_score_that_is_none_is_unknown_and_counted(server, bad):
+    server.reply = honest(lambda asked: {"d": [1.0, bad, 3]})
+    scorer = client(server.url)
+    scores = scorer(["a", "b", "c"], ["x"] * 3)["d"]
+    assert scores[[0, 2]].tolist() == [1.0, 3.0] and np.isnan(scores[1]) and scorer.unknown == 1
+
+
+@pytest.mark.parametrize(
+    ("scores", "ids", "said"),
+    [
+        ({"d": [1.0, True, 3.0]}, None, "True.*no number"),
+        ({"d": [1.0, "0.5", 3.0]}, None, "'0.5'.*no number"),
+        ({"d": [1.0, [2.0], 3.0]}, None, "no number"),
+        ({"d": [1.0, 10**400, 3.0]}, None, "no float"),
+        ({"d": [1.0, 2.0]}, None, "2 values"),
+        ({"d": [1.0] * 4}, None, "4 values"),
+        ({"d": 1.0}, None, "no list"),
+        ({"other": [1.0] * 3}, None, "it had said d"),
+        ({}, None, "without `scores`"),
+        ([1.0] * 3, None, "without `scores`"),
+        (None, None, "without `scores`"),
+        ({"d": [1.0] * 3}, lambda ids: None, "did not send the `ids`"),
+        ({"d": [1.0] * 3}, lambda ids: [1, 2, 3], "did not send the `ids`"),
+        ({"d": [1.0] * 3}, lambda ids: [ids[0], *ids[:2]], "not the same ones"),
+        ({"d": [1.0] * 3}, lambda ids: [*ids[:2], "other"], "not the same ones"),
+        ({"d": [1.0] * 3}, lambda ids: ids[:2], "2 ids back for 3"),
+        ({"d": [1.0] * 3}, lambda ids: [*ids, ids[0]], "4 ids back for 3"),
+    ],
+)
+def test_a_reply_that_does_not_fit_is_refused_as_a_whole(server, scores, ids, said):
+    server.reply = honest(lambda asked: scores, ids)
+    with pytest.raises(RemoteError, match=said) as error:
+        client(server.url)(["a", "b", "c"], ["x"] * 3)
+    assert not isinstance(error.value, Unavailable) and "\n" not in str(error.value)
+
+
+def test_another_scorer_at_the_same_address_is_seen_within_a_hundred_calls(server, monkeypatch):
+    scorer, said = client(server.url), itertools.chain(["f1"] * 3, itertools.repeat("f2"))
+    server.reply = lambda request: (
+        Answer({**HEALTH, "fingerprint": next(said)})
+        if request[1] == "/health"
+        else Answer({"ids": request[3]["ids"], "scores": {"d": [1.0]}})
+    )
+    with pytest.raises(RemoteError, match="another scorer than before"):
+        for _ in range(3 * http.CHECK_EVERY):
+            scorer(["a"], ["x"])
+    assert scorer._calls == 3 * http.CHECK_EVERY  # the first look was before the first call
+    server.reply = honest(fingerprint="f3")  # one that says it with every reply is seen at once
+    fresh = client(server.url)
+    server.reply = honest()
+    fresh(["a"], ["x"])
+    server.reply = lambda request: Answer({"ids": request[3]["ids"], "scores": {"d": [1.0]}, "fingerprint": "f3"})
+    with pytest.raises(RemoteError, match="another scorer"):
+        fresh(["a"], ["x"])
+
+
+def test_a_fingerprint_in_the_name_is_held_to(server):
+    assert client(server.url, "f1")(["a"], ["x"])["d"].tolist() == [0.0]
+    with pytest.raises(RemoteError, match="not f9"):
+        client(server.url, "f9").check(["a"])
+
+
+@pytest.mark.parametrize("health", [[], {}, {"protocol": "other/1"}, {**HEALTH, "fingerprint": ""},
+                                    {**HEALTH, "max_items": 0}, {**HEALTH, "dimensions": [1]}])  # fmt: skip
+def test_what_is_no_such_server_is_refused_before_any_sampling(server, health):
+    server.reply = lambda request: Answer(health)
+    with pytest.raises(RemoteError):
+        client(server.url).check(["a"])
+
+
+# --- every wait has an end --------------------------------------------------------------------------------------------
+
+
+def hang(handler):
+    time.sleep(30)
+
+
+def drip(handler):
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+    for _ in range(300):
+        handler.wfile.write(b" ")
+        handler.wfile.flush()
+        time.sleep(0.1)
+
+
+def drip_headers(handler):
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
+    for number in range(300):
+        handler.wfile.write(b"X-%d: y\r\n" % number)
+        handler.wfile.flush()
+        time.sleep(0.1)
+
+
+def cut(handler):
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{")
+
+
+def reset(handler):
+    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    handler.connection.close()
+
+
+FAULTS = {
+    "500": lambda: Answer({}, 500), "503": lambda: Answer({}, 503), "no json": lambda: Answer(b"<html>"),
+    "deep": lambda: Answer(b"[" * 200_000),
+    "hang": lambda: Answer(raw=hang), "drip": lambda: Answer(raw=drip),
+    "drip in headers": lambda: Answer(raw=drip_headers),
+    "cut off": lambda: Answer(raw=cut), "reset": lambda: Answer(raw=reset),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_that_lasts_ends_within_the_time_allowed(server, fault):
+    server.reply = lambda request: FAULTS[fault]()
+    began = time.monotonic()
+    with pytest.raises(Unavailable, match="run the same command again") as error:
+        client(server.url, timeout=0.3, max_wait=0.7)(["a"], ["x"])
+    assert time.monotonic() - began < 1.7 and error.value.exit_code == 75
+
+
+@pytest.mark.parametrize("fault", ["500", "503", "no json", "hang", "cut off", "reset"])
+def test_a_fault_that_passes_costs_nothing(server, fault):
+    real, count = server.reply, itertools.count()
+    server.reply = lambda request: FAULTS[fault]() if next(count) in (0, 1, 3) else real(request)
+    assert client(server.url, timeout=0.3)(["a", "b"], ["x", "y"])["d"].tolist() == [0.0, 1.0]
+
+
+def test_a_server_that_is_not_there_is_waited_for(monkeypatch):
+    monkeypatch.setattr(remote, "_FIRST_PAUSE_S", 0.05)
+    monkeypatch.setattr(remote, "SAY_EVERY_S", 0.2)
+    said = []
+    service = Service(f"http://127.0.0.1:{unused_port()}", "the scorer", max_wait=0.9, say=said.append)
+    began = time.monotonic()
+    with pytest.raises(Unavailable, match="refused"):
+        service.call("GET", "/health")
+    assert time.monotonic() - began < 1.5
+    assert 2 <= len(said) <= 5 and all("trying for" in line for line in said)
+
+
+def test_a_reply_too_large_is_not_read(server):
+    def endless(handler):
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n")
+        while True:
+            handler.wfile.write(b" " * 65536)
+
+    server.reply = lambda request: Answer(raw=endless)
+    with pytest.raises(RemoteError, match="more than 1,000,000 bytes"):
+        client(server.url, max_reply=10**6)(["a"], ["x"])
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_a_redirect_is_not_followed_and_its_place_never_sees_the_token(server, status):
+    with scripted() as other:
+        server.reply = lambda request: Answer({}, status, Location=other.url + "/health")
+        with pytest.raises(RemoteError, match="redirects"):
+            client(server.url)(["a"], ["x"])
+        assert other.requests == []
+
+
+def test_the_server_says_when_to_come_again(server):
+    real, times = server.reply, []
+
+    def reply(request):
+        times.append(time.monotonic())
+        return Answer({}, 429, Retry_After="0.4") if len(times) == 1 else real(request)
+
+    server.reply = reply
+    client(server.url)(["a"], ["x"])
+    assert times[1] - times[0] >= 0.4
+    with pytest.raises(Unavailable):  # a wish beyond what is allowed ends it at once
+        server.reply = lambda request: Answer({}, 429, Retry_After="3600")
+        client(server.url, max_wait=1.0)(["a"], ["x"])
+
+
+# --- addresses and tokens ---------------------------------------------------------------------------------------------
+
+
+def test_the_token_goes_into_a_header_and_nowhere_else(server):
+    scorer = client(server.url)
+    scorer(["a"], ["x"])
+    assert all(headers["authorization"] == f"Bearer {TOKEN}" for _, _, headers, _ in server.requests)
+    assert TOKEN not in json.dumps([(path, body) for _, path, _, body in server.requests])
+    assert TOKEN not in repr(scorer._service)
+    server.reply = lambda request: Answer({"error": "no\nway"}, 400)
+    with pytest.raises(RemoteError, match="no way") as error:
+        client(server.url)(["a"], ["x"])
+    assert TOKEN not in str(error.value)
+
+
+def test_a_token_never_travels_in_the_open(monkeypatch):
+    with pytest.raises(RemoteError, match="unencrypted"):
+        Service("http://judge.example", "it", token="t")
+    Service("https://judge.example", "it", token="t")
+    Service("http://localhost:1", "it", token="t")
+
+
+@pytest.mark.parametrize("url", ["", "ftp://x", "http://", "http://u:secret@h", "http://h?q", "http://h:99999", "h:1"])
+def test_what_is_no_address_is_refused_and_its_secret_not_told(url):
+    with pytest.raises(RemoteError, match="no address") as error:
+        Service(url, "it")
+    assert "secret" not in str(error.value)
+
+
+def test_a_name_says_where_and_the_surroundings_say_the_token(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.delenv("PALATE_SCORER_TOKEN", raising=False)
+    assert http.load("127.0.0.1:8765")._service._token is None
+    token = serving.token_of(serving.default_token_file())
+    for name in ("127.0.0.1:8765", "//127.0.0.1:8765", "http://localhost:8765/", "[::1]:8765#abc"):
+        assert http.load(name)._service._token == token
+    assert http.load("https://judge.example")._service._token is None  # this machine's token stays on it
+    (tmp_path / "t").write_text("other\n")
+    monkeypatch.setenv("PALATE_SCORER_TOKEN_FILE", str(tmp_path / "t"))
+    assert http.load("https://judge.example")._service._token == "other"
+    monkeypatch.setenv("PALATE_SCORER_TOKEN", "a b")
+    with pytest.raises(RemoteError, match="PALATE_SCORER_TOKEN"):
+        http.load("127.0.0.1:8765")
+    with pytest.raises(RemoteError, match="needs an address"):
+        http.load("")
+
+
+# --- media ------------------------------------------------------------------------------------------------------------
+
+
+def test_media_come_through_as_they_are():
+    import torch
+
+    rng = np.random.default_rng(0)
+    still = Image.fromarray(rng.integers(0, 255, (5, 7, 3), np.uint8))
+    wave = rng.uniform(-1, 1, (2, 100)).astype(np.float32)
+    there = lambda medium: wire.decode(json.loads(json.dumps(wire.encode(medium))))  # noqa: E731
+    np.testing.assert_array_equal(np.asarray(there(still)), np.asarray(still))
+    np.testing.assert_array_equal(
+        np.stack([np.asarray(frame) for frame in there([still, still])])[1], np.asarray(still)
+    )
+    np.testing.assert_array_equal(there(wave), wave)
+    np.testing.assert_array_equal(there(torch.from_numpy(wave)), wave)
+    assert there("a text") == "a text"
+    assert len(there(rng.uniform(0, 1, (3, 4, 4, 3)))) == 3
+
+
+def test_sound_as_others_write_it_is_read():
+    import io
+    import wave
+
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(2), file.setsampwidth(2), file.setframerate(44100)
+        file.writeframes(np.array([[0, 16384], [-32768, 8192]], "<i2").tobytes())
+    sound = wire.unwav(buffer.getvalue())
+    assert sound.tolist() == [[0.0, -1.0], [0.5, 0.25]] and sound.rate == 44100
+    for bad in (b"", b"RIFF", buffer.getvalue()[:30], b"RIFF\0\0\0\0WAVE"):
+        with pytest.raises(wire.WireError):
+            wire.unwav(bad)
+
+
+@pytest.mark.parametrize("medium", [3, None, [], [1], {"a": 1}, object()])
+def test_what_is_no_medium_is_not_sent(medium):
+    with pytest.raises(wire.WireError):
+        wire.encode(medium)
