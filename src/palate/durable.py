@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,9 +111,38 @@ def explained(error: BaseException, final: Path, needs: int) -> str | None:
     return f"{final} could not be written: {text}" if isinstance(error, OSError) else None
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """A file that is there whole or not at all, and is on disk when this returns. Raises StorageError, one line."""
+    aside = path.parent / f"{ASIDE}{secrets.token_hex(8)}"
+    try:
+        with aside.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+        fsync(path.parent)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        if (said := explained(error, path, len(content))) is not None:
+            raise StorageError(said) from error
+        raise
+
+
+def make_folder(path: Path) -> None:
+    """A folder, and those above it, that are on disk when this returns."""
+    missing = [folder for folder in (path, *path.parents) if not folder.is_dir()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        fsync(folder.parent)
+
+
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds the folder for this process. Raises StorageError if a live process has it; a dead one's lock is void."""
+def locked(folder: Path, holder: str = "run") -> Iterator[None]:
+    """Holds the folder for this process. Raises StorageError if a live process has it; a dead one's lock is void.
+
+    holder: what such a process is, in words.
+    """
     path = folder / LOCK
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -124,9 +154,9 @@ def locked(folder: Path) -> Iterator[None]:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                holder = path.read_text().strip() or "unknown"
+                process = path.read_text().strip() or "unknown"
                 raise StorageError(
-                    f"{folder} is in use by another run (process {holder}); wait for it or choose another folder"
+                    f"{folder} is in use by another {holder} (process {process}); wait for it or choose another folder"
                 ) from None
         lock.truncate(0)
         lock.write(f"{os.getpid()}\n")

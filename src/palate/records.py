@@ -1,7 +1,8 @@
 """Facts and preference rows as frozen records: no torch, no models, no files.
 
 A fact says what happened, with an id, a source and a time, and is never changed: `Sample` (something was made), `Score`
-(a scorer's number), `Vote` (a judgement). A `Preference` is derived from facts by `palate.views`: the K candidates of
+(a scorer's number), `Vote` and `Ranking` (judgements), `Retraction` (a judgement taken back), `Comparison` (something
+raters are to be shown). A `Preference` is derived from facts by `palate.views`: the K candidates of
 one prompt and what is known about which is better. Times are ISO 8601 with an offset, `2026-01-31T12:00:00+00:00`.
 """
 
@@ -104,6 +105,8 @@ class Vote:
     id: made by whoever votes, once per judgement, so that one sent twice counts once.
     choice: which is better, or `tie` (equally good), `both_bad` (an absolute label, not a tie), `skip` (no judgement).
     source: the annotator or judge. dimension: what was asked, `overall` if nothing in particular.
+    comparison: the id of what was shown. left: the sample that stood on the left. seconds: from sight to answer.
+    reason: of a skip. repeat: asked again to see whether the annotator agrees with themselves; never counted.
     """
 
     id: str
@@ -113,6 +116,11 @@ class Vote:
     source: str
     time: str
     dimension: str = OVERALL
+    comparison: str = ""
+    left: str = ""
+    seconds: float | None = None
+    reason: str = ""
+    repeat: bool = False
 
     def __post_init__(self) -> None:
         _check_names(self, "id", "a", "b", "source", "dimension")
@@ -120,7 +128,98 @@ class Vote:
             raise RecordError("b", f"must be another sample than `a`, both are {self.a!r}")
         if self.choice not in get_args(Choice):
             raise RecordError("choice", f"must be one of {', '.join(get_args(Choice))}; got {self.choice!r}")
+        if self.left not in ("", self.a, self.b):
+            raise RecordError("left", f"must be `a` or `b` or empty where not known; got {self.left!r}")
+        _check_seconds(self.seconds)
         _check_time(self.time)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """One judgement that puts samples of a prompt in order.
+
+    groups: ids of samples, the best group first; those of one group are equally good. shown: the ids in the order they
+    stood in, empty where not known. The rest as of `Vote`.
+    """
+
+    id: str
+    groups: tuple[tuple[str, ...], ...]
+    source: str
+    time: str
+    dimension: str = OVERALL
+    comparison: str = ""
+    shown: tuple[str, ...] = ()
+    seconds: float | None = None
+    repeat: bool = False
+
+    def __post_init__(self) -> None:
+        _check_names(self, "id", "source", "dimension")
+        object.__setattr__(self, "groups", tuple(tuple(group) for group in self.groups))
+        object.__setattr__(self, "shown", tuple(self.shown))
+        ranked = [sample for group in self.groups for sample in group]
+        _check_ids("groups", ranked)
+        if not all(self.groups):
+            raise RecordError("groups", "must hold a sample in each group")
+        if self.shown and sorted(self.shown) != sorted(ranked):
+            raise RecordError("shown", f"must be the samples that were ranked; got {', '.join(map(str, self.shown))}")
+        _check_seconds(self.seconds)
+        _check_time(self.time)
+
+
+@dataclass(frozen=True)
+class Retraction:
+    """A vote or ranking is taken back: the fact stays, and counts no more. of: its id. source: who took it back."""
+
+    id: str
+    of: str
+    source: str
+    time: str
+
+    def __post_init__(self) -> None:
+        _check_names(self, "id", "of", "source")
+        _check_time(self.time)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What raters are to be shown: two samples of a prompt, or more to be ranked.
+
+    wanted: how many distinct raters are to judge it. batch: what it was made for, such as a round.
+    expected: the sample that a known pair must be won by, in `dimension`; it tests raters, is shown to each of them
+    whatever `wanted` says, and its votes are never counted. sensitive: not shown to raters who asked to be spared.
+    """
+
+    id: str
+    prompt: str
+    samples: tuple[str, ...]
+    wanted: int
+    batch: str = ""
+    expected: str = ""
+    dimension: str = OVERALL
+    time: str = field(default_factory=now)
+    sensitive: bool = False
+
+    def __post_init__(self) -> None:
+        _check_names(self, "id", "dimension")
+        object.__setattr__(self, "samples", tuple(self.samples))
+        _check_ids("samples", self.samples)
+        if isinstance(self.wanted, bool) or not isinstance(self.wanted, int) or not 1 <= self.wanted < 2**31:
+            raise RecordError("wanted", f"must be a number of raters, at least 1; got {self.wanted!r}")
+        if self.expected and self.expected not in self.samples:
+            raise RecordError("expected", f"must be one of the samples shown; got {self.expected!r}")
+        _check_time(self.time)
+
+
+def _check_ids(name: str, ids: Sequence[str]) -> None:
+    if any(not isinstance(sample, str) or not sample for sample in ids):
+        raise RecordError(name, f"must hold ids of samples, got {list(ids)!r}")
+    if len(ids) < 2 or len(set(ids)) != len(ids):
+        raise RecordError(name, f"must hold two different samples or more, got {', '.join(ids) or 'none'}")
+
+
+def _check_seconds(seconds: float | None) -> None:
+    if seconds is not None and not 0 <= seconds < math.inf:
+        raise RecordError("seconds", f"must be a time span, not negative; got {seconds!r}")
 
 
 @dataclass(frozen=True)

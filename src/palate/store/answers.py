@@ -1,0 +1,218 @@
+"""Answers of raters become votes and rankings, each counted once however often it is sent, and can be taken back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import sqlalchemy as sa
+
+from palate.project import ProjectSettings
+from palate.records import Ranking, Vote, now
+from palate.store import facts, leases, schema
+from palate.store.errors import StoreError
+
+Status = Literal["saved", "known", "late", "nothing"]
+Answer = str | Sequence[Sequence[int]]
+_leases, _answers = schema.leases, schema.answers
+MAX_KEY = 200
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What became of an answer or an undo.
+
+    saved: it is on disk. known: this key was saved before, nothing was added. late: the lease ran out and its place went
+    to another, or the rater answered it elsewhere; nothing was stored. nothing: there was no answer to undo.
+    lease: the lease it is about; after an undo it is open again.
+    """
+
+    status: Status
+    lease: str = ""
+
+
+@dataclass(frozen=True)
+class Given:
+    """An answer as it comes: by whom, to which lease, under which key of the rater's own, and what was said."""
+
+    rater: str
+    lease: str
+    key: str
+    answers: Mapping[str, Answer]
+    seconds: float | None = None
+    reason: str = ""
+
+    def check(self, settings: ProjectSettings) -> None:
+        """Raises StoreError for questions, choices or a key that cannot be."""
+        check_key(self.key)
+        if set(self.answers) != set(settings.questions):
+            raise StoreError(
+                f"an answer must say something to each of {', '.join(settings.questions)}; "
+                f"it has {', '.join(self.answers) or 'nothing'}"
+            )
+        allowed = {"left", "right"} if settings.kind == "pair" else set()
+        extra = ("tie", "both_bad", "skip") if settings.kind == "pair" else ("skip",)
+        allowed |= {name for name in extra if getattr(settings.choices, name)}
+        for dimension, said in self.answers.items():
+            if not isinstance(said, str) and settings.kind == "pair":
+                raise StoreError(f"{dimension}: a ranking is no answer in a project of pairs")
+            if isinstance(said, str) and said not in allowed:
+                raise StoreError(f"{dimension}: {said!r} is no answer here; it may be {', '.join(sorted(allowed))}")
+        if len(self.reason) > 1000:
+            raise StoreError("the reason is longer than 1,000 letters")
+
+
+def check_key(key: str) -> None:
+    if not isinstance(key, str) or not key or len(key) > MAX_KEY:
+        raise StoreError(
+            f"an answer needs a key of its own, 1 to {MAX_KEY} letters, by which it is known if sent again"
+        )
+
+
+def answer(connection: sa.Connection, given: Given, now_s: float) -> Receipt:
+    """Stores all that was said in one answer."""
+    leases.locked_rater(connection, given.rater)
+    known = _known(connection, given.rater, given.key)
+    if known is not None:
+        if known.lease != given.lease or known.kind != "answer":
+            raise StoreError(f"key {given.key!r} belongs to another answer: give each a key of its own")
+        return Receipt("known", given.lease)
+    lease = connection.execute(
+        sa.select(_leases).where(_leases.c.id == given.lease, _leases.c.rater == given.rater).with_for_update()
+    ).first()
+    if lease is None:
+        raise StoreError(f"lease {given.lease!r} is not this rater's; ask for another")
+    said = _said(given, lease)
+    skipped = all(fact.choice == "skip" for fact in said if isinstance(fact, Vote)) and not any(
+        isinstance(fact, Ranking) for fact in said
+    )
+    if not _reclaim(connection, lease, now_s):
+        return Receipt("late", given.lease)
+    connection.execute(
+        sa.update(_leases).where(_leases.c.id == lease.id).values(state="skipped" if skipped else "answered")
+    )
+    if skipped and not lease.repeat:
+        leases.give_back(connection, lease.comparison)
+    for kind, record in ((facts.VOTES, Vote), (facts.RANKINGS, Ranking)):
+        facts.insert(connection, kind, [kind.row(fact) for fact in said if isinstance(fact, record)])
+    _note(connection, given.rater, given.key, "answer", lease.id, [fact.id for fact in said])
+    return Receipt("saved", lease.id)
+
+
+def _known(connection: sa.Connection, rater: str, key: str) -> Any:
+    return connection.execute(sa.select(_answers).where(_answers.c.rater == rater, _answers.c.key == key)).first()
+
+
+def _note(connection: sa.Connection, rater: str, key: str, kind: str, lease: str, ids: list[str]) -> None:
+    connection.execute(
+        sa.insert(_answers).values(
+            rater=rater, key=key, kind=kind, lease=lease, facts=json.dumps(ids), undone=kind == "undo"
+        )
+    )
+
+
+def _reclaim(connection: sa.Connection, lease: Any, now_s: float) -> bool:
+    """Whether the lease may still be answered: it is open, or it ran out and its place is still free."""
+    if lease.state == "open":
+        return True  # ran out or not: nobody was given its place
+    if lease.state != "expired":
+        return False
+    if lease.repeat:
+        return True
+    newer = connection.execute(
+        sa.select(_leases)
+        .where(
+            _leases.c.rater == lease.rater,
+            _leases.c.comparison == lease.comparison,
+            _leases.c.state != "expired",
+            sa.not_(_leases.c.repeat),
+        )
+        .with_for_update()
+    ).first()
+    if newer is None:
+        return leases.take_place(connection, lease.comparison)
+    if newer.state != "open":
+        return False
+    # The same rater was given it again meanwhile: that lease's place is this one's.
+    connection.execute(sa.update(_leases).where(_leases.c.id == newer.id).values(state="expired"))
+    return True
+
+
+def _said(given: Given, lease: Any) -> list[Vote | Ranking]:
+    """The facts of an answer, sides turned as they were shown."""
+    shown, time = json.loads(lease.shown), now()
+    made: list[Vote | Ranking] = []
+    for dimension, said in given.answers.items():
+        name = f"{given.rater}/{given.key}/{dimension}"
+        if not isinstance(said, str):
+            made.append(_ranking(given, lease, shown, name, dimension, said, time))
+            continue
+        a, b = sorted(shown[:2])
+        choice = {"left": "a" if shown[0] == a else "b", "right": "b" if shown[0] == a else "a"}.get(said, said)
+        made.append(
+            Vote(
+                name,
+                a,
+                b,
+                choice,  # type: ignore[arg-type]  # `Given.check` looked
+                given.rater,
+                time,
+                dimension,
+                comparison=lease.comparison,
+                left=shown[0],
+                seconds=given.seconds,
+                reason=given.reason if said == "skip" else "",
+                repeat=lease.repeat,
+            )
+        )
+    return made
+
+
+def _ranking(
+    given: Given, lease: Any, shown: list[str], name: str, dimension: str, said: Sequence[Sequence[int]], time: str
+) -> Ranking:
+    places = [place for group in said for place in group]
+    if sorted(places) != list(range(len(shown))):
+        raise StoreError(
+            f"{dimension}: a ranking must place each of 0 to {len(shown) - 1}, as they were shown, once; got {places}"
+        )
+    groups = tuple(tuple(shown[place] for place in group) for group in said if group)
+    return Ranking(
+        name,
+        groups,
+        given.rater,
+        time,
+        dimension,
+        comparison=lease.comparison,
+        shown=tuple(shown),
+        seconds=given.seconds,
+        repeat=lease.repeat,
+    )
+
+
+def undo(connection: sa.Connection, rater: str, key: str, expires: float) -> Receipt:
+    """Takes the rater's latest answer back: its facts are retracted and its lease is open again."""
+    leases.locked_rater(connection, rater)
+    known = _known(connection, rater, key)
+    if known is not None:
+        if known.kind != "undo":
+            raise StoreError(f"key {key!r} belongs to another answer: give each a key of its own")
+        return Receipt("known", known.lease)
+    latest = sa.select(_answers).where(
+        _answers.c.rater == rater, _answers.c.kind == "answer", sa.not_(_answers.c.undone)
+    )
+    last = connection.execute(latest.order_by(_answers.c.seq.desc()).limit(1)).first()
+    if last is None:
+        return Receipt("nothing")
+    lease = connection.execute(sa.select(_leases).where(_leases.c.id == last.lease).with_for_update()).one()
+    if lease.state == "skipped" and not lease.repeat and not leases.take_place(connection, lease.comparison):
+        return Receipt("late", lease.id)
+    connection.execute(sa.update(_leases).where(_leases.c.id == lease.id).values(state="open", expires=expires))
+    connection.execute(sa.update(_answers).where(_answers.c.seq == last.seq).values(undone=True))
+    time = now()
+    rows = [{"id": f"{rater}/{key}/{of}", "of": of, "source": rater, "time": time} for of in json.loads(last.facts)]
+    facts.insert(connection, facts.RETRACTIONS, rows)
+    _note(connection, rater, key, "undo", lease.id, [row["id"] for row in rows])
+    return Receipt("saved", lease.id)

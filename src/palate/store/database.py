@@ -1,0 +1,240 @@
+"""Connections that keep what they acknowledge: SQLite with one writer, PostgreSQL with one transaction a call.
+
+SQLite runs in WAL mode with synchronous=FULL. Exactly one connection of one process may write or checkpoint; all others
+are read-only. So the corruption that SQLite before 3.51.3 can meet, two connections resetting the log at once, cannot
+come about. Calls that wait for the writer at the same time share one transaction and its sync (group commit): each is
+a savepoint of its own, and none returns before the sync.
+"""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
+
+from palate.store.errors import StoreError, StoreFull
+
+FILE = "palate.db"
+BUSY_MS = 10_000
+GROUP = 64  # calls that share a sync at most
+_RETRIES = 8
+_WRITERS = "20417389"  # the advisory lock that every writer holds shared, and a snapshot alone
+Result = TypeVar("Result")
+Job = Callable[[sa.Connection], Any]
+
+
+class Database:
+    """One project's database. `write` runs a job in a transaction that is durable when it returns, `read` one without.
+
+    name: for errors, never with a password.
+    """
+
+    name: str
+
+    def write(self, job: Callable[[sa.Connection], Result], *, alone: bool = False) -> Result:
+        """Runs job(connection), again if it lost a race with another. alone: with no other writer under way."""
+        raise NotImplementedError
+
+    @contextmanager
+    def read(self) -> Iterator[sa.Connection]:
+        raise NotImplementedError
+        yield
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+
+class _Ticket(Generic[Result]):
+    """A job that waits for the writer, and what became of it."""
+
+    def __init__(self, job: Callable[[sa.Connection], Result]) -> None:
+        self.job = job
+        self.done = False
+        self.result: Result | None = None
+        self.error: BaseException | None = None
+
+
+class SQLite(Database):
+    """palate.db in a folder."""
+
+    def __init__(self, folder: Path, *, writable: bool) -> None:
+        self.path = folder / FILE
+        self.name = str(self.path)
+        self._reader = sa.create_engine(
+            "sqlite://", creator=lambda: _connect(self.path, "ro"), poolclass=sa.QueuePool, pool_size=16
+        )
+        self._engine: sa.Engine | None = None
+        self._lock, self._line = threading.Lock(), threading.Lock()
+        self._waiting: list[_Ticket[Any]] = []
+        if writable:
+            self._engine = sa.create_engine(
+                "sqlite://", creator=lambda: _connect(self.path, "rwc"), poolclass=sa.StaticPool
+            )
+            sa.event.listen(self._engine, "begin", lambda c: c.exec_driver_sql("BEGIN IMMEDIATE"))
+            with explained(self.name), self._engine.connect() as connection:
+                _assert_durable(self.name, connection)
+
+    def write(self, job: Callable[[sa.Connection], Result], *, alone: bool = False) -> Result:
+        if self._engine is None:
+            raise StoreError(f"{self.name} was opened for reading only")
+        ticket = _Ticket(job)
+        with self._line:
+            self._waiting.append(ticket)
+        with self._lock:  # whoever comes first serves all who wait; the others find theirs done
+            while not ticket.done:
+                self._serve()
+        if ticket.error is not None:
+            raise ticket.error
+        return ticket.result  # type: ignore[return-value]
+
+    def _serve(self) -> None:
+        with self._line:
+            group, self._waiting = self._waiting[:GROUP], self._waiting[GROUP:]
+        try:
+            self._together(group)
+        except BaseException as error:  # of the transaction as a whole: nothing of it is stored
+            for ticket in group:
+                ticket.error = ticket.error or error
+        finally:
+            for ticket in group:
+                ticket.done = True
+
+    def _together(self, group: list[_Ticket[Any]]) -> None:
+        assert self._engine is not None
+        with explained(self.name), self._engine.begin() as connection:
+            for ticket in group:
+                try:
+                    with connection.begin_nested():
+                        ticket.result = ticket.job(connection)
+                except DBAPIError as error:
+                    if not isinstance(error, sa.exc.IntegrityError):
+                        raise  # of the disk: the whole transaction is gone
+                    ticket.error = error
+                except Exception as error:
+                    ticket.error = error
+
+    @contextmanager
+    def read(self) -> Iterator[sa.Connection]:
+        with explained(self.name), self._reader.connect() as connection:
+            yield connection
+
+    def close(self) -> None:
+        self._reader.dispose()
+        if self._engine is not None:
+            self._engine.dispose()
+
+
+def _connect(path: Path, mode: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None, check_same_thread=False
+    )
+    for pragma in (f"busy_timeout={BUSY_MS}", "foreign_keys=ON", "mmap_size=0"):
+        connection.execute(f"PRAGMA {pragma}")
+    if mode != "ro":
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "fullfsync=ON", "checkpoint_fullfsync=ON"):
+            connection.execute(f"PRAGMA {pragma}")
+    return connection
+
+
+def _assert_durable(name: str, connection: sa.Connection) -> None:
+    """Raises StoreError if the database would acknowledge what a power cut takes away."""
+    for pragma, wanted in (("synchronous", 2), ("journal_mode", "wal"), ("foreign_keys", 1)):
+        found = connection.exec_driver_sql(f"PRAGMA {pragma}").scalar()
+        if found != wanted:
+            raise StoreError(
+                f"{name}: SQLite's {pragma} is {found}, and votes are safe with {wanted} alone; "
+                "put the project on a local disk, or give it a PostgreSQL"
+            )
+
+
+class Postgres(Database):
+    """A PostgreSQL by URL. Any number of processes may write."""
+
+    def __init__(self, url: str) -> None:
+        try:
+            parsed = sa.make_url(url)
+        except sa.exc.ArgumentError:
+            raise StoreError("the database's URL cannot be read; write it as postgresql://user@host/name") from None
+        if parsed.get_backend_name() != "postgresql":
+            raise StoreError(f"{parsed.render_as_string(hide_password=True)} is no PostgreSQL: leave it out for SQLite")
+        try:
+            import psycopg  # noqa: F401
+        except ImportError:
+            raise StoreError("PostgreSQL needs psycopg: pip install 'palate[postgres]'") from None
+        self.name = parsed.set(password=None).render_as_string()
+        self._engine = sa.create_engine(
+            parsed.set(drivername="postgresql+psycopg"), pool_size=16, max_overflow=32, pool_pre_ping=True
+        )
+        sa.event.listen(self._engine, "connect", _acknowledge_after_sync)
+        with explained(self.name), self._engine.connect() as connection:
+            for setting, wanted in (("fsync", "on"), ("full_page_writes", "on")):
+                if connection.exec_driver_sql(f"SHOW {setting}").scalar() != wanted:
+                    raise StoreError(
+                        f"{self.name}: PostgreSQL runs with {setting}=off and would lose votes in a power cut; "
+                        f"set {setting}=on in its postgresql.conf and start it again"
+                    )
+
+    def write(self, job: Callable[[sa.Connection], Result], *, alone: bool = False) -> Result:
+        lock = f"SELECT pg_advisory_xact_lock{'' if alone else '_shared'}({_WRITERS})"
+        with explained(self.name):
+            for attempt in range(_RETRIES):
+                try:
+                    with self._engine.begin() as connection:
+                        connection.exec_driver_sql(lock)
+                        return job(connection)
+                except DBAPIError as error:
+                    # Serialization failure, deadlock, or another who wrote the same unique row first.
+                    raced = getattr(error.orig, "sqlstate", "") in ("40001", "40P01", "23505")
+                    if not raced or attempt == _RETRIES - 1:
+                        raise
+                time.sleep(random.uniform(0, 0.01 * 2**attempt))
+        raise AssertionError("unreachable")
+
+    @contextmanager
+    def read(self) -> Iterator[sa.Connection]:
+        with explained(self.name), self._engine.connect() as connection:
+            yield connection
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+
+def _acknowledge_after_sync(connection: Any, _: Any) -> None:
+    """Turns an asynchronous commit, which acknowledges before the sync, back; stricter settings are left."""
+    with connection.cursor() as cursor:
+        cursor.execute("SHOW synchronous_commit")
+        if cursor.fetchone()[0] == "off":
+            cursor.execute("SET synchronous_commit = on")
+    connection.commit()
+
+
+@contextmanager
+def explained(name: str) -> Iterator[None]:
+    """Errors of the database as one line that names it, without a password."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except SQLAlchemyError as error:
+        cause = getattr(error, "orig", None) or error
+        if _is_full(cause):
+            raise StoreFull(f"{name}: the disk is full, nothing was stored; make room and try again") from error
+        if isinstance(error, OperationalError):
+            said = " ".join(str(cause).split())
+            raise StoreError(f"{name} cannot be used: {said}") from error
+        raise
+    except sqlite3.Error as error:
+        raise StoreError(f"{name} cannot be used: {error}") from error
+
+
+def _is_full(cause: BaseException) -> bool:
+    codes = (getattr(cause, "sqlite_errorname", ""), getattr(cause, "sqlstate", ""))
+    return codes[0] == "SQLITE_FULL" or codes[1] == "53100" or "disk is full" in str(cause)
