@@ -355,6 +355,19 @@ class Store:
         receipt: Receipt = self._write(lambda connection: answers.undo(connection, rater, key, expires))
         return receipt
 
+    def held(self, rater: str, now: float | None = None) -> list[Lease]:
+        """The comparisons that wait for this rater; none is given anew."""
+        at = time.time() if now is None else now
+        with self._database.read() as connection:
+            return leases.filled(connection, leases.held(connection, rater, at))
+
+    def answered(self, rater: str) -> int:
+        """How many answers of the rater stand, skips, known pairs and repeats included."""
+        table = schema.answers
+        query = sa.select(sa.func.count()).where(table.c.rater == rater, table.c.kind == "answer", ~table.c.undone)
+        with self._database.read() as connection:
+            return connection.scalar(query) or 0
+
     def progress(self) -> Progress:
         """How far the raters have come, from counts alone."""
         leases_of, places, comparisons = schema.leases, schema.places, schema.comparisons
