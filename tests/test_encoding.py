@@ -194,7 +194,9 @@ def test_a_dimension_of_several_is_learnt(policy, tmp_path):
 
 
 def test_a_change_sees_the_pictures(policy, data, tmp_path):
-    def change(one, media):
+    def change(one, shown):
+        media = shown.media()
+        assert len(set(shown.content)) == len(media) and shown.place < 8
         assert [None if m is None else m.size for m in media] in (
             [(SIDE, SIDE)] * 2,
             [(SIDE, SIDE), None, (SIDE, SIDE)],
@@ -202,6 +204,18 @@ def test_a_change_sees_the_pictures(policy, data, tmp_path):
         return replace(one, weight=3.0, id=one.id)
 
     assert {line.weight for line in rows_of(policy, data, tmp_path, change=change).lines()} == {3.0}
+
+
+def test_a_picture_that_a_change_cannot_read_is_masked_and_counted_once(policy, tmp_path, capsys):
+    """Whether or not the change looks, since it need not where its outcome is known: the row is the same."""
+    damaged = Medium("image/png", picture(6).bytes[:60])
+    parquet.write(tmp_path / "data", [row(0, media=(picture(6), damaged))])
+    rows = {}
+    for look in (True, False):
+        change = lambda one, shown: (shown.media() if look else None, one)[1]  # noqa: E731, B023
+        rows[look] = rows_of(policy, tmp_path / "data", tmp_path / str(look), bad=0.5, change=change)
+        assert "left out: 1 media, 0 rows" in capsys.readouterr().out
+    assert rows[True].line(0) == rows[False].line(0) and rows[True][0].mask.tolist() == [True, False]
 
 
 def test_a_disk_without_room_is_found_before_all_is_encoded(policy, data, tmp_path, monkeypatch, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from palate.datasets import parquet
 from palate.doors import lookup, run
 from palate.media import decode
+from palate.training.trainer import Trainer
 from tests.test_run import PROMPTS, model, pairs, recipe_for  # noqa: F401  (fixtures)
 
 
@@ -37,6 +39,31 @@ def test_rows_are_judged_anew_and_the_tuned_model_is_a_scorer(tmp_path, model, p
     media = [decode(m, pairs) for m in row.media]
     rewards = scorer([row.prompt] * 2, media)["implicit_reward"]
     assert rewards[0] != rewards[1] and (rewards == scorer([row.prompt] * 2, media)["implicit_reward"]).all()
+
+
+def coin(prompts, media):
+    """A scorer that says something else each time."""
+    return {"luck": [random.random() for _ in media]}
+
+
+def test_a_run_goes_on_with_the_labels_it_began_with(tmp_path, model, pairs, monkeypatch):  # noqa: F811
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    how = {"name": "mapo", "form": "paper"}
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, model, pairs, {"relabel": {"tests.test_offline_methods:coin": 1.0}}, **how)
+    rows = (tmp_path / "run" / "rows.jsonl").read_bytes()
+    folder = train(tmp_path, model, pairs, {"relabel": {"tests.test_offline_methods:coin": 1.0}}, **how)
+    assert (folder / "rows.jsonl").read_bytes() == rows and (folder / "result.json").is_file()
+
+
+def test_what_is_judged_anew_has_no_dimension_of_before(tmp_path, pairs):  # noqa: F811
+    data = {"relabel": {"jpeg_size": 1.0}, "dimension": "motion"}
+    with pytest.raises(ValueError, match=r"data\.relabel judges all anew, so that no data\.dimension is left"):
+        train(tmp_path, Path("nowhere"), pairs, data, name="mapo")
 
 
 def test_mapo_trains_without_a_reference(tmp_path, model, pairs):  # noqa: F811

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from palate.records import Medium, Preference
+from palate.records import Aspect, Medium, Preference
 from palate.relabel import Relabel, preferred
 
 
@@ -27,6 +28,12 @@ def test_the_greater_sum_is_preferred_and_equals_tie():
     assert changed.dimensions == ("size", "looks") and changed.scores == ((1, 0), (2, 0.5), (2.5, 0))
     assert changed.prefer[1][0] == 1 and changed.prefer[0][1] == 0 and changed.prefer[1][2] == 0.5
     assert changed.id == "mine" and changed.votes[0][1] == 1 and math.isnan(changed.prefer[0][0])
+
+
+def test_nothing_of_before_speaks_against_the_new_labels():
+    motion = Aspect("motion", row().prefer)
+    changed = Relabel(scorer)(replace(row(), aspects=(motion,)), [1, 2, 2.5])
+    assert changed.aspects == () and changed.weight == 1.0 and changed.media == row().media
 
 
 def test_a_temperature_makes_soft_labels():

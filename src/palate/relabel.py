@@ -30,7 +30,8 @@ class Relabel:
     equal one is a tie; else P(i over j) = sigma((sum_i - sum_j) / temperature), after Bradley and Terry.
 
     A medium that is missing or cannot be judged in every dimension is compared with none. What was known of the row
-    before is gone: its preferences, votes and scores; its id stays, and with it its draws.
+    before is gone: its preferences, votes and scores, and its aspects, which would say one thing and the new labels
+    another; its id stays, and with it its draws.
     """
 
     def __init__(self, scorer: Scorer, temperature: float | None = None) -> None:
@@ -40,14 +41,18 @@ class Relabel:
 
     def __call__(self, row: Preference, media: Sequence[Any]) -> Preference:
         """media: K, decoded, None where there is none."""
-        dimensions, scores = self._scores(row.prompt, media)
-        prefer = preferred(scores.sum(1), self._temperature)
-        return replace(row, prefer=prefer.tolist(), votes=(), scores=scores.tolist(), dimensions=dimensions, id=row.id)
+        return self.labelled(row, *self.judged(row.prompt, media))
 
-    def _scores(self, prompt: str, media: Sequence[Any]) -> tuple[tuple[str, ...], Array]:
-        """Names [D] and scores [K, D], NaN where there is no medium."""
+    def labelled(self, row: Preference, dimensions: tuple[str, ...], scores: Array) -> Preference:
+        """The row with preferences of these scores [K, D]."""
+        prefer = preferred(scores.sum(1), self._temperature)
+        new = {"prefer": prefer.tolist(), "votes": (), "scores": scores.tolist(), "dimensions": dimensions}
+        return replace(row, **new, aspects=(), id=row.id)
+
+    def judged(self, prompt: str, media: Sequence[Any]) -> tuple[tuple[str, ...], Array]:
+        """Names [D] and scores [K, D] of K media, NaN where there is none; no names where there is none at all."""
         there = [place for place, medium in enumerate(media) if medium is not None]
-        given = self._scorer([prompt] * len(there), [media[place] for place in there])
+        given = self._scorer([prompt] * len(there), [media[place] for place in there]) if there else {}
         scores = np.full((len(media), len(given)), np.nan)
         for column, values in enumerate(given.values()):
             scores[there, column] = np.asarray(values, np.float64)

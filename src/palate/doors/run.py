@@ -21,6 +21,7 @@ from palate.evaluation import report
 from palate.models.diffusion import DiffusionPolicy
 from palate.relabel import Relabel
 from palate.training.cache import TensorCache, default_folder
+from palate.training.labels import Labels
 from palate.training.logs import Progress
 from palate.training.offline import Offline
 from palate.training.online import Online
@@ -116,16 +117,19 @@ def _check_inputs(recipe: Recipe, path: Path) -> None:
         lookup.check_adapter(recipe.model.name, recipe.model.adapter)
     if recipe.data:
         _reader(recipe.data, path)
-        _change(recipe.data)
+        if recipe.data.relabel:
+            lookup.weighted(recipe.data.relabel)
     if recipe.rollout:
         lookup.weighted(recipe.rollout.scorers).check(lookup.read_prompts(recipe.rollout.prompts, path.parent))
     if recipe.evaluation:
         lookup.weighted(recipe.evaluation.scorers).check(judging.judged_on(recipe.evaluation, path.parent))
 
 
-def _change(data: DataSettings) -> encoding.Change | None:
-    """What becomes of a row before it is learnt from. Raises ConfigError for a scorer that there is not."""
-    return Relabel(lookup.weighted(data.relabel), data.relabel_temperature) if data.relabel else None
+def _change(data: DataSettings, folder: Path, rank: int) -> contextlib.AbstractContextManager[encoding.Change | None]:
+    """What becomes of a row before it is learnt from; scores are kept in the run's folder."""
+    if not data.relabel:
+        return contextlib.nullcontext()
+    return Labels(Relabel(lookup.weighted(data.relabel), data.relabel_temperature), folder, data.relabel, rank)
 
 
 def _reader(data: DataSettings, path: Path) -> datasets.Reader:
@@ -158,16 +162,19 @@ def _source(
         reader = _reader(recipe.data, path)
         if recipe.model.check_kind:
             encoding.check_kind(policy, encoding.sample_of(reader))
-        rows = encoding.stored(
-            policy,
-            reader,
-            cache,
-            Path(recipe.output),
-            max_bad_fraction=recipe.data.max_bad_fraction,
-            dimension=recipe.data.dimension,
-            sizes=encoding.sizes_of(policy, recipe.data.buckets),
-            change=_change(recipe.data),
-        )
+        folder, processes = Path(recipe.output), join(policy.device)
+        with _change(recipe.data, folder, processes.rank) as change:
+            rows = encoding.stored(
+                policy,
+                reader,
+                cache,
+                folder,
+                max_bad_fraction=recipe.data.max_bad_fraction,
+                dimension=recipe.data.dimension,
+                sizes=encoding.sizes_of(policy, recipe.data.buckets),
+                change=change,
+                processes=processes,
+            )
         return assembly.offline_source(
             policy, rows, algorithm, options, recipe.training, recipe.data.held_out, recipe.data.reference_draws
         )
@@ -191,6 +198,11 @@ def _check_source(recipe: Recipe, algorithm: Any, path: str | Path) -> None:
     if wants != has:
         section = "data" if wants == "offline" else "rollout"
         raise ConfigError(f"{path}: {recipe.algorithm.name} is an {wants} method: give it the section '{section}'")
+    if recipe.data and recipe.data.relabel and recipe.data.dimension != views.OVERALL:
+        raise ConfigError(
+            f"{path}: data.relabel judges all anew, so that no data.dimension is left: leave one of them out (a single "
+            "score is named behind a slash: `relabel: {scorer/score: 1}`)"
+        )
     if recipe.data and recipe.data.reference_draws and algorithm.NEEDS.reference == "none":
         raise ConfigError(f"{path}: {recipe.algorithm.name} has no reference: leave out data.reference_draws")
     if recipe.rollout and algorithm.NEEDS.k is None and recipe.rollout.k < 2:
