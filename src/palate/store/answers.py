@@ -18,14 +18,19 @@ Status = Literal["saved", "known", "late", "nothing"]
 Answer = str | Sequence[Sequence[int]]
 _leases, _answers = schema.leases, schema.answers
 MAX_KEY = 200
+_SEEN = sa.select(_answers).where(
+    _answers.c.rater == sa.bindparam("rater_of"), _answers.c.key == sa.bindparam("key_of")
+)
+_LEASE = sa.select(_leases).where(_leases.c.id == sa.bindparam("id_of")).with_for_update()
+_CHANGE = sa.update(_leases).where(_leases.c.id == sa.bindparam("id_of"))
 
 
 @dataclass(frozen=True)
 class Receipt:
     """What became of an answer or an undo.
 
-    saved: it is on disk. known: this key was saved before, nothing was added. late: the lease ran out and its place went
-    to another, or the rater answered it elsewhere; nothing was stored. nothing: there was no answer to undo.
+    saved: it is on disk. known: this key was saved before, nothing was added. late: the lease ran out and its place
+    went to another, or the rater answered it elsewhere; nothing was stored. nothing: there was no answer to undo.
     lease: the lease it is about; after an undo it is open again.
     """
 
@@ -66,9 +71,7 @@ class Given:
 
 def check_key(key: str) -> None:
     if not isinstance(key, str) or not key or len(key) > MAX_KEY:
-        raise StoreError(
-            f"an answer needs a key of its own, 1 to {MAX_KEY} letters, by which it is known if sent again"
-        )
+        raise StoreError(f"an answer needs a key, 1 to {MAX_KEY} letters of its own, by which it is known again")
 
 
 def answer(connection: sa.Connection, given: Given, now_s: float) -> Receipt:
@@ -79,10 +82,8 @@ def answer(connection: sa.Connection, given: Given, now_s: float) -> Receipt:
         if known.lease != given.lease or known.kind != "answer":
             raise StoreError(f"key {given.key!r} belongs to another answer: give each a key of its own")
         return Receipt("known", given.lease)
-    lease = connection.execute(
-        sa.select(_leases).where(_leases.c.id == given.lease, _leases.c.rater == given.rater).with_for_update()
-    ).first()
-    if lease is None:
+    lease = connection.execute(_LEASE, {"id_of": given.lease}).first()
+    if lease is None or lease.rater != given.rater:
         raise StoreError(f"lease {given.lease!r} is not this rater's; ask for another")
     said = _said(given, lease)
     skipped = all(fact.choice == "skip" for fact in said if isinstance(fact, Vote)) and not any(
@@ -90,27 +91,23 @@ def answer(connection: sa.Connection, given: Given, now_s: float) -> Receipt:
     )
     if not _reclaim(connection, lease, now_s):
         return Receipt("late", given.lease)
-    connection.execute(
-        sa.update(_leases).where(_leases.c.id == lease.id).values(state="skipped" if skipped else "answered")
-    )
+    connection.execute(_CHANGE, {"id_of": lease.id, "state": "skipped" if skipped else "answered"})
     if skipped and not lease.repeat:
         leases.give_back(connection, lease.comparison)
     for kind, record in ((facts.VOTES, Vote), (facts.RANKINGS, Ranking)):
-        facts.insert(connection, kind, [kind.row(fact) for fact in said if isinstance(fact, record)])
+        if rows := [kind.row(fact) for fact in said if isinstance(fact, record)]:
+            connection.execute(sa.insert(kind.table), rows)  # the key is new, and so are their ids
     _note(connection, given.rater, given.key, "answer", lease.id, [fact.id for fact in said])
     return Receipt("saved", lease.id)
 
 
 def _known(connection: sa.Connection, rater: str, key: str) -> Any:
-    return connection.execute(sa.select(_answers).where(_answers.c.rater == rater, _answers.c.key == key)).first()
+    return connection.execute(_SEEN, {"rater_of": rater, "key_of": key}).first()
 
 
 def _note(connection: sa.Connection, rater: str, key: str, kind: str, lease: str, ids: list[str]) -> None:
-    connection.execute(
-        sa.insert(_answers).values(
-            rater=rater, key=key, kind=kind, lease=lease, facts=json.dumps(ids), undone=kind == "undo"
-        )
-    )
+    row = {"rater": rater, "key": key, "kind": kind, "lease": lease, "facts": json.dumps(ids), "undone": kind == "undo"}
+    connection.execute(sa.insert(_answers), row)
 
 
 def _reclaim(connection: sa.Connection, lease: Any, now_s: float) -> bool:
@@ -136,7 +133,7 @@ def _reclaim(connection: sa.Connection, lease: Any, now_s: float) -> bool:
     if newer.state != "open":
         return False
     # The same rater was given it again meanwhile: that lease's place is this one's.
-    connection.execute(sa.update(_leases).where(_leases.c.id == newer.id).values(state="expired"))
+    connection.execute(_CHANGE, {"id_of": newer.id, "state": "expired"})
     return True
 
 
@@ -206,10 +203,10 @@ def undo(connection: sa.Connection, rater: str, key: str, expires: float) -> Rec
     last = connection.execute(latest.order_by(_answers.c.seq.desc()).limit(1)).first()
     if last is None:
         return Receipt("nothing")
-    lease = connection.execute(sa.select(_leases).where(_leases.c.id == last.lease).with_for_update()).one()
+    lease = connection.execute(_LEASE, {"id_of": last.lease}).one()
     if lease.state == "skipped" and not lease.repeat and not leases.take_place(connection, lease.comparison):
         return Receipt("late", lease.id)
-    connection.execute(sa.update(_leases).where(_leases.c.id == lease.id).values(state="open", expires=expires))
+    connection.execute(_CHANGE, {"id_of": lease.id, "state": "open", "expires": expires})
     connection.execute(sa.update(_answers).where(_answers.c.seq == last.seq).values(undone=True))
     time = now()
     rows = [{"id": f"{rater}/{key}/{of}", "of": of, "source": rater, "time": time} for of in json.loads(last.facts)]

@@ -57,6 +57,7 @@ class _Ticket(Generic[Result]):
 
     def __init__(self, job: Callable[[sa.Connection], Result]) -> None:
         self.job = job
+        self.called = threading.Event()  # it is done, or its caller is to serve
         self.done = False
         self.result: Result | None = None
         self.error: BaseException | None = None
@@ -72,8 +73,9 @@ class SQLite(Database):
             "sqlite://", creator=lambda: _connect(self.path, "ro"), poolclass=sa.QueuePool, pool_size=16
         )
         self._engine: sa.Engine | None = None
-        self._lock, self._line = threading.Lock(), threading.Lock()
+        self._line = threading.Lock()
         self._waiting: list[_Ticket[Any]] = []
+        self._serving = False
         if writable:
             self._engine = sa.create_engine(
                 "sqlite://", creator=lambda: _connect(self.path, "rwc"), poolclass=sa.StaticPool
@@ -88,14 +90,17 @@ class SQLite(Database):
         ticket = _Ticket(job)
         with self._line:
             self._waiting.append(ticket)
-        with self._lock:  # whoever comes first serves all who wait; the others find theirs done
-            while not ticket.done:
-                self._serve()
+            first, self._serving = not self._serving, True
+        if not first:
+            ticket.called.wait()
+        if not ticket.done:
+            self._serve()
         if ticket.error is not None:
             raise ticket.error
         return ticket.result  # type: ignore[return-value]
 
     def _serve(self) -> None:
+        """Runs all that wait, the caller's own first, then leaves it to the caller of whatever came meanwhile."""
         with self._line:
             group, self._waiting = self._waiting[:GROUP], self._waiting[GROUP:]
         try:
@@ -104,22 +109,27 @@ class SQLite(Database):
             for ticket in group:
                 ticket.error = ticket.error or error
         finally:
+            with self._line:
+                following = self._waiting[:1]
+                self._serving = bool(following)
             for ticket in group:
                 ticket.done = True
+            for ticket in group + following:
+                ticket.called.set()
 
     def _together(self, group: list[_Ticket[Any]]) -> None:
         assert self._engine is not None
         with explained(self.name), self._engine.begin() as connection:
             for ticket in group:
+                connection.exec_driver_sql("SAVEPOINT ticket")
                 try:
-                    with connection.begin_nested():
-                        ticket.result = ticket.job(connection)
-                except DBAPIError as error:
-                    if not isinstance(error, sa.exc.IntegrityError):
-                        raise  # of the disk: the whole transaction is gone
-                    ticket.error = error
+                    ticket.result = ticket.job(connection)
+                except OperationalError:
+                    raise  # of the disk: the whole transaction is gone
                 except Exception as error:
                     ticket.error = error
+                    connection.exec_driver_sql("ROLLBACK TO ticket")
+                connection.exec_driver_sql("RELEASE ticket")
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:

@@ -50,6 +50,7 @@ ENDINGS = {
 }
 
 _SAMPLE = ("id", "prompt", "source", "time", "seed")
+_SCORE = ("sample", "dimension", "source", "time")
 _VOTE = tuple(column.name for column in schema.votes.columns if column.name != "seq")
 _RANKING = ("id", "source", "time", "dimension", "comparison", "seconds", "repeat")
 _COMPARISON = ("id", "prompt", "wanted", "batch", "expected", "dimension", "time", "sensitive")
@@ -138,7 +139,7 @@ def _stored(connection: sa.Connection, kind: Kind, keys: list[tuple[Any, ...]]) 
     values = list(dict.fromkeys(key[0] for key in keys))
     for start in range(0, len(values), PAGE):
         query = sa.select(kind.table).where(first.in_(values[start : start + PAGE]))
-        rows |= {_key(kind, row): dict(row) for row in connection.execute(query).mappings()}
+        rows |= {_key(kind, row): row for row in map(dict, connection.execute(query).mappings())}
     return rows
 
 
@@ -158,19 +159,15 @@ def _short(value: Any) -> str:
 
 def _check_texts(kind: Kind, row: Row) -> None:
     """Raises StoreError for a text that not every database holds."""
+    who = f"{kind.table.name} {_short(row.get('id', ''))}"
     for name, value in row.items():
         if not isinstance(value, str):
             continue
         most = MAX_ID if name in ("id", *kind.key, "source") else MAX_TEXT
         if len(value) > most:
-            raise StoreError(
-                f"{kind.table.name} {_short(row.get('id', ''))}: {name} has {len(value):,} letters, at most {most:,}"
-            )
+            raise StoreError(f"{who}: {name} has {len(value):,} letters, at most {most:,}")
         if "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
-            raise StoreError(
-                f"{kind.table.name} {_short(row.get('id', ''))}: {name} holds a letter that is none (NUL or half a pair); "
-                "take it out"
-            )
+            raise StoreError(f"{who}: {name} holds a letter that is none (NUL or half a pair); take it out")
 
 
 def require(connection: sa.Connection, column: sa.Column[Any], wanted: Iterable[str], who: str) -> None:

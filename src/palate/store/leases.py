@@ -40,111 +40,146 @@ class Lease:
     expires: float
 
 
+# Statements are made once: to make one takes longer than to run it.
+_id: Any = sa.bindparam("id_of")
+_rater: Any = sa.bindparam("rater_of")
+_comparison: Any = sa.bindparam("comparison_of")
+_now: Any = sa.bindparam("now_of")
+_OVER = _leases.c.state == "open", _leases.c.expires <= _now
+_ANY_OVER = sa.select(_leases.c.id).where(*_OVER).limit(1)
+_ALL_OVER = (
+    sa.select(_leases.c.id, _leases.c.comparison, _leases.c.repeat)
+    .where(*_OVER)
+    .order_by(_leases.c.comparison)
+    .with_for_update(skip_locked=True)
+)
+_CLOSE = sa.update(_leases).where(_leases.c.id == _id, _leases.c.state == "open").values(state="expired")
+_GIVE_BACK = (
+    sa.update(_places)
+    .where(_places.c.comparison == _comparison, sa.not_(_places.c.known))
+    .values(free=_places.c.free + 1)
+)
+_TAKE = (
+    sa.update(_places)
+    .where(_places.c.comparison == _comparison, sa.or_(_places.c.known, _places.c.free > 0))
+    .values(free=sa.case((_places.c.known, _places.c.free), else_=_places.c.free - 1))
+)
+_HELD = (
+    sa.select(_leases)
+    .where(_leases.c.rater == _rater, _leases.c.state == "open", _leases.c.expires > _now)
+    .order_by(_leases.c.number)
+)
+_LOCKED = sa.select(_raters).where(_raters.c.id == _rater).with_for_update()
+_GIVEN = sa.update(_raters).where(_raters.c.id == _rater)
+
+
 def expire(connection: sa.Connection, now: float) -> None:
     """Gives the places of leases that ran out back."""
-    over = sa.select(_leases.c.id, _leases.c.comparison, _leases.c.repeat).where(
-        _leases.c.state == "open", _leases.c.expires <= now
-    )
-    rows = connection.execute(over.order_by(_leases.c.comparison).with_for_update(skip_locked=True)).all()
-    for row in rows:
-        closed = connection.execute(
-            sa.update(_leases).where(_leases.c.id == row.id, _leases.c.state == "open").values(state="expired")
-        )
-        if closed.rowcount and not row.repeat:
+    for row in connection.execute(_ALL_OVER, {"now_of": now}).all():
+        if connection.execute(_CLOSE, {"id_of": row.id}).rowcount and not row.repeat:
             give_back(connection, row.comparison)
 
 
 def any_expired(connection: sa.Connection, now: float) -> bool:
-    query = sa.select(_leases.c.id).where(_leases.c.state == "open", _leases.c.expires <= now).limit(1)
-    return connection.scalar(query) is not None
+    return connection.scalar(_ANY_OVER, {"now_of": now}) is not None
 
 
 def give_back(connection: sa.Connection, comparison: str) -> None:
     """A place of a comparison is free again; a known pair has none to give."""
-    where = (_places.c.comparison == comparison, sa.not_(_places.c.known))
-    connection.execute(sa.update(_places).where(*where).values(free=_places.c.free + 1))
+    connection.execute(_GIVE_BACK, {"comparison_of": comparison})
 
 
 def take_place(connection: sa.Connection, comparison: str) -> bool:
     """Takes a place of a comparison; False if there is none. A known pair is open to everyone."""
-    where = (_places.c.comparison == comparison, sa.or_(_places.c.known, _places.c.free > 0))
-    free = sa.case((_places.c.known, _places.c.free), else_=_places.c.free - 1)
-    return bool(connection.execute(sa.update(_places).where(*where).values(free=free)).rowcount)
+    return bool(connection.execute(_TAKE, {"comparison_of": comparison}).rowcount)
 
 
 def held(connection: sa.Connection, rater: str, now: float) -> Sequence[Any]:
     """The rater's open leases, oldest first."""
-    query = sa.select(_leases).where(_leases.c.rater == rater, _leases.c.state == "open", _leases.c.expires > now)
-    return connection.execute(query.order_by(_leases.c.number)).all()
-
-
-def take(connection: sa.Connection, rater: str, n: int, now: float, settings: ProjectSettings) -> None:
-    """Leases the rater up to n in all, those included that they hold. Raises StoreError for who is not of the project."""
-    row = locked_rater(connection, rater)
-    missing = n - len(held(connection, rater, now))
-    expires = now + 60 * settings.lease_minutes
-    for number in range(row.given, row.given + missing):
-        comparison, before = _next(connection, row, number, settings)
-        if comparison is None:
-            return
-        connection.execute(
-            sa.insert(_leases).values(
-                id=secrets.token_hex(12),
-                rater=rater,
-                comparison=comparison,
-                number=number,
-                shown=json.dumps(before[::-1] if before else _order(connection, rater, comparison, number)),
-                repeat=bool(before),
-                state="open",
-                expires=expires,
-            )
-        )
-        connection.execute(sa.update(_raters).where(_raters.c.id == rater).values(given=number + 1))
+    return connection.execute(_HELD, {"rater_of": rater, "now_of": now}).all()
 
 
 def locked_rater(connection: sa.Connection, rater: str) -> Any:
     """The rater's row, held until the transaction ends. Raises StoreError if there is none, or they were erased."""
-    row = connection.execute(sa.select(_raters).where(_raters.c.id == rater).with_for_update()).first()
+    row = connection.execute(_LOCKED, {"rater_of": rater}).first()
     if row is None or row.token is None:
         raise StoreError(f"rater {rater!r} is not of this project; add them first")
     return row
 
 
-def _next(
-    connection: sa.Connection, rater: Any, number: int, settings: ProjectSettings
-) -> tuple[str | None, list[str]]:
-    """What the rater is given at this turn, its place taken; for a repeat also the order it was shown in before."""
-    ordinary = _unseen(rater).where(sa.not_(_places.c.known), _places.c.free > 0)
-    if connection.scalar(ordinary.limit(1)) is None:
-        return None, []  # done: nobody is kept busy with known pairs alone
-    turn = _key(rater.id, number) / 2**64
-    if turn < settings.known_share:
-        known = connection.scalar(_unseen(rater).where(_places.c.known).order_by(_places.c.seq).limit(1))
-        if known is not None:
-            return known, []
-    elif turn < settings.known_share + settings.repeat_share:
-        again = _repeatable(connection, rater.id, number)
-        if again is not None:
-            return again.comparison, json.loads(again.shown)
-    nearest = ordinary.order_by(_places.c.free, _places.c.seq).limit(1)
-    # Of what others are taking at this moment the next is as good; only if there is no next is waited for them.
-    for query in (nearest.with_for_update(skip_locked=True, of=_places), nearest.with_for_update(of=_places)):
-        comparison = connection.scalar(query)
-        if comparison is not None and take_place(connection, comparison):
-            return comparison, []
-    return None, []
+def take(connection: sa.Connection, rater: str, n: int, now: float, settings: ProjectSettings) -> None:
+    """Leases the rater up to n in all, with those that they hold. Raises StoreError for who is not of the project."""
+    row = locked_rater(connection, rater)
+    missing = n - len(held(connection, rater, now))
+    made: list[dict[str, Any]] = []
+    for number in range(row.given, row.given + missing):
+        lease = _next(connection, row, number, settings)
+        if lease is None:
+            break
+        lease |= {"id": secrets.token_hex(12), "rater": rater, "number": number}
+        lease |= {"state": "open", "expires": now + 60 * settings.lease_minutes}
+        connection.execute(sa.insert(_leases), lease)
+        made.append(lease)
+    if made:
+        connection.execute(_GIVEN, {"rater_of": rater, "given": row.given + len(made)})
 
 
-def _unseen(rater: Any) -> sa.Select[tuple[str]]:
-    """Comparisons that a rater neither holds nor judged nor skipped, nor asked to be spared."""
+def _unseen(*also: sa.ColumnElement[bool]) -> sa.Select[Any]:
+    """Comparisons that a rater neither holds nor judged nor skipped, nor asked to be spared; the nearest to be done
+    first, then in order of arrival."""
     mine = sa.select(1).where(
-        _leases.c.rater == rater.id,
+        _leases.c.rater == _rater,
         _leases.c.comparison == _places.c.comparison,
         sa.not_(_leases.c.repeat),
         _leases.c.state != "expired",
     )
-    query = sa.select(_places.c.comparison).where(~mine.exists())
-    return query.where(sa.not_(_places.c.sensitive)) if rater.opted_out else query
+    spared = sa.or_(sa.not_(_places.c.sensitive), sa.not_(sa.bindparam("spared", type_=sa.Boolean)))
+    return (
+        sa.select(_places.c.comparison, schema.comparisons.c.samples)
+        .join(schema.comparisons, schema.comparisons.c.id == _places.c.comparison)
+        .where(*also, spared, ~mine.exists())
+        .order_by(_places.c.free, _places.c.seq)
+        .limit(1)
+    )
+
+
+_ORDINARY = _unseen(_places.c.known == sa.false(), _places.c.free > 0)
+_KNOWN = _unseen(_places.c.known == sa.true())
+# Of what others are taking at this moment the next is as good; only if there is no next is waited for them.
+_NEAREST = (_ORDINARY.with_for_update(skip_locked=True, of=_places), _ORDINARY.with_for_update(of=_places))
+
+
+def _next(connection: sa.Connection, rater: Any, number: int, settings: ProjectSettings) -> dict[str, Any] | None:
+    """What the rater is given at this turn, its place taken: comparison, shown and repeat of a lease; None for nothing.
+
+    Known pairs and repeats are mixed into ordinary ones; nobody is kept busy with them alone.
+    """
+    who = {"rater_of": rater.id, "spared": rater.opted_out}
+    turn = _key(rater.id, number) / 2**64
+    if turn < settings.known_share + settings.repeat_share and connection.execute(_ORDINARY, who).first():
+        if turn < settings.known_share:
+            known = connection.execute(_KNOWN, who).first()
+            if known is not None:
+                return _as_shown(known, rater.id, number)
+        else:
+            again = _repeatable(connection, rater.id, number)
+            if again is not None:
+                return {
+                    "comparison": again.comparison,
+                    "shown": json.dumps(json.loads(again.shown)[::-1]),
+                    "repeat": True,
+                }
+    for query in _NEAREST:
+        found = connection.execute(query, who).first()
+        if found is not None and take_place(connection, found.comparison):
+            return _as_shown(found, rater.id, number)
+    return None
+
+
+def _as_shown(found: Any, rater: str, number: int) -> dict[str, Any]:
+    """A comparison in an order of this rater's own."""
+    shown = sorted(json.loads(found.samples), key=lambda sample: _key(rater, number, sample))
+    return {"comparison": found.comparison, "shown": json.dumps(shown), "repeat": False}
 
 
 def _repeatable(connection: sa.Connection, rater: str, number: int) -> Any:
@@ -166,13 +201,6 @@ def _repeatable(connection: sa.Connection, rater: str, number: int) -> Any:
         )
     )
     return connection.execute(query.order_by(_leases.c.number).limit(1)).first()
-
-
-def _order(connection: sa.Connection, rater: str, comparison: str, number: int) -> list[str]:
-    """The samples of a comparison in an order of this rater's own."""
-    query = sa.select(schema.comparisons.c.samples).where(schema.comparisons.c.id == comparison)
-    samples: list[str] = json.loads(connection.scalar(query) or "[]")
-    return sorted(samples, key=lambda sample: _key(rater, number, sample))
 
 
 def _key(*parts: object) -> int:

@@ -86,9 +86,7 @@ def check(connection: sa.Connection, snapshot: Snapshot) -> None:
             )
     for name, mark in snapshot.marks.items():
         if mark > facts.highest(connection, schema.FACTS[name].c.seq) and not _erased(connection, name):
-            raise StoreError(
-                f"snapshot {snapshot.id} has more {name} than the database: it was restored from before it"
-            )
+            raise StoreError(f"snapshot {snapshot.id} has more {name} than the database: an older copy was put back")
 
 
 def _erased(connection: sa.Connection, name: str) -> bool:

@@ -48,10 +48,12 @@ def upgrade(database: Database) -> None:
 def _run(database: Database, connection: sa.Connection) -> None:
     if require(database, connection) == HEAD:  # another process was faster
         return
-    from alembic import command
     from alembic.config import Config
+    from alembic.runtime.environment import EnvironmentContext
+    from alembic.script import ScriptDirectory
 
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
-    config.attributes["connection"] = connection
-    command.upgrade(config, HEAD)
+    steps = ScriptDirectory(str(Path(__file__).parent / "migrations"))
+    with EnvironmentContext(Config(), steps, fn=lambda revision, _: steps._upgrade_revs(HEAD, revision)) as environment:
+        # On the connection that is given, in the transaction that is open on it.
+        environment.configure(connection=connection, transactional_ddl=True, render_as_batch=True)
+        environment.run_migrations()

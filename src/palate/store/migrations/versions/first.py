@@ -10,7 +10,8 @@ from alembic import op
 revision = "0001"
 down_revision = None
 
-_TEXT, _NUMBER, _FLAG, _REAL = sa.Text(), sa.Integer(), sa.Boolean(), sa.Double()
+_TEXT, _NUMBER, _FLAG = sa.Text(), sa.Integer(), sa.Boolean()
+_REAL: sa.Double[float] = sa.Double()
 _LONG = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
