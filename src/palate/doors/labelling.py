@@ -1,0 +1,65 @@
+"""`palate label`: the studio, with the win rates that its dashboard shows."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+from palate.evaluation.win_rate import win_rate_of
+from palate.records import Ranking, Vote
+from palate.store import Store
+from palate.studio.context import Wins
+from palate.studio.serve import serve
+
+RESAMPLES = 1000  # of the bootstrap; the dashboard shows whole percents
+Outcome = tuple[str, str, float]  # two samples, and how much the first won: 1, .5 or 0
+
+
+def label(
+    folder: Path, *, host: str, port: int, names: Iterable[str], raters: int | None, open_browser: bool = False
+) -> None:
+    serve(
+        folder, host=host, port=port, names=names, raters=raters, open_browser=open_browser, win_rates=win_rates_so_far
+    )
+
+
+def win_rates_so_far(store: Store) -> list[Wins]:
+    """Each source against all others on the same prompts, by the first question's votes and rankings, best first.
+
+    Ties count half; "both bad", skips, repeats and known pairs do not. The interval is over prompts.
+    """
+    dimension = next(iter(store.settings.questions))
+    known = {comparison.id for comparison in store.comparisons() if comparison.expected}
+    samples = {sample.id: sample for sample in store.samples()}
+    won: dict[str, tuple[list[float], list[str]]] = defaultdict(lambda: ([], []))
+    judgements: list[Vote | Ranking] = [*store.votes(dimension), *store.rankings(dimension)]
+    for judgement in judgements:
+        if judgement.repeat or judgement.comparison in known:
+            continue
+        for a, b, share in outcomes(judgement):
+            first, second = samples[a], samples[b]
+            if first.source != second.source:
+                for sample, rate in ((first, share), (second, 1 - share)):
+                    won[sample.source][0].append(rate)
+                    won[sample.source][1].append(sample.prompt)
+    found = []
+    for source, (rates, prompts) in won.items():
+        wins = win_rate_of(np.asarray(rates), prompts, resamples=RESAMPLES)
+        found.append(Wins(source, wins.rate, *wins.ci95, wins.n))
+    return sorted(found, key=lambda wins: (-wins.rate, wins.source))
+
+
+def outcomes(judgement: Vote | Ranking) -> Iterator[Outcome]:
+    """What a judgement says of pairs."""
+    if isinstance(judgement, Vote):
+        share = {"a": 1.0, "b": 0.0, "tie": 0.5}.get(judgement.choice)
+        if share is not None:
+            yield judgement.a, judgement.b, share
+        return
+    place = {sample: i for i, group in enumerate(judgement.groups) for sample in group}
+    for a, b in combinations(place, 2):
+        yield a, b, 1.0 if place[a] < place[b] else 0.5 if place[a] == place[b] else 0.0

@@ -1,0 +1,88 @@
+"""What all routes share: the store, the views of media, who may come in, and numbers that are kept for a moment."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from fastapi import Request
+from fastapi.responses import HTMLResponse
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+
+from palate.store import Rater, Store
+from palate.studio.files import Views
+from palate.studio.joining import Guesses, TokenFile, cookie_name
+
+HERE = Path(__file__).parent
+PROGRESS_SECONDS = 10.0  # how old the numbers of the whole project may be on a rater's page
+
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True)
+class Wins:
+    """How often the samples of one source were preferred to others': rate from 0 to 1, ties half, its interval, n."""
+
+    source: str
+    rate: float
+    low: float
+    high: float
+    n: int
+
+
+WinRates = Callable[[Store], Sequence[Wins]]
+
+
+class Remembered(Generic[Found]):
+    """A value that takes time to find: found once by whoever asks first, and kept for so many seconds."""
+
+    def __init__(self, find: Callable[[], Found], seconds: float) -> None:
+        self._find, self._seconds = find, seconds
+        self._lock = threading.Lock()
+        self._value: Found | None = None
+        self._until = -math.inf
+
+    def get(self) -> Found:
+        with self._lock:
+            if self._value is None or time.monotonic() >= self._until:
+                self._value = self._find()
+                self._until = time.monotonic() + self._seconds
+            return self._value
+
+
+class Studio:
+    """See the module. win_rates: numbers of the dashboard that a floor above knows how to find."""
+
+    def __init__(self, store: Store, win_rates: WinRates | None = None) -> None:
+        self.store, self.win_rates = store, win_rates
+        self.settings = store.settings
+        self.cookie = cookie_name(store.folder)
+        self.tokens = TokenFile(store.folder)
+        self.guesses = Guesses()
+        self.views = Views()
+        self.progress = Remembered(store.progress, PROGRESS_SECONDS)
+        self.pages = Environment(
+            loader=FileSystemLoader(HERE / "templates"),
+            autoescape=select_autoescape(default=True),
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+
+    def page(self, name: str, request: Request | None = None, status: int = 200, **values: Any) -> HTMLResponse:
+        """A page for whoever asks; without a request, for somebody without a session."""
+        rater: Rater | None = getattr(request.state, "rater", None) if request else None
+        shared = {
+            "title": self.settings.title,
+            "csrf": request.state.csrf if rater and request else "",
+            "admin": rater is not None and rater.role == "admin",
+            "choices": self.settings.choices,
+            "ranking": self.settings.kind == "ranking",
+            "show": self.settings.show,
+        }
+        return HTMLResponse(self.pages.get_template(name).render(shared | values), status)

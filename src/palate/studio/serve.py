@@ -1,0 +1,175 @@
+"""Runs the studio on a project folder: who may come in, where it listens, what is printed once."""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import ipaddress
+import os
+import socket
+import webbrowser
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from palate.store import Store
+from palate.studio.context import WinRates
+from palate.studio.guard import LOOPBACK
+from palate.studio.joining import TokenFile, join_link
+
+FIRST_RATERS = 3  # join links made along with the admin's at the first start
+
+
+class StudioError(ValueError):
+    """The studio cannot start; the message is one line and says what to do."""
+
+
+def serve(
+    folder: str | Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8765,
+    names: Iterable[str] = (),
+    raters: int | None = None,
+    open_browser: bool = False,
+    win_rates: WinRates | None = None,
+    write: Callable[[str], None] = print,
+) -> None:
+    """Serves a project until it is interrupted.
+
+    host, port: where it listens; anything but the loopback only once tokens were made. names: under which it is reached
+    beside that, such as that of a proxy. raters: how many more join links to make. Raises StudioError, and what
+    `Store.open` does.
+    """
+    import uvicorn
+
+    from palate.studio.app import create
+
+    folder = Path(folder)
+    with Store.open(folder) as store:
+        file = TokenFile(folder)
+        first = not any(rater.role == "admin" and not rater.revoked for rater in store.raters())
+        if first and not is_loopback(host):
+            raise StudioError(
+                f"nobody has a token yet, so that {host} would let everybody try: start it once without --host, "
+                "which makes them, then again"
+            )
+        listening = listen(host, port)
+        base = f"http://{shown_host(host)}:{listening.getsockname()[1]}"
+        invite(store, file, first, raters)
+        app = create(store, hosts=reached_by(host, names), win_rates=win_rates)
+        say(write, base, file, folder, first or bool(raters))
+        config = uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            lifespan="off",
+            ws="none",
+            timeout_keep_alive=15,
+            timeout_graceful_shutdown=3,
+            h11_max_incomplete_event_size=32 * 1024,
+        )
+        with opened(open_browser, base, file, folder), contextlib.suppress(KeyboardInterrupt):
+            uvicorn.Server(config).run(sockets=[listening])
+        write("The studio has stopped; every answer that was acknowledged is on disk.")
+
+
+def is_loopback(host: str) -> bool:
+    if host.lower() in LOOPBACK:
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket, taken before anything is printed. Raises StudioError if it cannot be had."""
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+        family, kind, protocol, _, address = found[0]
+        listening = socket.socket(family, kind, protocol)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+    except OSError as error:
+        raise StudioError(
+            f"{host} port {port} cannot be used ({error.strerror or error}); choose another by --port, 0 for any"
+        ) from None
+    listening.listen(256)
+    return listening
+
+
+def reached_by(host: str, names: Iterable[str]) -> set[str]:
+    """Host names that requests may carry: as a page elsewhere could point its own name at this address."""
+    found = {name.strip().lower() for name in names}
+    if not is_loopback(host):
+        found.add(host.strip("[]").lower())
+        found.add(socket.gethostname().lower())
+        if host in ("0.0.0.0", "::"):
+            with contextlib.suppress(OSError):
+                found |= {str(entry[4][0]) for entry in socket.getaddrinfo(socket.gethostname(), None)}
+            found.add(outward())
+    return found
+
+
+def outward() -> str:
+    """The address by which this machine is seen from others; nothing is sent to find it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+            return str(probe.getsockname()[0])
+        except OSError:
+            return "127.0.0.1"
+
+
+def shown_host(host: str) -> str:
+    """The host of links that are printed."""
+    if host in ("0.0.0.0", "::"):
+        return outward()
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
+
+
+def invite(store: Store, file: TokenFile, first: bool, raters: int | None) -> None:
+    """Makes the tokens of the first start, or as many more as were asked for."""
+    if first:
+        _, token = store.add_rater("admin", "admin")
+        file.add("admin", "admin", token)
+    count = sum(rater.role == "rater" for rater in store.raters())
+    more = raters if raters is not None else (FIRST_RATERS if first else 0)
+    for number in range(count + 1, count + more + 1):
+        _, token = store.add_rater(f"rater {number}")
+        file.add(f"rater {number}", "rater", token)
+
+
+def say(write: Callable[[str], None], base: str, file: TokenFile, folder: Path, links: bool) -> None:
+    write(f"Studio of {folder} at {base}")
+    if links:
+        for name, _, token in file.read():
+            write(f"  {name:<12} {join_link(base, token)}")
+        write(f"  A link lets whoever has it vote in that name. They are kept in {file.path} (for your eyes only).")
+    else:
+        write(f"  Join links are in {file.path}; the dashboard makes new ones.")
+    write("  Ctrl-C stops it.")
+
+
+@contextlib.contextmanager
+def opened(wanted: bool, base: str, file: TokenFile, folder: Path) -> Iterator[None]:
+    """Opens the browser as admin by a page on disk that forwards there: a token in a command line is for all to see."""
+    token = next((token for _, role, token in file.read() if role == "admin"), None)
+    if not wanted or token is None:
+        yield
+        return
+    page = folder / "open-studio.html"
+    with contextlib.suppress(FileNotFoundError):
+        page.unlink()
+    target = html.escape(join_link(base, token), quote=True)
+    descriptor = os.open(page, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as out:
+        out.write("<!doctype html><title>Studio</title>")
+        out.write(f'<meta http-equiv="refresh" content="0; url={target}"><a href="{target}">Studio</a>\n')
+    try:
+        webbrowser.open(page.resolve().as_uri())
+        yield
+    finally:
+        page.unlink(missing_ok=True)

@@ -1,0 +1,161 @@
+// Answers on their way. Each is written into localStorage before it is sent and removed only when the studio has said
+// what became of it, so that neither a broken connection nor a closed tab loses one. A key of its own makes an answer
+// count once, however often it is sent.
+
+import { post, Refused, later } from "./net.js";
+
+const PAUSES = [1, 2, 4, 8, 15];  // seconds between attempts
+const OTHERS = 15_000;  // an entry of another tab is left to it for so long
+
+export class Outbox extends EventTarget {
+  constructor(space) {
+    super();
+    this.prefix = `palate:${space}:out:`;
+    this.lost = `palate:${space}:failed:`;
+    this.tab = Math.random().toString(36).slice(2, 10);
+    this.count = 0;
+    this.attempt = 0;  // in a row without success
+    this.trouble = "";  // why it does not get on, in words
+    this.volatile = new Map();  // where the browser keeps nothing for us
+    this.busy = false;
+    this.wake = () => {};
+    addEventListener("online", () => this.hurry());
+    addEventListener("storage", (event) => event.key?.startsWith(`palate:${space}:`) && this.changed());
+    document.addEventListener("visibilitychange", () => document.hidden || this.hurry());
+    this.pump();
+  }
+
+  key() {
+    const random = crypto.getRandomValues(new Uint8Array(16));
+    return Array.from(random, (byte) => byte.toString(16).padStart(2, "0")).join("");
+  }
+
+  add(answer) {
+    const at = Date.now();
+    const name = `${this.prefix}${at.toString(36).padStart(10, "0")}-${String(this.count++).padStart(6, "0")}-${answer.key}`;
+    const text = JSON.stringify({ answer, at, tab: this.tab });
+    try {
+      localStorage.setItem(name, text);
+    } catch {  // full or forbidden: kept in memory, which a closed tab loses
+      this.volatile.set(name, text);
+    }
+    this.changed();
+    this.hurry();
+  }
+
+  entries() {
+    const names = new Set(this.volatile.keys());
+    for (let i = 0; i < localStorage.length; i++) {
+      const name = localStorage.key(i);
+      if (name.startsWith(this.prefix)) names.add(name);
+    }
+    return Array.from(names).sort().map((name) => this.read(name)).filter(Boolean);
+  }
+
+  read(name) {
+    const text = this.volatile.get(name) ?? localStorage.getItem(name);
+    try {
+      return text === null ? null : { name, ...JSON.parse(text) };
+    } catch {
+      return null;
+    }
+  }
+
+  // Takes an answer back that was never sent; false if it was.
+  withdraw(key) {
+    const entry = this.entries().find((one) => one.answer.key === key);
+    if (!entry || entry.sent || this.sending === entry.name) return false;
+    this.drop(entry.name);
+    this.changed();
+    return true;
+  }
+
+  has(key) {
+    return this.entries().some((entry) => entry.answer.key === key);
+  }
+
+  leases() {
+    return new Set(this.entries().map((entry) => entry.answer.lease));
+  }
+
+  failures() {
+    let n = 0;
+    for (let i = 0; i < localStorage.length; i++) n += localStorage.key(i).startsWith(this.lost);
+    return n;
+  }
+
+  drop(name) {
+    this.volatile.delete(name);
+    localStorage.removeItem(name);
+  }
+
+  hurry() {
+    this.attempt = 0;
+    this.wake();
+  }
+
+  changed() {
+    this.dispatchEvent(new Event("change"));
+  }
+
+  async pump() {
+    for (;;) {
+      const entry = this.entries().find((one) => one.tab === this.tab || Date.now() - one.at > OTHERS);
+      if (!entry) {
+        this.trouble = "";
+        await this.sleep(5000);
+      } else if (!(await this.send(entry))) {
+        await this.sleep(1000 * PAUSES[Math.min(this.attempt++, PAUSES.length - 1)]);
+      }
+    }
+  }
+
+  sleep(milliseconds) {
+    return Promise.race([later(milliseconds), new Promise((done) => { this.wake = done; })]);
+  }
+
+  async send(entry) {
+    this.sending = entry.name;
+    this.mark(entry);
+    try {
+      const receipt = await post("/api/answer", entry.answer);
+      this.drop(entry.name);
+      this.attempt = 0;
+      this.trouble = "";
+      this.tell(receipt.status, entry, receipt);
+      return true;
+    } catch (error) {
+      if (error instanceof Refused && !error.again && error.status !== 401 && error.status !== 403) {
+        this.fail(entry, error.message);
+        return true;
+      }
+      this.trouble = !(error instanceof Refused) ? "offline"
+        : error.status === 401 ? "signed out" : error.status === 403 ? "stale" : "busy";
+      this.tell("waiting", entry);
+      return false;
+    } finally {
+      this.sending = null;
+      this.changed();
+    }
+  }
+
+  mark(entry) {
+    if (entry.sent) return;
+    const text = JSON.stringify({ answer: entry.answer, at: entry.at, tab: entry.tab, sent: true });
+    if (this.volatile.has(entry.name)) this.volatile.set(entry.name, text);
+    else try { localStorage.setItem(entry.name, text); } catch { /* it stays as it was */ }
+  }
+
+  // An answer that the studio will never take is not thrown away: it stays in this browser, and the page says so.
+  fail(entry, why) {
+    try {
+      localStorage.setItem(this.lost + entry.answer.key, JSON.stringify({ ...entry.answer, why, at: entry.at }));
+    } catch { /* there is no room to keep it */ }
+    this.drop(entry.name);
+    this.tell("failed", entry, { why });
+  }
+
+  tell(status, entry, more = {}) {
+    this.dispatchEvent(new CustomEvent("told", { detail: { ...more, status, ...entry.answer } }));
+  }
+}
