@@ -264,7 +264,8 @@ def _grids(folder: Path, taken: set[str]) -> list[tuple[str, Image.Image]]:
 
 
 def _win_rate(entry: Mapping[str, Any]) -> WinRate:
-    return WinRate(**{**entry, "ci95": _ends(entry["ci95"])})
+    known = {name: math.nan if value is None else value for name, value in entry.items()}
+    return WinRate(**known | {name: _ends(entry[name]) for name in entry if name.endswith("95")})
 
 
 def _mean(entry: Mapping[str, Any]) -> Mean:

@@ -17,18 +17,27 @@ from numpy.typing import ArrayLike, NDArray
 Array = NDArray[np.float64]
 Interval = tuple[float, float]
 _Z95 = 1.959963984540054  # the normal's 97.5% point
+NO_INTERVAL: Interval = (-math.inf, math.inf)  # one prompt says nothing of others
 _CHUNK = 256  # bootstrap resamples at a time, to bound memory
 
 
 @dataclass(frozen=True)
 class WinRate:
-    """rate: (wins + ties / 2) / n. ci95: prompts resampled. ties: their share. n: pairs. n_prompts: distinct ones."""
+    """rate: (wins + ties / 2) / n. ci95: prompts resampled. ties: their share. n: pairs. n_prompts: distinct ones.
+
+    decided: wins of A among the pairs that are no ties, NaN if all are, with its interval, prompts resampled.
+    wilson95: of the rate, if every pair were evidence of its own. p: the exact sign test over prompts.
+    """
 
     rate: float
     ci95: Interval
     ties: float
     n: int
     n_prompts: int
+    decided: float = math.nan
+    decided_ci95: Interval = (-math.inf, math.inf)
+    wilson95: Interval = (0.0, 1.0)
+    p: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -73,13 +82,49 @@ def win_rate_of(won: ArrayLike, prompts: Sequence[Hashable], *, seed: int = 0, r
     values, groups = _known(won, prompts)
     if ((values < 0) | (values > 1)).any():
         raise ValueError("judgements must lie from 0 (B) to 1 (A)")
-    rate, n_prompts = float(values.mean()), int(groups.max()) + 1
-    per_prompt = np.bincount(groups, values) / np.bincount(groups)
-    if np.ptp(per_prompt) == 0:
-        ci95 = wilson(rate * n_prompts, n_prompts)
-    else:
-        ci95 = _bootstrap(values, groups, seed, resamples)
-    return WinRate(rate, ci95, float((values == 0.5).mean()), len(values), n_prompts)
+    decided = values != 0.5
+    rate, ci95, n_prompts = _share(values, groups, seed, resamples)
+    without = _share(values[decided], groups[decided], seed, resamples) if decided.any() else (math.nan, NO_INTERVAL, 0)
+    return WinRate(
+        rate,
+        ci95,
+        float((~decided).mean()),
+        len(values),
+        n_prompts,
+        decided=without[0],
+        decided_ci95=without[1],
+        wilson95=wilson(float(values.sum()), len(values)),
+        p=sign_test(values, list(groups)),
+    )
+
+
+def _share(values: Array, groups: NDArray[np.int64], seed: int, resamples: int) -> tuple[float, Interval, int]:
+    """A mean of outcomes, its interval and the number of prompts behind it."""
+    groups = np.unique(groups, return_inverse=True)[1]
+    rate, n = float(values.mean()), int(groups.max()) + 1
+    means = np.bincount(groups, values) / np.bincount(groups)
+    if np.ptp(means) == 0:
+        return rate, wilson(min(rate * n, n), n), n
+    return rate, _bootstrap(values, groups, seed, resamples), n
+
+
+def sign_test(won: ArrayLike, prompts: Sequence[Hashable]) -> float:
+    """The exact two-sided chance of prompts being so one-sided if either model were as likely to be ahead in each.
+
+    A prompt's sign is that of its mean outcome less one half; prompts that are even are left out, as in the classical
+    test; 1 if all are. Prompts, not pairs, are the unit: pairs of one prompt stand or fall together.
+    """
+    from scipy.stats import binomtest
+
+    means = per_prompt(won, prompts)
+    ahead, behind = int((means > 0.5).sum()), int((means < 0.5).sum())
+    return float(binomtest(ahead, ahead + behind).pvalue) if ahead + behind else 1.0
+
+
+def per_prompt(values: ArrayLike, prompts: Sequence[Hashable]) -> Array:
+    """The mean of each prompt's values [n_prompts], in the order in which prompts come; NaN is left out."""
+    known, groups = _known(values, prompts)
+    return np.asarray(np.bincount(groups, known) / np.bincount(groups))
 
 
 def wilson(wins: float, n: float) -> Interval:
@@ -104,6 +149,18 @@ def mean_difference(
     """The mean of the paired differences A - B."""
     a, b = _pair(scores_a, scores_b)
     return mean(a - b, prompts, seed=seed, resamples=resamples)
+
+
+def ratio(top: ArrayLike, bottom: ArrayLike, *, seed: int = 0, resamples: int = 4000) -> tuple[float, Interval]:
+    """The ratio of two means of values paired by prompt [n_prompts], and its 95% interval, prompts resampled."""
+    a, b = _pair(top, bottom)
+    if b.sum() == 0:
+        return math.nan, NO_INTERVAL
+    if len(a) < 2:
+        return float(a.sum() / b.sum()), NO_INTERVAL
+    drawn = np.concatenate(list(_resampled(a, b, seed, resamples)))
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(a.sum() / b.sum()), (float(low), float(high))
 
 
 def compare(
@@ -143,24 +200,39 @@ def _pair(scores_a: ArrayLike, scores_b: ArrayLike) -> tuple[Array, Array]:
     return a, b
 
 
-def _known(values: ArrayLike, prompts: Sequence[Hashable]) -> tuple[Array, NDArray[np.int64]]:
-    """The values that are not NaN, and the number of each one's prompt, counted from 0."""
+def numbered(
+    values: ArrayLike, *labels: Sequence[Hashable], keep: Sequence[int] = ()
+) -> tuple[Array, tuple[NDArray[np.int64], ...]]:
+    """The values that are not NaN, and each one's labels as numbers from 0 in the order in which they come.
+
+    keep: which labels are numbers already. Raises ValueError for lists of other lengths, or if nothing is known.
+    """
     values = np.asarray(values, np.float64)
-    if values.ndim != 1 or len(values) != len(prompts):
-        raise ValueError(f"one prompt per value is needed, got {len(prompts)} for values of shape {values.shape}")
-    keep = ~np.isnan(values)
-    if not keep.any():
+    for label in labels:
+        if values.ndim != 1 or len(values) != len(label):
+            raise ValueError(f"one prompt per value is needed, got {len(label)} for values of shape {values.shape}")
+    known = ~np.isnan(values)
+    if not known.any():
         raise ValueError("there is no judged pair to count: every score is missing")
-    numbers: dict[Hashable, int] = {}
-    groups = [numbers.setdefault(prompt, len(numbers)) for prompt, kept in zip(prompts, keep, strict=True) if kept]
-    return values[keep], np.array(groups, np.int64)
+    numbers = []
+    for place, label in enumerate(labels):
+        first: dict[Hashable, int] = {}
+        rows = (entry for entry, there in zip(label, known, strict=True) if there)
+        found = list(rows) if place in keep else [first.setdefault(entry, len(first)) for entry in rows]
+        numbers.append(np.array(found, np.int64))
+    return values[known], tuple(numbers)
+
+
+def _known(values: ArrayLike, prompts: Sequence[Hashable]) -> tuple[Array, NDArray[np.int64]]:
+    known, (groups,) = numbered(values, prompts)
+    return known, groups
 
 
 def _bootstrap(values: Array, groups: NDArray[np.int64], seed: int, resamples: int) -> Interval:
     """Percentile interval of the mean over resampled prompts; (-inf, inf) for one prompt: it says nothing of others."""
     sums, counts = np.bincount(groups, values).astype(np.float64), np.bincount(groups).astype(np.float64)
     if len(sums) < 2:
-        return -math.inf, math.inf
+        return NO_INTERVAL
     rates = np.concatenate(list(_resampled(sums, counts, seed, resamples)))
     low, high = np.quantile(rates, [0.025, 0.975])
     return float(low), float(high)

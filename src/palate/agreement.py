@@ -1,0 +1,254 @@
+"""How far raters agree, with themselves, with each other and with what is known: whom and what to trust.
+
+    alpha(votes)                  # Krippendorff's alpha with its interval: 1 they all agree, 0 as chance would
+    raters(votes, comparisons)    # one line each: known pairs, repeats, sides, seconds, and flags with their reasons
+
+A rating is what one rater said of one pair, whichever way round the pair was stored; a skip is none. Sides have no
+meaning, so that each pair counts both ways round: neither the order of ids nor which model stands first matters.
+Raters are flagged, never removed: whoever reads the flags decides.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+from numpy.typing import NDArray
+
+from palate.records import OVERALL, Comparison, Vote
+
+Interval = tuple[float, float]
+Pair = tuple[str, str]  # ids of two samples, sorted
+RATINGS = ("first", "second", "tie", "both_bad")  # of a sorted pair
+_TURNED = (1, 0, 2, 3)  # the same ratings of the pair turned round
+_LEVEL = 0.01  # chance at which a rater who just passes would be flagged, over all raters and checks of a kind
+KNOWN_AT_LEAST = 0.75  # of the known pairs are right, with anyone who looks
+SAME_AT_LEAST = 0.5  # of the repeated pairs are answered as before
+SECONDS_AT_LEAST = 0.8  # a median below it is faster than one can look at two pictures
+
+
+@dataclass(frozen=True)
+class Alpha:
+    """alpha: 1 full agreement, 0 chance, below 0 against each other. ci95: pairs (or prompts) resampled.
+
+    Of `pairs` pairs that two or more of `raters` raters judged, with `ratings` judgements.
+    """
+
+    alpha: float
+    ci95: Interval
+    pairs: int
+    raters: int
+    ratings: int
+
+
+@dataclass(frozen=True)
+class Share:
+    """k of n, its share (NaN of none) and Wilson's 95% interval."""
+
+    k: int
+    n: int
+    share: float
+    ci95: Interval
+
+
+@dataclass(frozen=True)
+class Rater:
+    """What is known of one rater's work.
+
+    known: known pairs answered rightly. repeats: repeated pairs answered as before. left: the left side among those
+    preferred, and left_p, the chance of so uneven a share from someone who does not look at sides (exact, two-sided).
+    others: share of the other raters' judgements of the same pairs that say the same. seconds: median, None unknown.
+    flags: what speaks against relying on them, with the numbers.
+    """
+
+    id: str
+    votes: int
+    skips: int
+    known: Share
+    repeats: Share
+    left: Share
+    left_p: float
+    others: Share
+    seconds: float | None
+    flags: tuple[str, ...] = ()
+
+
+def alpha(
+    votes: Iterable[Vote],
+    dimension: str = OVERALL,
+    *,
+    comparisons: Iterable[Comparison] = (),
+    prompt_of: Mapping[str, str] | None = None,
+    seed: int = 0,
+    resamples: int = 2000,
+) -> Alpha | None:
+    """Krippendorff's alpha (nominal) of the raters, None where no pair has two judgements.
+
+    comparisons: known pairs among them are left out: they are easy, and would flatter. prompt_of: the prompt of each
+    sample; prompts are then resampled instead of pairs, since pairs of one prompt are
+    easy or hard together. The estimate is that of Krippendorff, Content Analysis (2018), chapter 12, on the pairs
+    counted both ways round. Where all agree in all, and alpha has no interval, its ends are NaN.
+    """
+    known = {c.id for c in comparisons if c.expected}
+    units, people = _units((vote for vote in votes if vote.comparison not in known), dimension)
+    judged = {pair: given for pair, given in units.items() if given.sum() >= 2}
+    if not judged:
+        return None
+    tables = np.stack([_coincidences(given) for given in judged.values()]).reshape(len(judged), -1)
+    names = [prompt_of.get(pair[0], pair[0]) if prompt_of else pair for pair in judged]
+    number = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    groups = np.zeros((len(number), tables.shape[1]))
+    np.add.at(groups, [number[name] for name in names], tables)
+    rng = np.random.default_rng(seed)
+    times = rng.multinomial(len(groups), np.full(len(groups), 1 / len(groups)), size=resamples)
+    drawn = _alphas(times @ groups)
+    drawn = drawn[~np.isnan(drawn)]
+    ci95 = (
+        (float(np.quantile(drawn, 0.025)), float(np.quantile(drawn, 0.975)))
+        if len(groups) > 1 and len(drawn)
+        else (
+            math.nan,
+            math.nan,
+        )
+    )
+    ratings = int(sum(given.sum() for given in judged.values()))
+    return Alpha(float(_alphas(tables.sum(0, keepdims=True))[0]), ci95, len(judged), people, ratings)
+
+
+def raters(votes: Iterable[Vote], comparisons: Iterable[Comparison] = (), dimension: str = OVERALL) -> list[Rater]:
+    """A line for every rater, in the order of their ids. comparisons: those with an `expected` sample are known pairs.
+
+    Votes marked as repeats are compared with the rater's first answer to the same pair and counted nowhere else.
+    A rater is flagged where the exact binomial chance of doing so badly, of someone who just passes, is below 1%
+    shared among all raters (Bonferroni), so that a hundred honest raters give about one false flag.
+    """
+    own = [vote for vote in votes if vote.dimension == dimension]
+    known = {c.id: c.expected for c in comparisons if c.expected and c.dimension == dimension}
+    units, _ = _units((vote for vote in own if vote.comparison not in known), dimension)
+    by_rater: dict[str, list[Vote]] = defaultdict(list)
+    for vote in own:
+        by_rater[vote.source].append(vote)
+    return [_rater(name, by_rater[name], known, units, _LEVEL / len(by_rater)) for name in sorted(by_rater)]
+
+
+def rating(vote: Vote) -> str | None:
+    """What a vote says of its pair, sorted: one of RATINGS; None for a skip."""
+    first = min(vote.a, vote.b)
+    if vote.choice in ("a", "b"):
+        return "first" if (vote.a if vote.choice == "a" else vote.b) == first else "second"
+    return None if vote.choice == "skip" else vote.choice
+
+
+def share(k: int, n: int) -> Share:
+    from scipy.stats import binomtest
+
+    if n == 0:
+        return Share(0, 0, math.nan, (0.0, 1.0))
+    ends = binomtest(k, n).proportion_ci(method="wilson")
+    return Share(k, n, k / n, (float(ends.low), float(ends.high)))
+
+
+# --- alpha ------------------------------------------------------------------------------------------------------------
+
+
+def _units(votes: Iterable[Vote], dimension: str) -> tuple[dict[Pair, NDArray[np.float64]], int]:
+    """How often each rating was given to each pair, one a rater: the first; and how many raters there are."""
+    given: dict[tuple[Pair, str], int] = {}
+    for vote in votes:
+        said = rating(vote)
+        if vote.dimension == dimension and said is not None and not vote.repeat:
+            given.setdefault((_pair(vote), vote.source), RATINGS.index(said))
+    units: dict[Pair, NDArray[np.float64]] = {}
+    for (pair, _), which in given.items():
+        units.setdefault(pair, np.zeros(len(RATINGS)))[which] += 1
+    return units, len({source for _, source in given})
+
+
+def _pair(vote: Vote) -> Pair:
+    return (vote.a, vote.b) if vote.a < vote.b else (vote.b, vote.a)
+
+
+def _coincidences(given: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[R, R]: how often two raters of one pair gave these two ratings, both ways round; sums to twice its ratings."""
+    table = (np.outer(given, given) - np.diag(given)) / (given.sum() - 1)
+    turned = np.asarray(_TURNED)
+    return np.asarray(table + table[np.ix_(turned, turned)])
+
+
+def _alphas(tables: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Alpha of each coincidence table [n, R * R]; NaN where nothing varies."""
+    r = len(RATINGS)
+    square = tables.reshape(-1, r, r)
+    margin, n = square.sum(-1), square.sum((-1, -2))
+    observed = n - np.trace(square, axis1=-2, axis2=-1)
+    expected = (n**2 - (margin**2).sum(-1)) / (n - 1)
+    return 1 - np.divide(observed, expected, out=np.full_like(n, np.nan), where=expected > 0)
+
+
+# --- raters -----------------------------------------------------------------------------------------------------------
+
+
+def _rater(
+    name: str, votes: Sequence[Vote], known: Mapping[str, str], units: Mapping[Pair, NDArray[np.float64]], level: float
+) -> Rater:
+    first = [vote for vote in votes if not vote.repeat]
+    given = {_pair(vote): said for vote in reversed(first) if (said := rating(vote)) is not None}
+    again = [(rating(vote), given.get(_pair(vote))) for vote in votes if vote.repeat]
+    again = [(now, before) for now, before in again if now is not None and before is not None]
+    right = [_picked(v) == known[v.comparison] for v in first if v.comparison in known and v.choice != "skip"]
+    sides = [_picked(vote) == vote.left for vote in votes if vote.left and vote.choice in ("a", "b")]
+    same, others = _alike({pair: said for pair, said in given.items() if pair in units}, units)
+    seconds = [vote.seconds for vote in votes if vote.seconds is not None]
+    counts = Counter(vote.choice for vote in first)
+    left = share(sum(sides), len(sides))
+    found = Rater(
+        name,
+        len(first),
+        counts["skip"],
+        share(sum(right), len(right)),
+        share(sum(now == before for now, before in again), len(again)),
+        left,
+        _chance(left, 0.5, "two-sided"),
+        share(same, others),
+        median(seconds) if seconds else None,
+    )
+    return Rater(**{**vars(found), "flags": tuple(_flags(found, level))})
+
+
+def _picked(vote: Vote) -> str | None:
+    """The sample preferred; None for a tie or none."""
+    return {"a": vote.a, "b": vote.b}.get(vote.choice)
+
+
+def _alike(given: Mapping[Pair, str], units: Mapping[Pair, NDArray[np.float64]]) -> tuple[int, int]:
+    """How many judgements of others say the same of this rater's pairs, and how many there are."""
+    same = others = 0
+    for pair, said in given.items():
+        counts = units[pair]
+        same += int(counts[RATINGS.index(said)]) - 1
+        others += int(counts.sum()) - 1
+    return same, others
+
+
+def _chance(of: Share, p: float, alternative: str) -> float:
+    """The exact chance of k of n or what is more extreme, if each had chance p; 1 of none."""
+    from scipy.stats import binomtest
+
+    return float(binomtest(of.k, of.n, p, alternative).pvalue) if of.n else 1.0
+
+
+def _flags(rater: Rater, level: float) -> Iterable[str]:
+    if _chance(rater.known, KNOWN_AT_LEAST, "less") < level:
+        yield f"{rater.known.k} of {rater.known.n} known pairs right, and {KNOWN_AT_LEAST:.0%} is the least to expect"
+    if _chance(rater.repeats, SAME_AT_LEAST, "less") < level:
+        yield f"{rater.repeats.k} of {rater.repeats.n} repeated pairs answered as before, which chance would do better"
+    if rater.left_p < level:
+        yield f"{rater.left.share:.0%} of {rater.left.n} preferences are for the left side, and sides are random"
+    if rater.seconds is not None and rater.votes >= 10 and rater.seconds < SECONDS_AT_LEAST:
+        yield f"{rater.seconds:.1f} s a judgement (median): too fast to look at both"
+    if rater.votes >= 10 and rater.skips > rater.votes / 2:
+        yield f"{rater.skips} of {rater.votes} pairs skipped"
