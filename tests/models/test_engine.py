@@ -18,8 +18,8 @@ from palate.models.diffusion import DiffusionPolicy, prediction_kind_errors
 from palate.models.embeds import Memo, memoised_encoding
 from palate.models.experts import find_switch
 from palate.models.explain import Unlearned, learn_clock
+from palate.models.forms import Moment, Switch
 from palate.models.probe import record
-from palate.models.replay import Moment, Switch
 from palate.models.schedules import FlowSchedule, told
 from palate.transitions import gaussian_log_prob, has_likelihood
 from tests import pipelines

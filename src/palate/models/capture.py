@@ -27,8 +27,9 @@ from palate.models.explain import (
     learn_single,
     predictions_per_step,
 )
+from palate.models.forms import Moment, Switch
 from palate.models.probe import Pass, Step, call_parameters, denoisers, gathered, leaves, rebuild, record
-from palate.models.replay import Moment, Recipe, Switch
+from palate.models.replay import Recipe
 from palate.models.schedules import Schedule, told
 
 _TIMES = 40  # at which clocks are compared

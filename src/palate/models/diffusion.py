@@ -27,11 +27,11 @@ from palate.models.codecs import Codec, autoencoder, find_codec, media_of
 from palate.models.contracts import Condition, Kernel, Media
 from palate.models.dialect import GUIDER
 from palate.models.embeds import Memo, encoder_of, memoised_encoding, size_of
+from palate.models.forms import Moment
 from palate.models.kinds import check_prediction_kind, prediction_kind_errors
 from palate.models.loading import absent_components, call_defaults, channels_last, quietly, resolve_model
 from palate.models.probe import Pass, Stepped, call, call_parameters, listening, override_step, swapped
 from palate.models.proof import prove
-from palate.models.replay import Moment
 from palate.models.residency import Residency
 from palate.models.schedules import schedule_of
 from palate.models.stochastic import Record, Tape, joined, recording

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from palate.models.explain import Unlearned
+from palate.models.forms import Switch
 from palate.models.probe import Stepped, override
-from palate.models.replay import Switch
 
 _POINTS, _ROUNDS = 33, 4  # a boundary to T / 32^4, finer than float32 tells times apart
 

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from palate.models.forms import CLOCKS, COMBINATIONS, Clock, Layout, Moment, Rows
 from palate.models.probe import DENOISERS, Pass, Ragged, Step, gathered, leaves, rebuild
-from palate.models.replay import CLOCKS, COMBINATIONS, Clock, Layout, Moment, Recipe, Rows, Slot, split
+from palate.models.replay import Recipe, Slot, split
 
 
 class Unlearned(Exception):

@@ -13,7 +13,8 @@ from torch import Tensor
 from palate.models.capture import REMEDY, Capture, UnsupportedPipeline, unforeseen
 from palate.models.contracts import Condition
 from palate.models.explain import Run, Unlearned
-from palate.models.replay import Moment, Recipe
+from palate.models.forms import Moment
+from palate.models.replay import Recipe
 
 ROUNDING = {torch.float32: 2e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}  # of a prediction, in another batch
 OTHER_KERNELS = 1e-2  # likewise, off the CPU: a float32 convolution of another batch may be computed in TF32
