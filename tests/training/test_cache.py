@@ -13,7 +13,6 @@ import torch
 
 from palate.durable import StorageError
 from palate.models.contracts import Condition
-from palate.models.probe import Repeated
 from palate.training import stored
 from palate.training.cache import PRIVATE, CacheError, TensorCache, narrowed
 from tests.training import forks
@@ -189,7 +188,7 @@ def test_a_condition_comes_back_with_all_that_is_shared(cache):
     rows = {"cond/states": torch.randn(1, 3, 4).bfloat16().float(), "cond/mask": torch.ones(1, 3, dtype=torch.bool)}
     shared = {
         "cond/ids": torch.arange(6).view(3, 2), "cond/sizes": [(1, 2, 3)], "cond/flag": True, "cond/none": None,
-        "cond/kw": {"scale": 1.5, "name": "x"}, "cond/dtype": torch.float16, "cond/list": Repeated((1, 2)),
+        "cond/kw": {"scale": 1.5, "name": "x"}, "cond/dtype": torch.float16, "cond/pair": (1, 2),
     }  # fmt: skip
     stored.save_condition(cache, name(2), Condition(rows, shared))
     found = stored.load_condition(cache, name(2))

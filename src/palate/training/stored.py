@@ -23,7 +23,6 @@ from torch import Tensor
 from palate import randomness
 from palate.durable import StorageError, explained
 from palate.models.contracts import Condition
-from palate.models.probe import Repeated
 from palate.models.trimming import Pairs, padded, trimmed
 from palate.training.cache import CacheError, TensorCache, narrowed
 from palate.training.checkpoint import pack, unpack
@@ -218,12 +217,9 @@ def save_condition(cache: TensorCache, key: str, cond: Condition, trims: Pairs |
     Raises CacheError if it holds what no file can.
     """
     cond = trimmed(cond, trims or {})
-    listed = {name: value.item for name, value in cond.shared.items() if isinstance(value, Repeated)}
-    shared, tensors = {**cond.shared, **listed}, dict[str, Tensor]()
+    tensors = dict[str, Tensor]()
     try:
-        packed = pack(
-            {"rows": dict(cond.rows), "shared": shared, "listed": list(listed), "trims": trims or {}}, tensors
-        )
+        packed = pack({"rows": dict(cond.rows), "shared": dict(cond.shared), "trims": trims or {}}, tensors)
     except TypeError as error:
         raise CacheError(f"the model's conditions cannot be kept on disk: {error}") from None
     dtypes = {name: str(value.dtype).removeprefix("torch.") for name, value in tensors.items()}
@@ -234,5 +230,4 @@ def load_condition(cache: TensorCache, key: str) -> Condition:
     """What `save_condition` stored, on the CPU."""
     kept, facts = cache.entry(key)
     tree = unpack(facts["cond"], {name: value.to(getattr(torch, facts["as"][name])) for name, value in kept.items()})
-    listed = {name: Repeated(tree["shared"][name]) for name in tree["listed"]}
-    return padded(Condition(tree["rows"], tree["shared"] | listed), tree["trims"])
+    return padded(Condition(tree["rows"], tree["shared"]), tree["trims"])
