@@ -151,7 +151,10 @@ def check_times(path: _Path, times: Sequence[int] | None = None) -> None:
     table: Tensor | None = getattr(path, "alphas_cumprod", None)
     if table is None:
         if times is not None:
-            raise ValueError("a flow model has no training timesteps to choose among: leave algorithm.timesteps out")
+            raise ValueError(
+                "this model's times are all those from 0 to 1, with no training timesteps to choose among: leave "
+                "algorithm.timesteps out"
+            )
         return
     last = len(table) - 1
     beyond = [t for t in times or () if not 0 <= t <= last]
