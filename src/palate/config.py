@@ -25,6 +25,8 @@ __all__ = [
     "ModelSettings",
     "Recipe",
     "RolloutSettings",
+    "RoundsRecipe",
+    "RoundsSettings",
     "Strict",
     "TrainingSettings",
     "difference",
@@ -218,3 +220,47 @@ class Recipe(Strict):
         training = self.training.model_copy(update={"evaluate_every": every, "early_stopping": patience})
         object.__setattr__(self, "training", training)
         return self
+
+
+class RoundsSettings(Strict):
+    """Rounds with people: in each the model draws, people compare what it drew, and it learns from what they said."""
+
+    project: str = Field(min_length=1, description="Folder of the project that keeps samples and votes; made if new.")
+    prompts: Prompts = Field(description="A text file of prompts, one a line, or a list of them.")
+    n: int = Field(5, ge=1, description="How many rounds.")
+    prompts_per_round: int = Field(50, ge=1, description="Prompts drawn for a round; none comes twice until all have.")
+    k: int = Field(2, ge=2, le=16, description="Candidates of each prompt.")
+    pairs: int | None = Field(None, ge=1, description="Pairs of a prompt that are shown; null for all.")
+    votes: int = Field(1, ge=1, description="Different people who judge each pair.")
+    people: Literal["studio", "simulated", "scorers"] = Field(
+        "studio", description="Who votes: people in the studio, simulated ones whose taste are the scorers, or scorers."
+    )
+    scorers: Scorers | None = Field(None, min_length=1, description="Of `simulated` and `scorers`: name and weight.")
+    temperature: float = Field(0.15, ge=0, description="Noise of simulated people, in units of the scorers' sum.")
+    port: int = Field(8000, ge=0, le=65535, description="Where the studio listens, on this machine alone; 0 for any.")
+    learn_from: Literal["all", "last"] = Field("all", description="Votes of all rounds so far, or of the last alone.")
+    reference: Literal["base", "previous"] = Field(
+        "base", description="What the policy is held to: the base, or the policy that drew the round."
+    )
+    batch_size: int = Field(8, ge=1, description="Candidates sampled at once; speed only.")
+    num_inference_steps: int | None = Field(None, ge=1, description="Denoising steps; null for the model's own.")
+    guidance_scale: float | None = Field(None, ge=0, description="Classifier-free guidance; null for the model's own.")
+    eta: float | None = Field(None, ge=0, description="Noise put back at each step; null for the model's own, or 1.")
+
+    @model_validator(mode="after")
+    def _judges(self) -> RoundsSettings:
+        if (self.people == "studio") != (self.scorers is None):
+            raise ValueError("give 'scorers' where people are 'simulated' or 'scorers', and nowhere else")
+        return self
+
+
+class RoundsRecipe(Strict):
+    """Rounds of drawing, asking and learning, with one method."""
+
+    model: ModelSettings = Field(description="Which model is tuned.")
+    algorithm: AlgorithmSettings = Field(description="Which method, with its own options.")
+    rounds: RoundsSettings = Field(description="What is drawn, who is asked, how often.")
+    training: TrainingSettings = Field(default_factory=TrainingSettings, description="The training of each round.")
+    evaluation: EvaluationSettings | None = Field(None, description="Comparison with the base; null for none.")
+    card: CardSettings | None = Field(None, description="Licence and words of the model card; null for none.")
+    output: str = Field(min_length=1, description="The folder of all rounds.")

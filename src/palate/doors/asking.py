@@ -1,0 +1,174 @@
+"""Who is asked about samples of a project: people in the studio, simulated ones, or scorers.
+
+An asker is called with a batch of comparisons and returns when each has the votes that it wants. Whatever it was doing,
+the votes that were given are in the store: called again it asks for what is missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import combinations
+from typing import Any, Protocol, cast
+
+import numpy as np
+from PIL import Image
+
+from palate import randomness
+from palate.media import MediaError, decode
+from palate.models.contracts import Media, Scorer
+from palate.records import Choice, Comparison, Sample, Vote, now
+from palate.store import Store
+from palate.worlds.shapes import annotators
+
+Say = Callable[[str], None]
+PEOPLE = 5  # simulated ones
+
+
+class AskingError(ValueError):
+    """Something cannot be shown, or judged; the message is one line."""
+
+
+class Asker(Protocol):
+    """Gets the votes that a batch of comparisons wants."""
+
+    def __call__(self, store: Store, batch: str) -> None: ...
+
+
+def show(
+    store: Store,
+    prompts: Sequence[str],
+    media: Sequence[Media],
+    *,
+    source: str,
+    batch: str,
+    wanted: int,
+    seed: int,
+    pairs: int | None = None,
+) -> list[str]:
+    """Adds n media, each of its prompt, to the project, and pairs of every prompt as comparisons of the batch.
+
+    Returns the samples' ids [n], made of what is shown, so that the same medium again is the same sample. pairs: of a
+    prompt, those first in an order keyed by what they are; None for all. Pairs of one and the same medium are none.
+    """
+    at = now()
+    samples = [_sample(store, prompt, medium, source, seed, at) for prompt, medium in zip(prompts, media, strict=True)]
+    store.add_samples({sample.id: sample for sample in samples}.values())
+    groups: dict[str, dict[str, None]] = {}
+    for sample in samples:
+        groups.setdefault(sample.prompt, {})[sample.id] = None
+    comparisons = []
+    for prompt, group in groups.items():
+        found = sorted(combinations(group, 2), key=lambda pair: randomness.key(batch, *pair))
+        for a, b in found[:pairs]:
+            name = hashlib.blake2b("\x1f".join((batch, a, b)).encode(), digest_size=12).hexdigest()
+            comparisons.append(Comparison(name, prompt, (a, b), wanted, batch=batch, time=at))
+    store.add_comparisons(comparisons)
+    return [sample.id for sample in samples]
+
+
+def _sample(store: Store, prompt: str, medium: Media, source: str, seed: int, at: str) -> Sample:
+    if not isinstance(medium, Image.Image):
+        raise AskingError("the model makes no pictures, and people are shown nothing else yet")
+    buffer = io.BytesIO()
+    medium.save(buffer, "PNG")
+    content = buffer.getvalue()
+    name = hashlib.blake2b(content, digest_size=12, key=hashlib.sha256(f"{source}\x1f{prompt}".encode()).digest())
+    return Sample(name.hexdigest(), prompt, store.add_media(content, "image/png"), source, at, seed)
+
+
+def missing(store: Store, batch: str) -> list[tuple[Comparison, int]]:
+    """The comparisons of a batch that lack votes, and how many each lacks."""
+    given: dict[str, set[str]] = {}
+    for vote in store.votes():
+        if vote.choice != "skip" and not vote.repeat:
+            given.setdefault(vote.comparison, set()).add(vote.source)
+    lacks = ((c, c.wanted - len(given.get(c.id, ()))) for c in store.comparisons(batch=batch))
+    return [(comparison, n) for comparison, n in lacks if n > 0]
+
+
+def _looked_at(store: Store, asked: Iterable[Comparison]) -> tuple[list[Sample], list[Media]]:
+    """The samples of pairs, both of each, and their decoded media."""
+    wanted = [name for comparison in asked for name in comparison.samples]
+    known = {sample.id: sample for sample in store.samples()}
+    decoded: dict[str, Media] = {}
+    for name in dict.fromkeys(wanted):
+        try:
+            decoded[name] = decode(known[name].medium, store.folder)
+        except MediaError as error:
+            raise AskingError(f"sample {name} of {store.folder} cannot be shown: {error}") from None
+    return [known[name] for name in wanted], [decoded[name] for name in wanted]
+
+
+class Simulated:
+    """Simulated people around one taste, the sum of a scorer's numbers, with noise and tastes of their own."""
+
+    def __init__(self, scorer: Scorer, temperature: float, seed: int) -> None:
+        self._scorer, self._temperature, self._seed = scorer, temperature, seed
+
+    def __call__(self, store: Store, batch: str) -> None:
+        lacking = missing(store, batch)
+        if not lacking:
+            return
+        scores = _scores(self._scorer, *_looked_at(store, (comparison for comparison, _ in lacking)))
+        left, right = ({name: values[side::2] for name, values in scores.items()} for side in (0, 1))
+        people = annotators.panel(
+            max(PEOPLE, max(comparison.wanted for comparison, _ in lacking)),
+            dict.fromkeys(scores, 1.0),
+            seed=self._seed,
+            temperature=self._temperature,
+        )
+        names, at = [comparison.id for comparison, _ in lacking], now()
+        most = len(people.annotators)
+        answers, seats = people.votes(left, right, names, most), people.seats(names)
+        store.add_votes(
+            _vote(c, f"{c.id}#{seat}", str(answer), f"simulated person {seat}", at)
+            for (c, _), given, sat in zip(lacking, answers, seats, strict=True)
+            for answer, seat in list(zip(given, sat, strict=True))[: c.wanted]
+        )
+
+
+class Judged:
+    """Scorers vote, each for the sample that it scores higher; alike is a tie, unknown a skip. One vote a scorer."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self._scorer = scorer
+
+    def __call__(self, store: Store, batch: str) -> None:
+        asked = [comparison for comparison, _ in missing(store, batch)]
+        if not asked:
+            return
+        scores, at = _scores(self._scorer, *_looked_at(store, asked)), now()
+        total = np.sum(list(scores.values()), axis=0)
+        for comparison, a, b in zip(asked, total[::2], total[1::2], strict=True):
+            if not np.isfinite(a - b):
+                raise AskingError(f"the scorers know no score of a sample of {comparison.prompt!r}")
+        store.add_votes(
+            _vote(c, f"{c.id}#scorers", "tie" if a == b else "a" if a > b else "b", "scorers", at)
+            for c, a, b in zip(asked, total[::2], total[1::2], strict=True)
+        )
+
+
+def _vote(comparison: Comparison, name: str, choice: str, source: str, at: str) -> Vote:
+    a, b = comparison.samples
+    return Vote(name, a, b, cast(Choice, choice), source, at, comparison=comparison.id, left=a)
+
+
+def _scores(scorer: Scorer, samples: Sequence[Sample], media: Sequence[Media]) -> Mapping[str, np.ndarray]:
+    prompts = [sample.prompt for sample in samples]
+    return {name: np.asarray(values, float) for name, values in scorer(prompts, media).items()}
+
+
+def win_shares(store: Store, batch: str, ids: Sequence[str]) -> np.ndarray:
+    """[n], each sample's share of the judgements it was in, a tie half; NaN where nobody judged it."""
+    won: dict[str, float] = {}
+    shown: dict[str, int] = {}
+    batch_of = {comparison.id for comparison in store.comparisons(batch=batch)}
+    for vote in store.votes():
+        share: Any = {"a": 1.0, "b": 0.0, "tie": 0.5}.get(vote.choice)
+        if share is None or vote.comparison not in batch_of or vote.repeat:
+            continue
+        for name, part in ((vote.a, share), (vote.b, 1 - share)):
+            won[name], shown[name] = won.get(name, 0.0) + part, shown.get(name, 0) + 1
+    return np.array([won[name] / shown[name] if name in shown else np.nan for name in ids])
