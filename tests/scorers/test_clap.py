@@ -142,18 +142,18 @@ def test_a_long_sound_is_the_mean_of_its_windows_and_the_same_every_time(tiny):
 def test_what_is_no_sound_is_refused(tiny):
     scorer = clap.load(str(tiny[0]), rate=RATE)
     for wrong in ("rain", np.zeros((2, 0)), np.zeros((1, 2, 3)), parts.pictures(1)[0]):
-        with pytest.raises(ValueError, match="clap judges sounds.*row 1"):
+        with pytest.raises(ValueError, match=r"clap judges sounds.*row 1"):
             scorer(["a", "b"], [sounds(1)[0], wrong])
 
 
 def test_a_preprocessor_of_another_kind_is_refused(tiny, tmp_path):
-    folder, model, _ = tiny
+    _, model, _ = tiny
     model.save_pretrained(tmp_path)
     tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(PretrainedError, match="lacks a usable preprocessor_config.json") as caught:
+    with pytest.raises(PretrainedError, match=r"lacks a usable preprocessor_config.json") as caught:
         clap.load(str(tmp_path))
     assert "\n" not in str(caught.value)
     fused = model.config.audio_config.enable_fusion
     ClapFeatureExtractor(truncation="rand_trunc" if fused else "fusion").save_pretrained(tmp_path)
-    with pytest.raises(PretrainedError, match="fused model and its preprocessor_config.json says truncation"):
+    with pytest.raises(PretrainedError, match=r"fused model and its preprocessor_config.json says truncation"):
         clap.load(str(tmp_path))

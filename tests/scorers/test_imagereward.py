@@ -11,8 +11,8 @@ from scipy.special import erf
 from torch import Tensor
 from transformers import BertTokenizer
 
-from palate.models.pretrained import PretrainedError
 from palate.models.pixels import CLIP_MEAN, CLIP_STD, Pixels
+from palate.models.pretrained import PretrainedError
 from palate.scorers import imagereward
 from tests.scorers import parts
 
@@ -189,7 +189,7 @@ def test_half_precision_is_near(folder):
 
 
 def test_a_missing_and_an_unknown_weight_are_named(folder, tmp_path):
-    path, state = folder
+    _, state = folder
     tokenizer().save_pretrained(tmp_path)
     query = "blip.text_encoder.encoder.layer.1.crossattention.self.query.bias"
     cases = {
