@@ -13,10 +13,12 @@ import torch
 import yaml
 
 from palate import plugins, sampling
+from palate import prompts as prompt_files
 from palate.config import ConfigError, ModelSettings
 from palate.implicit_reward import ImplicitReward
 from palate.models.contracts import Scorer
 from palate.models.diffusion import DiffusionPolicy, resolve_model
+from palate.prompts import Prompt
 from palate.training import adapters, loras
 
 WORLD = "world:"
@@ -128,35 +130,31 @@ def settings_of(model: str, policy: DiffusionPolicy, **wanted: Any) -> dict[str,
 
 
 def read_prompts(prompts: str | Path | Sequence[str], base: Path | None = None) -> list[str]:
-    """Distinct prompts in order: a list, a text file with one a line, or `world:<name>[:train|:eval]`.
+    """Distinct prompts in order: a list, a file as `palate.prompts` reads, or `world:<name>[:train|:eval]`.
 
     base: another folder to look for the file in. Raises ConfigError naming the file, and the line that is no text.
     """
+    return [prompt.text for prompt in prompt_rows(prompts, base)]
+
+
+def prompt_rows(prompts: str | Path | Sequence[str], base: Path | None = None) -> list[Prompt]:
+    """As `read_prompts`, with the category of each where its file or world tells one."""
     if not isinstance(prompts, str | Path):
-        found, source = list(prompts), "the list of prompts"
+        found, source = [Prompt(text.strip()) for text in prompts if text.strip()], "the list of prompts"
     elif str(prompts).startswith(WORLD):
         name, _, split = str(prompts).removeprefix(WORLD).partition(":")
-        found, source = world(name).prompts(split or "train"), str(prompts)
+        of_world, source = world(name), str(prompts)
+        category = getattr(of_world, "category", lambda text: "")
+        found = [Prompt(text, category(text)) for text in of_world.prompts(split or "train")]
     else:
         path = base / prompts if base and not Path(prompts).exists() else Path(prompts)
-        if not path.is_file():
-            raise ConfigError(
-                f"prompt file {prompts} does not exist: write one prompt a line into it, or mend the path"
-            )
-        found, source = _text(path).splitlines(), str(path)
-    found = list(dict.fromkeys(prompt.strip() for prompt in found if prompt.strip()))
+        try:
+            found, source = prompt_files.read(path), str(path)
+        except prompt_files.PromptError as error:
+            raise ConfigError(str(error)) from None
     if not found:
         raise ConfigError(f"{source} holds no prompts: write one a line")
-    return found
-
-
-def _text(path: Path) -> str:
-    raw = path.read_bytes()
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise ConfigError(f"{path} line {line}: not UTF-8 text; save it as UTF-8") from None
+    return prompt_files.distinct(found)
 
 
 @cache
@@ -184,6 +182,12 @@ def implicit_reward(model: str) -> ImplicitReward:
     return ImplicitReward(policy, load_base(base, own.get("adapter"), fuse=True, **how))
 
 
+def split_scorer(name: str) -> tuple[str, str]:
+    """A scorer's name, and the one dimension of it that is asked for behind a slash; "" for all."""
+    whole, _, dimension = (name, "", "") if name.startswith(IMPLICIT) else name.partition("/")
+    return whole, dimension
+
+
 def weighted(scorers: Mapping[str, float]) -> Weighted:
     """The scorers of a recipe, by name and weight, as one."""
     return Weighted(scorers)
@@ -193,13 +197,14 @@ class Weighted:
     """One scorer of several, each score times its weight.
 
     `{"jpeg_size": -1, "world:shapes/alignment": 1}`: behind a slash stands one dimension of a scorer that gives
-    several. Each scorer is asked once.
+    several. Each scorer is asked once. origins: of each score given so far, its scorer and the dimension there.
     """
 
     def __init__(self, scorers: Mapping[str, float]) -> None:
         self._weights: dict[str, dict[str, float]] = {}
+        self.origins: dict[str, tuple[str, str]] = {}
         for name, weight in scorers.items():
-            whole, _, dimension = (name, "", "") if name.startswith(IMPLICIT) else name.partition("/")
+            whole, dimension = split_scorer(name)
             self._weights.setdefault(whole, {})[dimension] = weight
         self._found = {name: find_scorer(name) for name in self._weights}
 
@@ -227,5 +232,6 @@ class Weighted:
                 weight = weights.get(dimension, weights.get(""))
                 if weight is not None:
                     key = dimension if dimension not in out else f"{name}.{dimension}"
+                    self.origins[key] = name, dimension
                     out[key] = weight * np.asarray(values, float)
         return out
