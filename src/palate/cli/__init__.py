@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from palate.cli import compare, dataset, judges, label, models  # noqa: F401  # each adds its verbs
+from palate.cli import compare, dataset, judges, label, models, rounds  # noqa: F401  # each adds its verbs
 from palate.cli.options import app
 
 
