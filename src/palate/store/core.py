@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,30 +27,15 @@ from palate import durable, project
 from palate.media import MediaError
 from palate.project import ProjectSettings
 from palate.records import Comparison, Medium, Ranking, Retraction, Sample, Score, Vote, now
-from palate.store import answers, facts, leases, medium, raters, schema, snapshots, upgrade
+from palate.store import adding, answers, facts, leases, medium, progress, raters, schema, snapshots, upgrade
 from palate.store.answers import Answer, Receipt
-from palate.store.database import Database, Postgres, SQLite
+from palate.store.database import FILE, Database, Postgres, Result, SQLite
 from palate.store.errors import StoreError
 from palate.store.facts import Kind
 from palate.store.leases import Lease
+from palate.store.progress import Progress
 from palate.store.raters import Rater
 from palate.store.snapshots import Snapshot
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far the raters have come; known pairs and repeats are not counted.
-
-    comparisons, done: in all, and those that every wanted rater judged. wanted, votes: judgements of a comparison by a
-    rater. raters: judgements by rater id. open: leases that wait for their raters.
-    """
-
-    comparisons: int
-    done: int
-    wanted: int
-    votes: int
-    raters: Mapping[str, int]
-    open: int
 
 
 class Store:
@@ -75,8 +60,8 @@ class Store:
         with contextlib.ExitStack() as held:
             if url is None and write:
                 held.enter_context(durable.locked(folder, "process that writes to this project"))
-            if url is None and not write and not (folder / "palate.db").is_file():
-                raise StoreError(f"{folder} holds no palate.db yet: nothing was added to the project")
+            if url is None and not write and not (folder / FILE).is_file():
+                raise StoreError(f"{folder} holds no {FILE} yet: nothing was added to the project")
             database: Database = Postgres(url) if url else SQLite(folder, writable=write)
             held.callback(database.close)
             store = cls(folder, settings, database, write)
@@ -114,7 +99,7 @@ class Store:
     ) -> None:
         self.close()
 
-    def _write(self, job: Callable[[sa.Connection], Any], *, alone: bool = False) -> Any:
+    def _write(self, job: Callable[[sa.Connection], Result], *, alone: bool = False) -> Result:
         if not self._writable:
             raise StoreError(f"{self.folder} was opened for reading only: open it with write=True")
         return self._database.write(job, alone=alone)
@@ -144,15 +129,8 @@ class Store:
 
     def may_see(self, rater: str, sha256: str) -> bool:
         """Whether a medium is part of a comparison that the rater was given."""
-        query = (
-            sa.select(1)
-            .select_from(schema.samples)
-            .join(schema.shown, schema.shown.c.sample == schema.samples.c.id)
-            .join(schema.leases, schema.leases.c.comparison == schema.shown.c.comparison)
-            .where(schema.samples.c.medium == sha256, schema.leases.c.rater == rater)
-        )
         with self._database.read() as connection:
-            return connection.scalar(query.limit(1)) is not None
+            return medium.given(connection, rater, sha256)
 
     # --- adding facts -------------------------------------------------------------------------------------------------
 
@@ -162,15 +140,11 @@ class Store:
         Each of the `add_` methods knows a fact again by its id, adds it once, raises StoreError for another content
         under a known id, and has all of it on disk when it returns. batch: what they were made for, such as a round.
         """
-        new = 0
-        for part in facts.chunks(samples, 100):
-            kept = [self._kept(sample) for sample in part]
-            rows = [
-                facts.SAMPLES.row(sample) | {"medium": sha256, "batch": batch}
-                for sample, (sha256, _, _) in zip(part, kept, strict=True)
-            ]
-            new += len(self._write(lambda connection, rows=rows, kept=kept: _insert_samples(connection, rows, kept)))
-        return new
+
+        def rows_of(part: list[Sample]) -> adding.Rows:
+            return [(facts.SAMPLES.row(sample) | {"batch": batch}, *self._kept(sample)) for sample in part]
+
+        return self._in_parts(samples, adding.samples, rows_of, 100)
 
     def _kept(self, sample: Sample) -> tuple[str, str, int]:
         """Hash, type and size of a sample's medium, of which the file is on disk."""
@@ -189,38 +163,30 @@ class Store:
 
     def add_scores(self, scores: Iterable[Score]) -> int:
         """A score is known again by sample, source, dimension and time."""
-        return self._add(facts.SCORES, scores, lambda s: [s.sample], "a score")
+        return self._in_parts(scores, adding.scores)
 
     def add_votes(self, votes: Iterable[Vote]) -> int:
-        return self._add(facts.VOTES, votes, lambda v: [v.a, v.b], "a vote")
+        return self._in_parts(votes, adding.votes)
 
     def add_rankings(self, rankings: Iterable[Ranking]) -> int:
-        return self._add(facts.RANKINGS, rankings, lambda r: [s for group in r.groups for s in group], "a ranking")
-
-    def _add(self, kind: Kind, records: Iterable[Any], about: Callable[[Any], list[str]], who: str) -> int:
-        def job(connection: sa.Connection, part: list[Any]) -> int:
-            facts.require(connection, schema.samples.c.id, [name for record in part for name in about(record)], who)
-            return len(facts.insert(connection, kind, [kind.row(record) for record in part]))
-
-        return sum(self._write(lambda c, part=part: job(c, part)) for part in facts.chunks(records))
-
-    def add_comparisons(self, comparisons: Iterable[Comparison]) -> int:
-        """What raters are to be shown; their samples must be of the comparison's prompt."""
-        return sum(self._write(lambda c, part=part: _insert_comparisons(c, part)) for part in facts.chunks(comparisons))
+        return self._in_parts(rankings, adding.rankings)
 
     def add_retractions(self, retractions: Iterable[Retraction]) -> int:
         """Takes votes or rankings back that were not given in the studio; those are taken back by `undo`."""
+        return self._in_parts(retractions, adding.retractions)
 
-        def job(connection: sa.Connection, part: list[Retraction]) -> int:
-            known: set[str] = set()
-            for table in (schema.votes, schema.rankings):
-                known |= set(connection.scalars(sa.select(table.c.id).where(table.c.id.in_([r.of for r in part]))))
-            missing = [r.of for r in part if r.of not in known]
-            if missing:
-                raise StoreError(f"a retraction of {missing[0]!r}, which is no vote or ranking of the project")
-            return len(facts.insert(connection, facts.RETRACTIONS, [facts.RETRACTIONS.row(r) for r in part]))
+    def add_comparisons(self, comparisons: Iterable[Comparison]) -> int:
+        """What raters are to be shown; their samples must be of the comparison's prompt."""
+        return self._in_parts(comparisons, adding.comparisons)
 
-        return sum(self._write(lambda c, part=part: job(c, part)) for part in facts.chunks(retractions))
+    def _in_parts(
+        self,
+        records: Iterable[Any],
+        add: Callable[[sa.Connection, Any], int],
+        made: Callable[[list[Any]], Any] = lambda part: part,
+        size: int = facts.PAGE,
+    ) -> int:
+        return sum(self._write(partial(_swapped, add, made(part))) for part in facts.chunks(records, size))
 
     # --- reading facts ------------------------------------------------------------------------------------------------
 
@@ -243,14 +209,16 @@ class Store:
     ) -> Iterator[Vote]:
         """retracted: with those that were taken back, too. Repeats are among them, marked."""
         query = sa.select(schema.votes)
-        query = query if retracted else query.where(_not_retracted(schema.votes, snapshot))
+        query = query if retracted else query.where(facts.not_retracted(schema.votes, _mark(snapshot, "retractions")))
         return self._facts(facts.VOTES, query, {"dimension": dimension}, snapshot)
 
     def rankings(
         self, dimension: str | None = None, retracted: bool = False, snapshot: Snapshot | None = None
     ) -> Iterator[Ranking]:
         query = sa.select(schema.rankings)
-        query = query if retracted else query.where(_not_retracted(schema.rankings, snapshot))
+        query = (
+            query if retracted else query.where(facts.not_retracted(schema.rankings, _mark(snapshot, "retractions")))
+        )
         return self._facts(facts.RANKINGS, query, {"dimension": dimension}, snapshot)
 
     def comparisons(self, batch: str | None = None, snapshot: Snapshot | None = None) -> Iterator[Comparison]:
@@ -265,15 +233,14 @@ class Store:
         for name, value in wanted.items():
             if value is not None:
                 query = query.where(kind.table.c[name] == value)
-        mark = snapshot.marks[kind.table.name] if snapshot else None
+        mark = _mark(snapshot, kind.table.name)
         return (kind.record(row) for row in facts.pages(self._database, query, kind.table.c.seq, mark))
 
     # --- raters -------------------------------------------------------------------------------------------------------
 
     def add_rater(self, name: str, role: raters.Role = "rater", expires: str | None = None) -> tuple[str, str]:
         """A new rater's id and token. The token is told this once: only its hash is kept. expires: ISO 8601."""
-        made: tuple[str, str] = self._write(lambda connection: raters.add(connection, name, role, expires))
-        return made
+        return self._write(lambda connection: raters.add(connection, name, role, expires))
 
     def rater_of(self, token: str) -> Rater | None:
         """Whose token it is; None if it is nobody's, revoked or expired."""
@@ -302,8 +269,7 @@ class Store:
 
         Their places are free again. Snapshots that held their votes can no longer be given.
         """
-        removed: int = self._write(lambda connection: raters.erase(connection, rater, votes), alone=True)
-        return removed
+        return self._write(lambda connection: raters.erase(connection, rater, votes), alone=True)
 
     # --- judging ------------------------------------------------------------------------------------------------------
 
@@ -342,8 +308,7 @@ class Store:
         given = answers.Given(rater, lease, key, answers_of, seconds, reason)
         given.check(self.settings)
         at = time.time() if now is None else now
-        receipt: Receipt = self._write(lambda connection: answers.answer(connection, given, at))
-        return receipt
+        return self._write(lambda connection: answers.answer(connection, given, at))
 
     def undo(self, rater: str, key: str, now: float | None = None) -> Receipt:
         """Takes the rater's latest answer back, which stays as a fact, retracted; its lease is open again.
@@ -352,8 +317,7 @@ class Store:
         """
         answers.check_key(key)
         expires = (time.time() if now is None else now) + 60 * self.settings.lease_minutes
-        receipt: Receipt = self._write(lambda connection: answers.undo(connection, rater, key, expires))
-        return receipt
+        return self._write(lambda connection: answers.undo(connection, rater, key, expires))
 
     def held(self, rater: str, now: float | None = None) -> list[Lease]:
         """The comparisons that wait for this rater; none is given anew."""
@@ -370,26 +334,8 @@ class Store:
 
     def progress(self) -> Progress:
         """How far the raters have come, from counts alone."""
-        leases_of, places, comparisons = schema.leases, schema.places, schema.comparisons
-        ordinary = sa.and_(places.c.comparison == leases_of.c.comparison, sa.not_(places.c.known))
-        judged = sa.select(leases_of.c.rater, leases_of.c.comparison).join(places, ordinary)
-        judged = judged.where(leases_of.c.state == "answered", sa.not_(leases_of.c.repeat))
         with self._database.read() as connection:
-            each = judged.with_only_columns(leases_of.c.rater, sa.func.count()).group_by(leases_of.c.rater)
-            counts = {row[0]: row[1] for row in connection.execute(each.order_by(leases_of.c.rater))}
-            all_of = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(comparisons.c.wanted), 0)).where(
-                comparisons.c.expected == ""
-            )
-            number, wanted = connection.execute(all_of).one()
-            full = judged.with_only_columns(leases_of.c.comparison, sa.func.count().label("n"))
-            full_of = full.group_by(leases_of.c.comparison).subquery()
-            done = connection.scalar(
-                sa.select(sa.func.count())
-                .select_from(full_of.join(comparisons, comparisons.c.id == full_of.c.comparison))
-                .where(full_of.c.n >= comparisons.c.wanted)
-            )
-            waiting = connection.scalar(sa.select(sa.func.count()).where(leases_of.c.state == "open"))
-        return Progress(number, done or 0, wanted, sum(counts.values()), counts, waiting or 0)
+            return progress.count(connection)
 
     # --- snapshots ----------------------------------------------------------------------------------------------------
 
@@ -400,10 +346,7 @@ class Store:
         another snapshot's.
         """
         if self._writable:
-            taken: Snapshot = self._write(
-                lambda connection: snapshots.take(connection, self.settings.id, name, True), alone=True
-            )
-            return taken
+            return self._write(lambda connection: snapshots.take(connection, self.settings.id, name, True), alone=True)
         if name is not None:
             raise StoreError(f"{self.folder} was opened for reading only: a snapshot's name cannot be noted")
         with self._database.read() as connection:
@@ -415,62 +358,9 @@ class Store:
             return snapshots.find(connection, self.settings.id, wanted)
 
 
-def _insert_samples(
-    connection: sa.Connection, rows: list[facts.Row], kept: list[tuple[str, str, int]]
-) -> list[facts.Row]:
-    for sha256, kind, size in kept:
-        medium.note(connection, sha256, kind, size)
-    known = {row["id"] for row in rows}
-    batches = dict(
-        connection.execute(
-            sa.select(schema.samples.c.id, schema.samples.c.batch).where(schema.samples.c.id.in_(known))
-        ).all()
-    )
-    # A sample that is known stays in the batch it came in.
-    return facts.insert(
-        connection, facts.SAMPLES, [row | {"batch": batches.get(row["id"], row["batch"])} for row in rows]
-    )
+def _mark(snapshot: Snapshot | None, table: str) -> int | None:
+    return None if snapshot is None else snapshot.marks[table]
 
 
-def _insert_comparisons(connection: sa.Connection, part: list[Comparison]) -> int:
-    ids = list(dict.fromkeys(sample for made in part for sample in made.samples))
-    query = sa.select(schema.samples.c.id, schema.samples.c.prompt).where(schema.samples.c.id.in_(ids))
-    prompts = {row.id: row.prompt for row in connection.execute(query)}
-    for made in part:
-        for sample in made.samples:
-            if prompts.get(sample) != made.prompt:
-                what = "of another prompt" if sample in prompts else "not in the project; add it first"
-                raise StoreError(f"comparison {made.id!r}: sample {sample!r} is {what}")
-    new = {row["id"] for row in facts.insert(connection, facts.COMPARISONS, [facts.COMPARISONS.row(c) for c in part])}
-    fresh = list({made.id: made for made in part if made.id in new}.values())
-    if fresh:
-        table = schema.comparisons
-        seqs = {
-            row.id: row.seq
-            for row in connection.execute(sa.select(table.c.id, table.c.seq).where(table.c.id.in_(list(new))))
-        }
-        connection.execute(
-            sa.insert(schema.places),
-            [
-                {
-                    "comparison": made.id,
-                    "seq": seqs[made.id],
-                    "free": made.wanted,
-                    "known": bool(made.expected),
-                    "sensitive": made.sensitive,
-                }
-                for made in fresh
-            ],
-        )
-        connection.execute(
-            sa.insert(schema.shown),
-            [{"comparison": made.id, "sample": sample} for made in fresh for sample in made.samples],
-        )
-    return len(fresh)
-
-
-def _not_retracted(table: sa.Table, snapshot: Snapshot | None) -> sa.ColumnElement[bool]:
-    taken_back = sa.select(1).where(schema.retractions.c.of == table.c.id)
-    if snapshot is not None:
-        taken_back = taken_back.where(schema.retractions.c.seq <= snapshot.marks["retractions"])
-    return ~taken_back.exists()
+def _swapped(add: Callable[[sa.Connection, Any], int], part: Any, connection: sa.Connection) -> int:
+    return add(connection, part)

@@ -209,3 +209,11 @@ def highest(connection: sa.Connection, seq: sa.Column[int]) -> int:
 
 def highest_of(table: sa.Table) -> sa.ScalarSelect[int]:
     return sa.select(sa.func.coalesce(sa.func.max(table.c.seq), 0)).scalar_subquery()
+
+
+def not_retracted(table: sa.Table, mark: int | None) -> sa.ColumnElement[bool]:
+    """Votes or rankings that were not taken back, by the retractions up to a mark."""
+    taken_back = sa.select(1).where(schema.retractions.c.of == table.c.id)
+    if mark is not None:
+        taken_back = taken_back.where(schema.retractions.c.seq <= mark)
+    return ~taken_back.exists()

@@ -59,6 +59,21 @@ def find(connection: sa.Connection, sha256: str) -> tuple[str, str] | None:
     return None if kind is None else (facts.media_path(sha256, kind), kind)
 
 
+_GIVEN = (
+    sa.select(1)
+    .select_from(schema.samples)
+    .join(schema.shown, schema.shown.c.sample == schema.samples.c.id)
+    .join(schema.leases, schema.leases.c.comparison == schema.shown.c.comparison)
+    .where(schema.samples.c.medium == sa.bindparam("sha256"), schema.leases.c.rater == sa.bindparam("rater"))
+    .limit(1)
+)
+
+
+def given(connection: sa.Connection, rater: str, sha256: str) -> bool:
+    """Whether a medium is part of a comparison that the rater was given."""
+    return connection.scalar(_GIVEN, {"sha256": sha256, "rater": rater}) is not None
+
+
 def hash_of(medium: Medium) -> str:
     """The content's hash that a medium's path in the project is named by. Raises StoreError for another path."""
     found = re.fullmatch(r"media/([0-9a-f]{2})/(([0-9a-f]{64})\.[a-z0-9]+)", medium.path or "")

@@ -1,0 +1,46 @@
+"""How far the raters have come."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from palate.store.schema import comparisons, leases, places
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the raters have come; known pairs and repeats are not counted.
+
+    comparisons, done: in all, and those that every wanted rater judged. wanted, votes: judgements of a comparison by a
+    rater. raters: judgements by rater id. open: leases that wait for their raters.
+    """
+
+    comparisons: int
+    done: int
+    wanted: int
+    votes: int
+    raters: Mapping[str, int]
+    open: int
+
+
+_JUDGED = (
+    sa.select(leases.c.rater, leases.c.comparison)
+    .join(places, sa.and_(places.c.comparison == leases.c.comparison, sa.not_(places.c.known)))
+    .where(leases.c.state == "answered", sa.not_(leases.c.repeat))
+)
+
+
+def count(connection: sa.Connection) -> Progress:
+    by_rater = _JUDGED.with_only_columns(leases.c.rater, sa.func.count()).group_by(leases.c.rater)
+    raters = {row[0]: row[1] for row in connection.execute(by_rater.order_by(leases.c.rater))}
+    ordinary = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(comparisons.c.wanted), 0))
+    number, wanted = connection.execute(ordinary.where(comparisons.c.expected == "")).one()
+    by_comparison = _JUDGED.with_only_columns(leases.c.comparison, sa.func.count().label("n"))
+    judged = by_comparison.group_by(leases.c.comparison).subquery()
+    full = sa.select(sa.func.count()).select_from(judged.join(comparisons, comparisons.c.id == judged.c.comparison))
+    done = connection.scalar(full.where(judged.c.n >= comparisons.c.wanted))
+    waiting = connection.scalar(sa.select(sa.func.count()).where(leases.c.state == "open"))
+    return Progress(number, done or 0, wanted, sum(raters.values()), raters, waiting or 0)
