@@ -40,6 +40,15 @@ def test_a_model_that_looks_at_its_padding_keeps_it():
     assert trimming.learned(DiffusionPolicy(zoo.build("sd15")), PROMPTS) == {}
 
 
+def test_only_the_users_own_prompts_are_said_to_be_too_long(caplog):
+    policy = DiffusionPolicy(zoo.build("sd15"))
+    long = " and ".join(PROMPTS * 8)
+    trimming.learned(policy, ["a red fish", long])
+    assert "truncated" not in caplog.text
+    policy.condition([f"{long} too"])
+    assert "truncated" in caplog.text
+
+
 def test_a_mask_may_be_ones_or_large_negative_numbers():
     assert trimming.kept(torch.tensor([[1, 1, 0]])).tolist() == [True, True, False]
     assert trimming.kept(torch.tensor([[[-1e4, 0.0, 0.0]]])).tolist() == [False, True, True]

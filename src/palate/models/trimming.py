@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from palate.models.contracts import Condition
+from palate.models.loading import quietly
 
 Pairs = dict[str, str]  # an embedding's entry and that of the mask that hides parts of it
 
@@ -27,7 +28,8 @@ def kept(mask: Tensor) -> Tensor:
 @torch.no_grad()
 def learned(policy: Any, prompts: Sequence[str]) -> Pairs:
     """Which embeddings [1, L, E] of these prompts, of different lengths, can be trimmed by which mask [1, L]."""
-    conditions = [policy.condition([prompt]) for prompt in prompts]
+    with quietly():  # that a prompt of ours is too long for a model is nothing to tell its user
+        conditions = [policy.condition([prompt]) for prompt in prompts]
     first: Mapping[str, Tensor] = conditions[0].rows
     found: Pairs = {}
     for name, value in first.items():
