@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from palate import durable
+from palate import durable, remote
 from palate.training import adapters, checkpoint, trainer
 from palate.training.logs import Logs
 from tests import toys
@@ -264,3 +264,58 @@ def test_metrics_have_every_step_once_and_no_clock(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert not any("second" in name or "time" in name for row in rows for name in row)
+
+
+def _failing(real, at: int):
+    """What `real` does, but its call of that number ends as if the service behind it were gone."""
+    calls = 0
+
+    def call(*args):
+        nonlocal calls
+        calls += 1
+        if calls == at:
+            raise remote.Unavailable("the scorer did not answer")
+        return real(*args)
+
+    return call
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_scorer_that_is_gone_costs_nothing_but_time(number, straight, tmp_path, capfd):
+    """In any round's scoring, also before the first step: saved, left, and run again to the same bits."""
+
+    def work() -> None:
+        run = tiny.online(tmp_path, scorer=_failing(tiny.brightness, number))
+        run._progress = True
+        with pytest.raises(remote.Unavailable, match="did not answer"):
+            run.run()
+
+    assert forks.in_child(work) == 0
+    assert "all is saved; the same command continues" in capfd.readouterr().err
+    saved = checkpoint.folders(tmp_path / "checkpoints")
+    assert len(saved) >= 1
+    assert forks.in_child(tiny.online(tmp_path).run) == 0
+    end = {name: value for name, value in forks.fingerprint(tmp_path).items() if name != "folders"}
+    assert end == {name: value for name, value in straight["online"].items() if name != "folders"}
+
+
+@pytest.mark.parametrize("number", [1, 2, 4])
+def test_a_judge_that_is_gone_while_looking_on_the_way(number, tmp_path):
+    """The step is taken, its row is owed: it is written once, with its evaluation, when the judge is back."""
+
+    def run(folder, evaluate):
+        it = tiny.offline(folder, evaluate_every=2, early_stopping=None)
+        it._evaluate = evaluate
+        it.run()
+
+    judge = lambda step: {"evaluation/reward": float(step)}  # noqa: E731
+
+    def gone() -> None:
+        with pytest.raises(remote.Unavailable):
+            run(tmp_path / "run", _failing(judge, number))
+
+    assert forks.in_child(lambda: run(tmp_path / "straight", judge)) == 0
+    assert forks.in_child(gone) == 0
+    assert forks.in_child(lambda: run(tmp_path / "run", judge)) == 0
+    first, second = (forks.fingerprint(tmp_path / name) for name in ("straight", "run"))
+    assert {k: v for k, v in first.items() if k != "folders"} == {k: v for k, v in second.items() if k != "folders"}

@@ -138,7 +138,8 @@ class Online:
             seed = randomness.key(self._seed, "round", self.round)
             made = self._rollout(mine, [ids[i] for i in index.tolist()], seed=seed)
         self.note(f"scoring round {self.round + 1}{of}")
-        raw = self._scorer(mine, made.media)
+        with self._processes.together():
+            raw = self._scorer(mine, made.media)
         scores = {name: torch.as_tensor(values, dtype=torch.double).cpu() for name, values in sorted(raw.items())}
         for name, values in scores.items():
             if values.shape != (len(mine),):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from palate.remote import RemoteError, Unavailable
 
 # Some wait for others while these encode, judge or write for hours; the ten minutes that are usual would end the run.
 # If one fails, whatever started them ends them all at once.
@@ -61,6 +64,24 @@ class Processes:
         out[index.to(device)] = rows.to(device)
         dist.all_reduce(out)
         return out.to(rows.device)
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """What fails in the block for one process, for want of a service, fails in all: none is left waiting."""
+        failed: RemoteError | None = None
+        try:
+            yield
+        except RemoteError as error:
+            failed = error
+        told: list[tuple[bool, str] | None] = [(isinstance(failed, Unavailable), str(failed)) if failed else None]
+        if self.world > 1:
+            told *= self.world
+            dist.all_gather_object(told, told[0])
+        if failed is not None:
+            raise failed
+        for elsewhere in told:
+            if elsewhere is not None:
+                raise (Unavailable if elsewhere[0] else RemoteError)(elsewhere[1])
 
     def wait(self) -> None:
         """Until all processes have come here."""

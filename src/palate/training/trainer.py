@@ -13,7 +13,6 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,13 @@ from torch import Tensor
 from palate import durable
 from palate.config import TrainingSettings, difference
 from palate.models.contracts import Draw, LossOutput, State, select
+from palate.remote import RemoteError
 from palate.training import adapters, census, checkpoint, hooks, optimisation, randoms
 from palate.training.export import export
 from palate.training.held_out import HeldOut
 from palate.training.logs import Logs, Progress
+from palate.training.outcome import Result as Result
+from palate.training.outcome import TrainingError as TrainingError
 from palate.training.processes import Processes, join
 from palate.training.signals import EXIT_INTERRUPTED, StopRequest, listening
 from palate.training.sources import Feed, Micro, Source
@@ -34,25 +36,6 @@ from palate.training.totals import Totals, finite, means
 
 Evaluate = Callable[[int], Mapping[str, float]]
 BAD_STEPS = 5  # steps in a row without a finite gradient before a run gives up
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says why and what to do."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """step: optimiser steps taken. reason: why it ended. exported: `best`, `ema` or `last`, the weights of which step,
-    and where they lie. metrics: the last row written. warnings: what speaks against relying on them.
-    """
-
-    step: int
-    reason: str
-    exported: str
-    exported_step: int
-    folder: Path
-    metrics: dict[str, float]
-    warnings: tuple[str, ...] = ()
 
 
 class Trainer:
@@ -105,14 +88,15 @@ class Trainer:
         self._warnings: list[str] = []
         self._reason, self._saved_at = "", -1
         self._last: dict[str, float] = {}
+        self._owed: dict[str, float] | None = {}  # of the step just taken, while it is not yet evaluated and logged
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
     def run(self) -> Result:
         """Trains to the end, from the newest checkpoint if there is one, and exports the result.
 
-        Raises SystemExit(75), after saving, if a signal asked to stop; TrainingError, StorageError, CheckpointError,
-        AdapterError with one line each.
+        Raises SystemExit(75), after saving, if a signal asked to stop, and RemoteError, after saving, if a service that
+        judges fails; TrainingError, StorageError, CheckpointError, AdapterError with one line each.
         """
         with contextlib.ExitStack() as stack:
             if self.processes.first and not self._locked:
@@ -122,10 +106,15 @@ class Trainer:
             stack.callback(self._progress_bar.close)
             if self._logs:
                 stack.callback(self._logs.close)
-            if self.step == 0 and not self._reason:
-                self._record(self._evaluation(), 0.0)
-            while not self._reason:
-                self._advance(stop)
+            try:
+                if self._owed is not None:
+                    self._settle(time.perf_counter())
+                while not self._reason:
+                    self._advance(stop)
+            except RemoteError:
+                self.save()
+                self._progress_bar.say(f"stopped after step {self.step}, all is saved; the same command continues")
+                raise
             self.save()
             return self._finish()
 
@@ -136,17 +125,22 @@ class Trainer:
         if feed is None:
             self._reason = "max_steps" if self.step >= self.settings.max_steps else "source exhausted"
             return
-        metrics, asked = self._optimise(feed, stop)
+        self._owed, asked = self._optimise(feed, stop)
         self.step += 1
-        metrics |= self._evaluation()
-        self._record(metrics, time.perf_counter() - began)
+        self._settle(began, asked)
+
+    def _settle(self, began: float, asked: bool = False) -> None:
+        """Evaluates the step just taken, if that is due, logs it, and saves, if that is due or a stop was asked for."""
+        assert self._owed is not None
+        self._record(self._owed | self._evaluation(), time.perf_counter() - began)
+        self._owed = None
         if self._bad_in_a_row >= BAD_STEPS:
             self.save()
             raise TrainingError(
                 f"{BAD_STEPS} steps in a row had no finite gradient, up to step {self.step}; the run is saved. "
                 "Lower training.learning_rate, or train in float32 (training.mixed_precision: no), or look at the data"
             )
-        if asked or self.step % self.settings.checkpoint_every == 0:
+        if asked or (self.step > 0 and self.step % self.settings.checkpoint_every == 0):
             self.save()
         if asked and not self._reason:
             self._progress_bar.say(f"stopped after step {self.step}, all is saved; the same command continues")
@@ -250,8 +244,9 @@ class Trainer:
             return {}
         with torch.no_grad(), self.ema.swapped_in() if self.ema else contextlib.nullcontext():
             metrics = self._validate()
-            if self._evaluate and self.processes.first:
-                metrics |= self._evaluate(step)
+            with self.processes.together():
+                if self._evaluate and self.processes.first:
+                    metrics |= self._evaluate(step)
         weights = self.ema.weights if self.ema else self.parameters
         if self._held_out.see(step, metrics.get("validation/loss"), weights):
             self._reason = "early stopping"
@@ -349,6 +344,7 @@ class Trainer:
                 "reason": self._reason,
                 "scale": self._scale.state(),
                 "last": self._last,
+                "owed": self._owed,
             },
         }
         checkpoint.save(self._checkpoints, self.step, parts, keep=self.settings.keep_checkpoints)
@@ -378,9 +374,9 @@ class Trainer:
         randoms.restore(parts["random"])
         self._scale.restore(own["scale"])
         self._held_out.restore(parts["held_out"])
-        self.step, self._saved_at = saved.step, saved.step
         self._updates, self._bad_in_a_row = own["updates"], own["bad_in_a_row"]
-        self._reason, self._last = own["reason"], own["last"]
+        self._reason, self._last, self._owed = own["reason"], own["last"], own.get("owed")
+        self.step, self._saved_at = saved.step, saved.step if self._owed is None else -1
         return int(own["metrics_offset"])
 
     def _finish(self) -> Result:
