@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from palate import likelihood
 from palate.doors import lookup
@@ -32,6 +33,48 @@ def test_it_is_the_mean_gap_over_draws_shared_by_a_prompt():
             pair = [likelihood.denoising(model, one, cond, draw).item() for model in (trained, policy)]
             total += pair[0] - pair[1]
         assert got[row] == pytest.approx(7.0 * total / 3, rel=1e-4, abs=1e-6)
+
+
+def test_times_are_those_that_training_drew():
+    """A student of few steps was told nothing elsewhere: a model that differs elsewhere alone has no reward."""
+    policy, asked = ToyDenoiser(), []
+
+    def times(n, source):
+        asked.append(n)
+        return torch.full((n,), 7)
+
+    for draws in (2, 5):
+        got = ImplicitReward(moved(policy), policy, draws=draws, times=times)(PROMPTS, MEDIA)["implicit_reward"]
+        draw = Drawing(0, policy.path, times=times)(["a"], [0], (1, *SHAPE))
+        assert draw.t.tolist() == [7] and np.isfinite(got).all()
+    assert len(asked) == 2 * (2 + 5) + 2
+
+
+def config(**held):
+    return yaml.safe_dump({"model": {"name": "world:shapes"}, **held})
+
+
+@pytest.mark.parametrize("held", [
+    {"algorithm": {"name": "diffusion_dpo", "timesteps": [249, 999]}},
+    {"method": "diffusion_dpo", "plan": {"options": {"timesteps": [249, 999]}}},
+])  # fmt: skip
+def test_a_runs_folder_says_how_its_times_were_drawn(tmp_path, held, monkeypatch):
+    (tmp_path / "config.yaml").write_text(config(**held))
+    (tmp_path / "adapter").mkdir()
+    policy = tiny.policy_with_adapter()
+    monkeypatch.setattr(lookup, "load_arm", lambda _: policy)
+    reward = lookup.implicit_reward(str(tmp_path))
+    drawn = reward._drawing(["a"] * 40, range(40), (1, *SHAPE)).t
+    assert set(drawn.tolist()) == {249, 999}
+
+
+def test_a_run_by_nobody_knows_what_is_told(tmp_path):
+    (tmp_path / "config.yaml").write_text(config())
+    with pytest.raises(ValueError, match="does not say by which algorithm"):
+        lookup.implicit_reward(str(tmp_path))
+    (tmp_path / "config.yaml").write_text(config(algorithm={"name": "diffusion_dpo", "betta": 1}))
+    with pytest.raises(ValueError, match="betta"):
+        lookup.implicit_reward(str(tmp_path))
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])

@@ -7,12 +7,13 @@ Rafailov et al. 2023 (2305.18290, eq. 5) for denoising errors, as in Diffusion-D
     r(x, c) = beta E_{t, e} [ err_ref(x, t, e) - err(x, t, e) ],   up to a constant per prompt
 
 with err the MEAN over latent dimensions, so that only media of one prompt compare. One draw is mostly noise: ten are
-averaged. A prompt's media share its draws, which depend on the seed and the prompt alone.
+averaged. A prompt's media share its draws, which depend on the seed and the prompt alone. Times are drawn as training
+drew them: elsewhere (a student's other timesteps) the tuned model was never told anything.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,14 +47,18 @@ class ImplicitReward:
         draws: int = 10,
         seed: int = 0,
         batch_size: int = 16,
+        times: Callable[[int, torch.Generator], Tensor] | None = None,
     ) -> None:
-        """Raises ValueError for no reference and no adapter, whose reward would be 0 everywhere."""
+        """times: the density of t that the policy was trained at, as `Drawing` takes it; None for the path's own.
+
+        Raises ValueError for no reference and no adapter, whose reward would be 0 everywhere."""
         if draws < 1 or beta <= 0:
             raise ValueError(f"an implicit reward needs draws >= 1 and beta > 0, got {draws} and {beta}")
         if reference is None and not adapters.has_adapter(policy):
             raise ValueError("an implicit reward needs a reference, or a policy with an adapter to switch off")
         self._policy, self._reference, self._beta = policy, reference, beta
-        self._draws, self._drawing, self._batch_size = draws, Drawing(seed, policy.path), batch_size
+        self._draws, self._batch_size = draws, batch_size
+        self._drawing = Drawing(seed, policy.path, times=times)
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str], media: Sequence[Media]) -> dict[str, NDArray[np.float64]]:

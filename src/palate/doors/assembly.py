@@ -16,7 +16,7 @@ from palate import likelihood, sampling
 from palate.config import RolloutSettings, TrainingSettings
 from palate.models.contracts import Rollout, Scorer, State, TransitionBatch, select
 from palate.models.diffusion import DiffusionPolicy
-from palate.training import adapters, known, optimisation
+from palate.training import adapters, hooks, known, optimisation
 from palate.training.offline import Offline
 from palate.training.online import Online
 from palate.training.processes import join
@@ -46,7 +46,7 @@ def offline_source(
             settings.seed,
             policy.path,
             drop,
-            times=partial(algorithm.sample_t, policy.path, options) if hasattr(algorithm, "sample_t") else None,
+            times=hooks.times(algorithm, options, policy.path),
             shared_noise=getattr(options, "shared_noise", True),
             visits=draws or None,
         ),

@@ -14,12 +14,13 @@ import yaml
 
 from palate import plugins, sampling
 from palate import prompts as prompt_files
-from palate.config import ConfigError, ModelSettings
+from palate.config import ConfigError, ModelSettings, section
+from palate.doors import judges
 from palate.implicit_reward import ImplicitReward
 from palate.models.contracts import Scorer
 from palate.models.diffusion import DiffusionPolicy, resolve_model
 from palate.prompts import Prompt
-from palate.training import adapters, loras
+from palate.training import adapters, hooks, loras
 
 WORLD = "world:"
 IMPLICIT = "implicit:"
@@ -159,15 +160,15 @@ def prompt_rows(prompts: str | Path | Sequence[str], base: Path | None = None) -
 
 @cache
 def find_scorer(name: str) -> Scorer:
-    """A scorer by its file's name, a dotted path, `world:<name>`, or `implicit:<run>`, the reward a tuned model stands
-    for; loaded once, since some are large."""
+    """A scorer by its name as `judges` reads it, `world:<name>`, or `implicit:<run>`, the reward a tuned model stands
+    for; loaded and checked once, since some are large."""
     if name.startswith(IMPLICIT):
         return implicit_reward(name.removeprefix(IMPLICIT))
     if name.startswith(WORLD):
         scorer: Scorer = world(name).scorer()
         return scorer
-    found: Any = plugins.find("scorers", name)
-    return found.load() if hasattr(found, "load") else found
+    found: Scorer = judges.load(name, pick_device)
+    return found
 
 
 def implicit_reward(model: str) -> ImplicitReward:
@@ -175,17 +176,32 @@ def implicit_reward(model: str) -> ImplicitReward:
     run, base = Path(model), base_of(Path(model))
     if base is None:
         raise ConfigError(f"{IMPLICIT}{model}: {model} is no run's folder: give one that `palate train` made")
+    algorithm, options = method_of(run)
     policy, own = load_arm(model), recipe_of(run)["model"]
+    times = hooks.times(algorithm, options, policy.path)
     if not (run / "model").is_dir():
-        return ImplicitReward(policy)  # the base is the same weights without the adapter
+        return ImplicitReward(policy, times=times)  # the base is the same weights without the adapter
     how = {"device": pick_device(), "call": own.get("call")}
-    return ImplicitReward(policy, load_base(base, own.get("adapter"), fuse=True, **how))
+    return ImplicitReward(policy, load_base(base, own.get("adapter"), fuse=True, **how), times=times)
+
+
+def method_of(run: Path) -> tuple[Any, Any]:
+    """The algorithm of a run's folder, or the demo's, and its options.
+
+    Raises PluginError for one that is not installed any more, ConfigError for options that it does not have.
+    """
+    recipe = recipe_of(run)
+    held = recipe.get("algorithm") or {"name": recipe.get("method"), **(recipe.get("plan") or {}).get("options", {})}
+    name = held.pop("name", None)
+    if not name:
+        raise ConfigError(f"{run / 'config.yaml'} does not say by which algorithm the run was trained")
+    algorithm = plugins.find("algorithms", name)
+    return algorithm, section(held, algorithm.Config, "algorithm", run / "config.yaml")
 
 
 def split_scorer(name: str) -> tuple[str, str]:
-    """A scorer's name, and the one dimension of it that is asked for behind a slash; "" for all."""
-    whole, _, dimension = (name, "", "") if name.startswith(IMPLICIT) else name.partition("/")
-    return whole, dimension
+    """A scorer's name, and the one dimension of it that is asked for; "" for all."""
+    return (name, "") if name.startswith(IMPLICIT) else judges.split(name)
 
 
 def weighted(scorers: Mapping[str, float]) -> Weighted:
@@ -197,7 +213,7 @@ class Weighted:
     """One scorer of several, each score times its weight.
 
     `{"jpeg_size": -1, "world:shapes/alignment": 1}`: behind a slash stands one dimension of a scorer that gives
-    several. Each scorer is asked once. origins: of each score given so far, its scorer and the dimension there.
+    several; where a slash is part of its name, `http:127.0.0.1:8765,dimension:quality`. Each is asked once. origins: of each score given so far, its scorer and the dimension there.
     """
 
     def __init__(self, scorers: Mapping[str, float]) -> None:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from palate.models.contracts import State
+from palate.models.contracts import Path, State
 from palate.training.sources import Source
+
+
+def times(algorithm: Any, config: Any, path: Path) -> Callable[[int, torch.Generator], Tensor] | None:
+    """The algorithm's own density of training times, `(n, generator) -> t [n]`; None for the path's."""
+    own = getattr(algorithm, "sample_t", None)
+    return partial(own, path, config) if own else None
 
 
 def start_loss(algorithm: Any, config: Any) -> float | None:
