@@ -213,7 +213,8 @@ class Weighted:
     """One scorer of several, each score times its weight.
 
     `{"jpeg_size": -1, "world:shapes/alignment": 1}`: behind a slash stands one dimension of a scorer that gives
-    several; where a slash is part of its name, `http:127.0.0.1:8765,dimension:quality`. Each is asked once. origins: of each score given so far, its scorer and the dimension there.
+    several; where a slash is part of its name, `http:127.0.0.1:8765,dimension:quality`. Each is asked once.
+    origins: of each score given so far, its scorer and the dimension there.
     """
 
     def __init__(self, scorers: Mapping[str, float]) -> None:
