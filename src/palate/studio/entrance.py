@@ -39,7 +39,8 @@ def routes(studio: Studio) -> APIRouter:
         if rater is None:
             studio.guesses.failed(address)
             return JSONResponse({"error": "this link is not valid"}, 401)
-        reply = JSONResponse({"ok": True})
+        fresh = studio.store.answered(rater.id) == 0 and rater.role != "admin"
+        reply = JSONResponse({"to": "/instructions" if fresh else "/"})
         reply.set_cookie(
             studio.cookie,
             asked.token,

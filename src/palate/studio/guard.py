@@ -150,8 +150,9 @@ def _hostname(host: str) -> str:
     """The name of a Host header without its port; `?` for one that is none."""
     try:
         parts = urlsplit(f"//{host}")
-        return parts.hostname if parts.hostname and not parts.username and not parts.path else "?"
-    except ValueError:
+        plain = parts.port != 0 and not parts.username and not parts.path
+        return parts.hostname if parts.hostname and plain else "?"
+    except ValueError:  # of a port that is none, too
         return "?"
 
 

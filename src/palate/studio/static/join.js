@@ -12,8 +12,7 @@ async function join() {
   says.textContent = "One moment";
   more.textContent = "You are being let in.";
   try {
-    await post("/api/join", { token });
-    location.replace("/");
+    location.replace((await post("/api/join", { token })).to);
   } catch (error) {
     const why = error instanceof Refused ? error.status : 0;
     says.textContent = "That did not work";

@@ -72,6 +72,7 @@ export function rankingStage(task, page, onchange, onreveal) {
     const steps = self.order.flatMap((group, p) => [gap(p), step(group, p)]);
     strip.replaceChildren(element("span", { className: "word", textContent: "Best" }), ...steps, gap(self.order.length),
       element("span", { className: "word", textContent: hint(place.size) }));
+    strip.scrollLeft = strip.scrollWidth;
     onchange();
   }
   function hint(count) {
