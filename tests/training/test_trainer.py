@@ -16,6 +16,7 @@ from torch import nn
 
 from palate import config
 from palate.models.contracts import LossOutput, Needs, State
+from palate.remote import Unavailable
 from palate.training import adapters, census, checkpoint, logs, optimisation, sources, trainer
 from palate.training.processes import Processes, join
 from palate.training.signals import StopRequest
@@ -104,6 +105,30 @@ def test_two_processes_are_one(make, tmp_path):
     assert_same_course(tmp_path / "one", tmp_path / "two")
     assert (tmp_path / "weights 0").read_bytes() == (tmp_path / "weights 1").read_bytes()
     assert make(tmp_path / "two", **options).run().step == len([r for r in rows_of(tmp_path / "one") if r["step"]])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("judges", [0, 1])
+def test_a_scorer_that_one_process_cannot_reach_stops_both(judges, tmp_path):
+    """Neither waits for the other; what both saved goes on to the same course."""
+    tiny.online(tmp_path / "one", learning_rate=1e-4).run()
+
+    def work(processes: Processes) -> None:
+        calls = 0
+
+        def scorer(prompts, media):
+            nonlocal calls
+            calls += 1
+            if calls == 2 and processes.rank == judges:
+                raise Unavailable("it did not answer")
+            return tiny.brightness(prompts, media)
+
+        with pytest.raises(Unavailable, match="it did not answer"):
+            tiny.online(tmp_path / "two", processes, scorer=scorer, learning_rate=1e-4).run()
+
+    together(work, 2, tmp_path)
+    together(lambda processes: tiny.online(tmp_path / "two", processes, learning_rate=1e-4).run(), 2, tmp_path)
+    assert_same_course(tmp_path / "one", tmp_path / "two")
 
 
 def test_processes_wait_for_each_other_for_hours(monkeypatch):
