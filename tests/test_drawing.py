@@ -79,6 +79,30 @@ def test_one_picture_or_one_prompt_serves_for_all(model, prompts, pictures, tmp_
     assert (first != second).any()
 
 
+def test_a_prompt_that_stands_twice_is_drawn_once_and_it_is_said(model, prompts, pictures, tmp_path, capsys):
+    prompts.write_text("a hat\na red cat\n a hat\n\n")
+    out = drawing.sample(model, prompts, out=tmp_path / "out", **KEEP)
+    assert [line["prompt"] for line in lines(out)] == ["a hat", "a red cat"] and len(pixels(out)) == 2
+    said = capsys.readouterr().out
+    assert "1 lines of" in said and "repeat a prompt: it is drawn once (-k draws more of each)" in said
+    drawing.sample(model, prompts, out=out, **KEEP)
+    assert "2 pictures in" in (said := capsys.readouterr().out) and "(0 new)" in said
+    alone = drawing.sample(model, prompts, out=tmp_path / "one", image=pictures / "b.png", strength=0.5, **KEEP)
+    assert [line["prompt"] for line in lines(alone)] == ["a hat", "a red cat"]
+
+
+def test_a_prompt_that_stands_twice_changes_two_pictures(model, prompts, pictures, tmp_path, capsys):
+    some_picture(pictures / "c.png", 5)
+    prompts.write_text("a hat\na red cat\na hat\n")
+    out = drawing.sample(model, prompts, out=tmp_path / "out", image=pictures, strength=0.5, **KEEP)
+    assert [(line["prompt"], line["image"]) for line in lines(out)] == [
+        ("a hat", "a.jpg"), ("a red cat", "b.png"), ("a hat", "c.png"),
+    ]  # fmt: skip
+    assert "repeat" not in capsys.readouterr().out
+    drawing.sample(model, prompts, out=out, image=pictures, strength=0.5, **KEEP)
+    assert "(0 new)" in capsys.readouterr().out
+
+
 def test_the_whole_strength_is_no_picture_at_all(model, prompts, pictures, tmp_path):
     edited = drawing.sample(model, prompts, out=tmp_path / "edited", image=pictures, strength=1, **KEEP)
     drawn = drawing.sample(model, prompts, out=tmp_path / "drawn", **KEEP)

@@ -45,11 +45,14 @@ def sample(
     `palate.editing`): one for all prompts, or one prompt for all, or as many of each. They are scaled to cover the size
     that the model draws, and cropped to its middle.
     """
-    texts = lookup.read_prompts(prompts)
+    lines = [prompt.text for prompt in lookup.prompt_lines(prompts)]
+    texts = list(dict.fromkeys(lines))
     asked = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, "eta": eta}
-    made_of = {"model": model, "seed": seed, "prompts_sha256": digest(texts), **asked}
-    originals = _originals(image, strength, texts)
+    originals = _originals(image, strength, lines)
     rows = originals.rows if originals else [(text, None) for text in texts]
+    made_of = {"model": model, "seed": seed, "prompts_sha256": digest(originals.texts if originals else texts), **asked}
+    if len(rows) < len(lines):
+        print(f"{len(lines) - len(rows)} lines of {prompts} repeat a prompt: it is drawn once (-k draws more of each)")
     with durable.locked(out):
         same_folder(out / "sampling.json", made_of | (originals.made_of if originals else {}), "samples")
         wanted = [(i, j) for i in range(len(rows)) for j in range(k) if not _picture(out, i, j).is_file()]
@@ -58,14 +61,14 @@ def sample(
             how = {"seed": seed, **lookup.settings_of(model, policy, **asked)}
             draw = originals.draw(policy, how) if originals else partial(_drawn, policy, how)
             _draw(out, draw, rows, wanted, batch_size)
-        lines = [
+        made = [
             {"prompt": text, "file": _picture(out, i, j).name, "candidate": j, "seed": seed, "model": model}
             | ({"image": path.name, "strength": originals.strength} if originals and path else {})
             for i, (text, path) in enumerate(rows)
             for j in range(k)
         ]
-        (out / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    print(f"{len(lines)} pictures in {out} ({len(wanted)} new)")
+        (out / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in made), encoding="utf-8")
+    print(f"{len(made)} pictures in {out} ({len(wanted)} new)")
     return out
 
 
@@ -80,10 +83,14 @@ def _drawn(
 
 
 class _Originals:
-    """Pictures that prompts are to change. Raises ConfigError if they cannot be paired, or the strength cannot be."""
+    """Pictures that prompts are to change. Raises ConfigError if they cannot be paired, or the strength cannot be.
 
-    def __init__(self, image: Path, strength: float, texts: Sequence[str]) -> None:
+    A prompt may stand twice where there are as many pictures: each changes one.
+    """
+
+    def __init__(self, image: Path, strength: float, lines: Sequence[str]) -> None:
         self.strength, paths = strength, _pictures(image)
+        texts = self.texts = list(lines) if len(lines) == len(paths) else list(dict.fromkeys(lines))
         try:
             editing.steps_run(strength, 1)
         except ValueError as error:
@@ -110,12 +117,12 @@ class _Originals:
         return edited
 
 
-def _originals(image: str | Path | None, strength: float | None, texts: Sequence[str]) -> _Originals | None:
+def _originals(image: str | Path | None, strength: float | None, lines: Sequence[str]) -> _Originals | None:
     if image is None:
         if strength is not None:
             raise ConfigError("--strength says how far a picture is changed: give the picture by --image")
         return None
-    return _Originals(Path(image), STRENGTH if strength is None else strength, texts)
+    return _Originals(Path(image), STRENGTH if strength is None else strength, lines)
 
 
 def _pictures(image: Path) -> list[Path]:

@@ -140,6 +140,11 @@ def read_prompts(prompts: str | Path | Sequence[str], base: Path | None = None) 
 
 def prompt_rows(prompts: str | Path | Sequence[str], base: Path | None = None) -> list[Prompt]:
     """As `read_prompts`, with the category of each where its file or world tells one."""
+    return prompt_files.distinct(prompt_lines(prompts, base))
+
+
+def prompt_lines(prompts: str | Path | Sequence[str], base: Path | None = None) -> list[Prompt]:
+    """As `prompt_rows`; one that stands there twice comes twice."""
     if not isinstance(prompts, str | Path):
         found, source = [Prompt(text.strip()) for text in prompts if text.strip()], "the list of prompts"
     elif str(prompts).startswith(WORLD):
@@ -155,7 +160,7 @@ def prompt_rows(prompts: str | Path | Sequence[str], base: Path | None = None) -
             raise ConfigError(str(error)) from None
     if not found:
         raise ConfigError(f"{source} holds no prompts: write one a line")
-    return prompt_files.distinct(found)
+    return found
 
 
 @cache
