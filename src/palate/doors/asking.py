@@ -54,16 +54,19 @@ def show(
     """
     at = now()
     samples = [_sample(store, prompt, medium, source, seed, at) for prompt, medium in zip(prompts, media, strict=True)]
-    store.add_samples({sample.id: sample for sample in samples}.values())
+    known = {sample.id for sample in store.samples()}
+    store.add_samples({sample.id: sample for sample in samples if sample.id not in known}.values())
     groups: dict[str, dict[str, None]] = {}
     for sample in samples:
         groups.setdefault(sample.prompt, {})[sample.id] = None
+    known = {comparison.id for comparison in store.comparisons(batch=batch)}
     comparisons = []
     for prompt, group in groups.items():
         found = sorted(combinations(group, 2), key=lambda pair: randomness.key(batch, *pair))
         for a, b in found[:pairs]:
             name = hashlib.blake2b("\x1f".join((batch, a, b)).encode(), digest_size=12).hexdigest()
-            comparisons.append(Comparison(name, prompt, (a, b), wanted, batch=batch, time=at))
+            if name not in known:
+                comparisons.append(Comparison(name, prompt, (a, b), wanted, batch=batch, time=at))
     store.add_comparisons(comparisons)
     return [sample.id for sample in samples]
 

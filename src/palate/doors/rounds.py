@@ -36,6 +36,7 @@ from palate.store import Store
 from palate.training import adapters, checkpoint
 from palate.training.export import export
 from palate.training.logs import Progress
+from palate.training.sources import PreferenceRow
 from palate.training.trainer import Result
 
 WEIGHTS = "weights.safetensors"  # of a round: the policy when it was over, to the last bit
@@ -192,29 +193,35 @@ class _Run:
     def _learn(self, index: int, place: Path) -> dict[str, float]:
         """Trains on the votes of this round, or of all so far; returns what there was to learn from."""
         self._preferences(index, place / "preferences")
-        rows = encoding.encode(self.policy, encoding.read_preferences(place / "preferences", 0.0))
-        known = sum(int((~np.isnan(row.prefer.numpy())).sum()) // 2 for row in rows)
-        settings, options = self.recipe.training, self.options
-        reference = assembly.reference_for(self.policy, self.algorithm, options)
-        if reference is not None and self.wanted.reference == "previous":
-            reference = adapters.reference_of(self.policy, "start")
-        source = assembly.offline_source(self.policy, rows, self.algorithm, options, settings, 0.0)
-        self.result = assembly.fit(
-            self.policy,
-            self.algorithm,
-            options,
-            source,
-            settings,
-            place / "training",
-            reference=reference,
-            starts_at_reference=index == 0 or self.wanted.reference == "previous",
-        )
+        stored = encoding.read_preferences(place / "preferences", 0.0)
+        sure = [np.abs(np.nan_to_num(np.asarray(row.prefer), nan=0.5) - 0.5) > 0 for row, _ in stored]
+        decided = sum(int(pairs.sum()) // 2 for pairs in sure)
+        if decided:
+            self._fit(index, place, encoding.encode(self.policy, stored))
+        else:
+            say(f"round {index + 1}: nobody preferred either sample of any pair; nothing is learnt from it")
         weights = {name: weight.detach().contiguous() for name, weight in adapters.trainable(self.policy).items()}
         aside = place / f"{WEIGHTS}.partial"
         save_file(weights, aside)
         durable.fsync(aside)
         aside.replace(place / WEIGHTS)
-        return {"round/pairs": float(known), "round/prompts": float(len(rows))}
+        return {"round/decided": float(decided), "round/prompts": float(len(stored))}
+
+    def _fit(self, index: int, place: Path, rows: Sequence[PreferenceRow]) -> None:
+        settings, options = self.recipe.training, self.options
+        reference = assembly.reference_for(self.policy, self.algorithm, options)
+        if reference is not None and self.wanted.reference == "previous":
+            reference = adapters.reference_of(self.policy, "start")
+        self.result = assembly.fit(
+            self.policy,
+            self.algorithm,
+            options,
+            assembly.offline_source(self.policy, rows, self.algorithm, options, settings, 0.0),
+            settings,
+            place / "training",
+            reference=reference,
+            starts_at_reference=index == 0 or self.wanted.reference == "previous",
+        )
 
     def _preferences(self, index: int, folder: Path) -> None:
         """What people said, written down once: votes that come later belong to a later round."""

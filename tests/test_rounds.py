@@ -1,0 +1,215 @@
+"""Rounds: draw, ask, learn, and again; stopped anywhere they go on to the same weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from palate.config import ConfigError, RoundsRecipe, load
+from palate.doors import asking, rounds
+from palate.records import Vote, now
+from palate.store import Store
+from tests import zoo
+
+PROMPTS = ["a red cat", "a blue dog", "a green bird", "a hat", "a tree"]
+
+
+def redness(prompts, media):
+    """A taste: the mean of red, by which no two pictures tie."""
+    return {"red": [float(np.asarray(medium)[..., 0].mean()) for medium in media]}
+
+
+def flat(prompts, media):
+    return {"flat": [0.0] * len(media)}
+
+
+flat.golden = None  # no taste at all, on purpose
+
+
+class Stopped(Exception):
+    """Someone pulled the plug."""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "sd15"
+    zoo.build("sd15").save_pretrained(folder)
+    return folder
+
+
+def recipe(place: Path, model: Path, method: str = "diffusion_dpo", **changes) -> Path:
+    place.mkdir(parents=True, exist_ok=True)
+    about = {
+        "project": str(place / "project"), "prompts": PROMPTS, "n": 2, "prompts_per_round": 3, "k": 2, "votes": 2,
+        "people": "simulated", "scorers": {"tests.test_rounds:redness": 1}, "temperature": 0.1,
+        "num_inference_steps": 2,
+    }  # fmt: skip
+    sections = {
+        "model": {"name": str(model), "device": "cpu", "lora": {"rank": 2}},
+        "algorithm": {"name": method},
+        "rounds": about | changes,
+        "training": {"max_steps": 2 if method == "diffusion_dpo" else 20, "batch_size": 4, "learning_rate": 1e-3},
+        "output": str(place / "run"),
+    }
+    path = place / "rounds.yaml"
+    path.write_text(yaml.safe_dump(sections))
+    return path
+
+
+def weights(place: Path) -> dict[str, np.ndarray]:
+    (found,) = (place / "run" / "adapter").glob("*.safetensors")
+    return {name: value.numpy() for name, value in load_file(found).items()}
+
+
+def stopping_at(monkeypatch, what: str, time: int, first: bool = False):
+    """Has a part of the rounds fail when it is called for the n-th time: after its work, or before."""
+    owner, name = {
+        "draw": (rounds.asking, "show"),
+        "ask": (asking.Simulated, "__call__"),
+        "learn": (rounds.assembly, "fit"),
+    }[what]
+    honest, calls = getattr(owner, name), []
+
+    def failing(*args, **how):
+        calls.append(1)
+        if len(calls) == time and first:
+            raise Stopped
+        out = honest(*args, **how)
+        if len(calls) == time:
+            raise Stopped
+        return out
+
+    monkeypatch.setattr(owner, name, failing)
+
+
+@pytest.fixture(scope="module")
+def whole(model, tmp_path_factory):
+    """Runs that nothing stopped, by method."""
+    made: dict[str, Path] = {}
+
+    def run(method: str) -> Path:
+        if method not in made:
+            place = tmp_path_factory.mktemp(method)
+            rounds.rounds(recipe(place, model, method))
+            made[method] = place
+        return made[method]
+
+    return run
+
+
+@pytest.mark.parametrize("method", ["diffusion_dpo", "d3po"])
+@pytest.mark.parametrize(("what", "time", "first"), [("draw", 2, False), ("ask", 2, True), ("ask", 2, False)])
+def test_stopped_anywhere_the_same_command_ends_with_the_same_weights(
+    method, what, time, first, whole, model, tmp_path, monkeypatch
+):
+    path = recipe(tmp_path, model, method)
+    with monkeypatch.context() as patch:
+        stopping_at(patch, what, time, first)
+        with pytest.raises(Stopped):
+            rounds.rounds(path)
+    rounds.rounds(path)
+    expected, found = weights(whole(method)), weights(tmp_path)
+    assert expected.keys() == found.keys()
+    assert all(np.array_equal(expected[name], found[name]) for name in expected)
+    with Store.open(tmp_path / "project", write=False) as store:
+        assert len(list(store.votes())) == 2 * 3 * 2  # rounds, pairs, votes: none twice
+
+
+def test_a_round_that_learnt_is_not_learnt_again(whole, model, tmp_path, monkeypatch):
+    path = recipe(tmp_path, model)
+    with monkeypatch.context() as patch:
+        stopping_at(patch, "learn", 2, first=True)
+        with pytest.raises(Stopped):
+            rounds.rounds(path)
+    assert (tmp_path / "run" / "rounds" / "000" / "round.json").is_file()
+    rounds.rounds(path)
+    found = weights(tmp_path)
+    assert all(np.array_equal(value, found[name]) for name, value in weights(whole("diffusion_dpo")).items())
+
+
+def test_what_was_said_is_kept_and_told(whole, capsys):
+    place = whole("diffusion_dpo")
+    result = json.loads((place / "run" / "result.json").read_text())
+    assert (result["rounds"], result["votes"]) == (2, 12)
+    assert (place / "run" / "report.html").is_file()
+    rounds.rounds(place / "rounds.yaml")
+    assert "is finished" in capsys.readouterr().out
+
+
+def test_no_prompt_comes_twice_before_all_have_come(whole):
+    with Store.open(whole("diffusion_dpo") / "project", write=False) as store:
+        first, second = ({c.prompt for c in store.comparisons(batch=f"run/{i:03d}")} for i in (0, 1))
+    assert len(first) == len(second) == 3
+    assert len(first | second) == len(PROMPTS)
+
+
+def test_another_recipe_in_the_folder_is_refused(whole):
+    with pytest.raises(ConfigError, match=r"begun with another recipe: rounds\.k"):
+        rounds.rounds(whole("diffusion_dpo") / "rounds.yaml", ["rounds.k=3"])
+
+
+def test_held_to_the_policy_that_drew_each_round_starts_anew(model, tmp_path):
+    rounds.rounds(recipe(tmp_path, model, reference="previous", learn_from="last"))
+    for index in ("000", "001"):
+        rows = (tmp_path / "run" / "rounds" / index / "training" / "metrics.jsonl").read_text().splitlines()
+        assert json.loads(rows[0])["loss"] == pytest.approx(np.log(2), abs=1e-6)
+
+
+def test_scorers_can_vote(model, tmp_path):
+    rounds.rounds(recipe(tmp_path, model, people="scorers", n=1, votes=1))
+    with Store.open(tmp_path / "project", write=False) as store:
+        assert {vote.source for vote in store.votes()} == {"scorers"}
+
+
+def test_a_round_of_ties_teaches_nothing_and_the_next_one_comes(model, tmp_path, capsys):
+    rounds.rounds(recipe(tmp_path, model, scorers={"tests.test_rounds:flat": 1}, temperature=0.0))
+    assert capsys.readouterr().out.count("nothing is learnt") == 2
+    assert (tmp_path / "run" / "result.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"people": "studio"}, "scorers"),
+        ({"prompts_per_round": 9}, "different prompts"),
+        ({"scorers": {"jpeg_siz": 1}}, "jpeg_size"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_a_model_is_loaded(changes, said, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(rounds.lookup, "load_policy", lambda *a: pytest.fail("a model was loaded"))
+    with pytest.raises(ValueError, match=said):
+        rounds.rounds(recipe(tmp_path, model, **changes))
+
+
+def test_missing_counts_different_people_and_no_skips(tmp_path):
+    from PIL import Image
+
+    with Store.open(tmp_path / "project", create=True) as store:
+        pictures = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue", "green")]
+        how = {"source": "m", "batch": "b", "wanted": 2, "seed": 0}
+        ids = asking.show(store, ["a"] * 3, pictures, **how)
+        assert asking.show(store, ["a"] * 3, pictures, **how) == ids
+        lacking = asking.missing(store, "b")
+        assert [n for _, n in lacking] == [2, 2, 2]
+        comparison = lacking[0][0]
+        a, b = comparison.samples
+
+        def vote(name, choice, source):
+            return Vote(name, a, b, choice, source, now(), comparison=comparison.id, left=a)
+
+        store.add_votes([vote("1", "a", "x"), vote("2", "skip", "y")])
+        assert {c.id: n for c, n in asking.missing(store, "b")}[comparison.id] == 1
+        store.add_votes([vote("3", "tie", "z")])
+        shares = dict(zip(ids, asking.win_shares(store, "b", ids), strict=True))
+        assert (shares[a], shares[b]) == (0.75, 0.25)
+        assert sum(np.isnan(list(shares.values()))) == 1
+
+
+def test_a_recipe_of_rounds_is_checked(model, tmp_path):
+    with pytest.raises(ConfigError, match="did you mean"):
+        load(recipe(tmp_path, model), ["rounds.prompts_per_rond=3"], RoundsRecipe)
