@@ -179,7 +179,7 @@ class Postgres(Database):
             import psycopg  # noqa: F401
         except ImportError:
             raise StoreError("PostgreSQL needs psycopg: pip install 'palate[postgres]'") from None
-        self.name = parsed.set(password=None).render_as_string()
+        self.name = parsed._replace(password=None).render_as_string()
         self._engine = sa.create_engine(
             parsed.set(drivername="postgresql+psycopg"), pool_size=16, max_overflow=32, pool_pre_ping=True
         )

@@ -1,0 +1,313 @@
+"""Who judges what: exactly as many distinct raters as wanted, nobody twice, nothing lost, sides as they were shown."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+
+import pytest
+
+from palate.records import Comparison
+from palate.store import Store, StoreError
+from tests.store.make import filled, pair, sample
+
+LEFT = {"overall": "left"}
+
+
+def test_an_answer_is_turned_as_it_was_shown(opened):
+    store = filled(opened(choices={"both_bad": False}), 8, 1)
+    rater, _ = store.add_rater("ada")
+    for number in range(8):
+        (lease,) = store.lease(rater, 1)
+        said = ("left", "right", "tie")[number % 3]
+        assert store.answer(rater, lease.id, f"k{number}", {"overall": said}, seconds=number / 2).status == "saved"
+        vote = list(store.votes())[-1]
+        left, right = (s.id for s in lease.samples)
+        assert {vote.a, vote.b} == set(lease.comparison.samples) == {left, right}
+        assert (vote.left, vote.source, vote.comparison) == (left, rater, lease.comparison.id)
+        assert vote.seconds == number / 2 and not vote.repeat
+        assert {"a": vote.a, "b": vote.b}.get(vote.choice) == {"left": left, "right": right}.get(said)
+    assert store.lease(rater) == [] and store.progress().done == 8
+    assert len({vote.left == vote.a for vote in store.votes()}) == 2  # sides differ
+
+
+def test_a_ranking_is_read_as_it_was_shown(opened):
+    store = opened(kind="ranking", show=4)
+    store.add_samples(sample(number, prompt="p") for number in range(4))
+    store.add_comparisons([Comparison("c", "p", ("s0", "s1", "s2", "s3"), 1)])
+    rater, _ = store.add_rater("ada")
+    (lease,) = store.lease(rater)
+    for wrong in ([[0, 1]], [[0, 1], [1, 2, 3]], [[0, 1, 2, 4]]):
+        with pytest.raises(StoreError, match="place each of 0 to 3"):
+            store.answer(rater, lease.id, "k", {"overall": wrong})
+    store.answer(rater, lease.id, "k", {"overall": [[2], [0, 3], [1]]})
+    shown = [s.id for s in lease.samples]
+    (ranking,) = store.rankings()
+    assert ranking.groups == ((shown[2],), (shown[0], shown[3]), (shown[1],)) and ranking.shown == tuple(shown)
+
+
+def test_one_answer_says_something_to_each_question_or_nothing_is_stored(opened):
+    store = filled(opened(questions={"overall": "Better?", "style": "Nicer?"}), 1)
+    rater, _ = store.add_rater("ada")
+    (lease,) = store.lease(rater)
+    for wrong, said in (
+        ({"overall": "left"}, "each of overall, style; it has overall"),
+        ({"overall": "left", "style": "up"}, "style: 'up' is no answer"),
+        ({"overall": "left", "style": [[0], [1]]}, "ranking is no answer"),
+    ):
+        with pytest.raises(StoreError, match=said):
+            store.answer(rater, lease.id, "k", wrong)
+    with pytest.raises(StoreError, match="needs a key"):
+        store.answer(rater, lease.id, "", {"overall": "left", "style": "tie"})
+    assert not list(store.votes())
+    store.answer(rater, lease.id, "k", {"overall": "left", "style": "skip"})
+    assert {vote.dimension for vote in store.votes()} == {"overall", "style"}
+    assert store.progress().votes == 1
+
+
+def test_a_key_counts_once(opened):
+    store = filled(opened(), 3)
+    rater, _ = store.add_rater("ada")
+    first, second = store.lease(rater)
+    assert [store.answer(rater, first.id, "k", LEFT).status for _ in range(3)] == ["saved", "known", "known"]
+    assert store.answer(rater, first.id, "other tab", LEFT).status == "late"
+    with pytest.raises(StoreError, match="belongs to another answer"):
+        store.answer(rater, second.id, "k", LEFT)
+    other, _ = store.add_rater("bo")
+    with pytest.raises(StoreError, match="not this rater's"):
+        store.answer(other, second.id, "k", LEFT)
+    assert store.answer(other, store.lease(other, 1)[0].id, "k", LEFT).status == "saved"  # keys are each rater's own
+    assert len(list(store.votes())) == 2
+
+
+def test_a_key_sent_many_times_at_once_counts_once(opened):
+    store = filled(opened(), 1)
+    rater, _ = store.add_rater("ada")
+    (lease,) = store.lease(rater)
+    said: list[str] = []
+    together(8, lambda _: said.append(store.answer(rater, lease.id, "k", LEFT).status))
+    assert sorted(said) == ["known"] * 7 + ["saved"] and len(list(store.votes())) == 1
+
+
+def test_asking_again_gives_the_same_leases(opened):
+    store = filled(opened(), 4)
+    rater, _ = store.add_rater("ada")
+    first = store.lease(rater, 2)
+    assert store.lease(rater, 2) == first and store.lease(rater, 1) == first[:1]
+    assert store.lease(rater, 3)[:2] == first
+
+
+def test_leases_that_run_out_go_to_others(opened):
+    store = filled(opened(lease_minutes=10), 1, 1)
+    (ada, _), (bo, _) = store.add_rater("ada"), store.add_rater("bo")
+    (gone,) = store.lease(ada, now=1000.0)
+    assert store.lease(bo, now=1000.0 + 599) == []
+    (taken,) = store.lease(bo, now=1000.0 + 601)
+    assert taken.comparison == gone.comparison
+    assert store.answer(ada, gone.id, "k", LEFT, now=1602.0).status == "late"
+    assert store.answer(bo, taken.id, "k", LEFT, now=1602.0).status == "saved"
+    assert [vote.source for vote in store.votes()] == [bo]
+
+
+def test_a_late_answer_counts_while_its_place_is_free(opened):
+    store = filled(opened(lease_minutes=10), 1, 2)
+    (ada, _), (bo, _) = store.add_rater("ada"), store.add_rater("bo")
+    (old,) = store.lease(ada, now=1000.0)
+    (again,) = store.lease(ada, now=2000.0)  # the same rater, after the end: another lease of the same comparison
+    assert old.id != again.id
+    assert store.answer(ada, old.id, "k", LEFT, now=2001.0).status == "saved"
+    assert store.answer(ada, again.id, "k2", LEFT, now=2001.0).status == "late"
+    (other,) = store.lease(bo, now=2002.0)
+    store.lease(bo, now=9000.0)
+    assert store.answer(bo, other.id, "k", LEFT, now=9001.0).status == "saved"
+    assert Counter(vote.source for vote in store.votes()) == {ada: 1, bo: 1}
+    assert store.progress().done == 1
+
+
+def test_a_skip_leaves_the_place_to_others(opened):
+    store = filled(opened(), 1, 1)
+    (ada, _), (bo, _) = store.add_rater("ada"), store.add_rater("bo")
+    (lease,) = store.lease(ada)
+    assert store.lease(bo) == []
+    store.answer(ada, lease.id, "k", {"overall": "skip"}, reason="broken")
+    assert store.lease(ada) == []  # not asked again
+    (theirs,) = store.lease(bo)
+    store.answer(bo, theirs.id, "k", LEFT)
+    assert [(v.choice, v.reason) for v in store.votes()][0] == ("skip", "broken") and store.progress().votes == 1
+    assert store.undo(ada, "u").status == "late"  # its place is another's
+
+
+def test_undo_takes_the_latest_answer_back(opened):
+    store = filled(opened(), 3)
+    rater, _ = store.add_rater("ada")
+    first, second = store.lease(rater)
+    store.answer(rater, first.id, "k1", LEFT)
+    store.answer(rater, second.id, "k2", LEFT)
+    assert [store.undo(rater, "u1").status for _ in range(2)] == ["saved", "known"]
+    assert [vote.comparison for vote in store.votes()] == [first.comparison.id]
+    assert store.lease(rater)[0].id == second.id  # it is shown again, sides as before
+    assert store.answer(rater, second.id, "k3", {"overall": "right"}).status == "saved"
+    assert [store.undo(rater, f"u{number}").status for number in (2, 3, 4)] == ["saved", "saved", "nothing"]
+    assert not list(store.votes()) and len(list(store.votes(retracted=True))) == 3
+    assert store.answer(rater, second.id, "k2", LEFT).status == "known"  # what was taken back does not come back
+    assert not list(store.votes())
+
+
+def test_known_pairs_and_repeats_are_mixed_in(opened):
+    store = filled(opened(known_share=0.2, repeat_share=0.2), 24, 2)
+    store.add_comparisons(pair(number, 1, id=f"known {number}", expected=f"s{2 * number}") for number in range(4))
+    raters = [store.add_rater(name)[0] for name in ("ada", "bo")]
+    for rater in raters:
+        shown: dict[str, list[str]] = {}
+        for number in range(60):
+            leases = store.lease(rater, 1)
+            if not leases:
+                break
+            (lease,) = leases
+            order = [s.id for s in lease.samples]
+            if lease.repeat:
+                assert order == shown[lease.comparison.id][::-1]
+            else:
+                assert lease.comparison.id not in shown
+                shown[lease.comparison.id] = order
+            store.answer(rater, lease.id, f"k{number}", LEFT)
+        mine = [vote for vote in store.votes() if vote.source == rater]
+        assert len({vote.comparison for vote in mine if not vote.repeat}) == len([v for v in mine if not v.repeat])
+        assert 1 <= sum(vote.comparison.startswith("known") for vote in mine) <= 4
+        assert 1 <= sum(vote.repeat for vote in mine) <= 20
+    progress = store.progress()
+    assert (progress.comparisons, progress.done, progress.wanted, progress.votes) == (24, 24, 48, 48)
+
+
+def test_the_nearest_to_be_done_comes_first(opened):
+    store = filled(opened(known_share=0, repeat_share=0), 5, 2)
+    (ada, _), (bo, _) = store.add_rater("ada"), store.add_rater("bo")
+    mine = [lease.comparison.id for lease in store.lease(ada, 2)]
+    assert mine == ["c0", "c1"]
+    assert [lease.comparison.id for lease in store.lease(bo, 3)] == ["c0", "c1", "c2"]
+
+
+def test_who_opts_out_is_spared(opened):
+    store = filled(opened(), 2, sensitive=True)
+    rater, token = store.add_rater("ada")
+    store.set_preference(rater, opted_out=True, blur=True)
+    assert store.rater_of(token).opted_out and store.rater_of(token).blur
+    assert store.lease(rater) == []
+    store.set_preference(rater, opted_out=False)
+    assert len(store.lease(rater)) == 2
+
+
+def test_only_what_was_shown_may_be_seen(opened):
+    store = filled(opened(), 2)
+    rater, _ = store.add_rater("ada")
+    (lease,) = store.lease(rater, 1)
+    shown = {sample.id for sample in lease.samples}
+    for found in store.samples():
+        assert store.may_see(rater, found.medium.path.split("/")[-1].removesuffix(".png")) == (found.id in shown)
+
+
+def test_many_raters_at_once_get_exactly_the_overlap(opened):
+    """20 raters in threads, some of whom vanish for a while: each pair has 3 distinct raters, no more and no less."""
+    store = filled(opened(), 40)
+    raters = [store.add_rater(f"rater {number}")[0] for number in range(20)]
+    seconds = 1000.0
+
+    def work(rater: str) -> None:
+        number = 0
+        while leases := store.lease(rater, 2, now=seconds):
+            number += 1
+            if number == 2:
+                return  # goes away with two leases open
+            assert store.answer(rater, leases[0].id, f"k{number}", LEFT, now=seconds).status == "saved"
+
+    together(20, lambda number: work(raters[number]))
+    assert len(list(store.votes())) < 120
+    seconds = 1000.0 + 601
+
+    def finish(rater: str) -> None:
+        for number in range(10, 1000):
+            leases = store.lease(rater, 2, now=seconds)
+            if not leases:
+                return
+            assert store.answer(rater, leases[0].id, f"k{number}", LEFT, now=seconds).status == "saved"
+
+    together(20, lambda number: finish(raters[number]))
+    for rater in raters:
+        finish(rater)  # those who were told there is nothing while another held the last
+    judged = Counter((vote.comparison, vote.source) for vote in store.votes() if not vote.repeat)
+    assert set(judged.values()) == {1}
+    assert Counter(comparison for comparison, _ in judged) == {f"c{number}": 3 for number in range(40)}
+    keys = {rater: [v.id for v in store.votes() if v.source == rater] for rater in raters}
+    for rater, ids in keys.items():  # each rater's own order is kept
+        numbers = [int(name.split("/")[1][1:]) for name in ids]
+        assert numbers == sorted(numbers), rater
+
+
+def together(n: int, work) -> None:
+    """Runs work(0 .. n-1) in threads and raises what one of them raised."""
+    errors: list[BaseException] = []
+
+    def run(number: int) -> None:
+        try:
+            work(number)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(n)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+# --- raters -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_token_lets_in_until_it_is_revoked_or_expires(opened):
+    store = opened()
+    ada, token = store.add_rater("Ada", "admin")
+    found = store.rater_of(token)
+    assert (found.id, found.name, found.role, found.revoked) == (ada, "Ada", "admin", False)
+    _, old = store.add_rater("Bo", expires="2020-01-01T00:00:00+00:00")
+    for wrong in (old, "", token[:-1], token + "x", "\udcff"):
+        assert store.rater_of(wrong) is None
+    store.revoke(ada)
+    assert store.rater_of(token) is None and [rater.revoked for rater in store.raters()] == [True, False]
+    with pytest.raises(StoreError, match="role 'king'"):
+        store.add_rater("Cy", "king")
+    with pytest.raises(StoreError, match="not of this project"):
+        store.lease("nobody")
+
+
+def test_tokens_are_not_stored(opened, folder):
+    store: Store = opened()
+    _, token = store.add_rater("Ada")
+    store.close()
+    if folder.kind == "sqlite":
+        assert token.encode() not in (store.folder / "palate.db").read_bytes()
+
+
+def test_a_rater_is_forgotten(opened):
+    store = filled(opened(), 4, 1)
+    (ada, token), (bo, _) = store.add_rater("Ada Lovelace"), store.add_rater("Bo")
+    for rater in (ada, bo):
+        store.answer(rater, store.lease(rater, 1)[0].id, "k", LEFT)
+    store.lease(ada, 1)
+    before = store.snapshot("before")
+    assert store.erase(bo) == 0
+    assert len(list(store.votes())) == 2 and [rater.name for rater in store.raters()] == ["Ada Lovelace"]
+    assert store.find_snapshot("before").id == before.id  # what bo said stays, and nobody knows who said it
+    assert store.erase(ada, votes=True) == 1
+    assert [vote.source for vote in store.votes()] == [bo]
+    assert store.rater_of(token) is None and store.raters() == []
+    assert (store.progress().votes, store.progress().open) == (1, 0)
+    with pytest.raises(StoreError, match=r"holds votes of a rater who was erased.*take a new one"):
+        store.find_snapshot("before")
+    after = store.snapshot()
+    assert after.id != before.id and store.find_snapshot(after.id).marks == after.marks
+    cy, _ = store.add_rater("Cy")
+    assert len(store.lease(cy, 9)) == 3  # their places are free again
+    with pytest.raises(StoreError, match="not of this project"):
+        store.erase(ada)
