@@ -46,9 +46,9 @@ def encode(medium: Any) -> dict[str, Any]:
     if isinstance(medium, str):
         return {"type": "text/plain", "text": medium}
     if isinstance(medium, Image.Image):
-        return {"type": "image/png", "data": _base64(_png(medium))}
+        return {"type": "image/png", "data": _base64(png(medium))}
     if isinstance(medium, Sequence) and medium and all(isinstance(frame, Image.Image) for frame in medium):
-        return {"type": "video/png", "frames": [_base64(_png(frame)) for frame in medium]}
+        return {"type": "video/png", "frames": [_base64(png(frame)) for frame in medium]}
     array = _array(medium)
     if array is not None and array.ndim <= 2:
         return {"type": "audio/wav", "data": _base64(wav(array, int(getattr(medium, "rate", _RATE))))}
@@ -63,7 +63,7 @@ def _array(medium: Any) -> NDArray[np.float32] | None:
     return np.asarray(medium, np.float32) if isinstance(medium, np.ndarray) else None
 
 
-def _png(picture: Image.Image) -> bytes:
+def png(picture: Image.Image) -> bytes:
     if picture.width * picture.height > media.MAX_PIXELS:
         raise WireError(f"a picture of {picture.width} x {picture.height} has more than {media.MAX_PIXELS} pixels")
     buffer = io.BytesIO()

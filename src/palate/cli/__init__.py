@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from palate.cli import compare, dataset, judges, label, models, rounds  # noqa: F401  # each adds its verbs
+from palate.cli import compare, dataset, judges, label, models, rounds, synthesize  # noqa: F401  # each adds its verbs
 from palate.cli.options import app
 
 
@@ -39,6 +39,7 @@ RESUMABLE = {
     "train": "run the same command again to resume from its last checkpoint",
     "sample": "run the same command again to draw what is missing",
     "demo": "run the same command again to go on",
+    "synthesize": "run the same command again to make what is missing",
 }
 
 
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except SystemExit as leave:
         code = leave.code
         if code == 130:
-            verb = next((argument for argument in given if not argument.startswith("-")), "")
+            verb = next((argument for argument in given if argument in RESUMABLE), "")
             typer.echo(f"\ninterrupted; {RESUMABLE.get(verb, 'run the same command again to start over')}", err=True)
     sys.exit(code)
 

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -80,12 +81,7 @@ def write(
     `folder`, where the files must already be. Shards and manifest are written aside, synced and renamed, the manifest
     last. Raises FileExistsError if the folder already holds a finished data set.
     """
-    folder = Path(folder)
-    if (folder / "manifest.json").exists():
-        raise FileExistsError(f"{folder} already holds preference data: choose another folder or remove that one")
-    folder.mkdir(parents=True, exist_ok=True)
-    for stale in [*folder.glob("part-*.parquet"), *folder.glob("*.unfinished")]:  # of a writing that was cut off
-        stale.unlink()
+    folder = _begun(folder)
     root = folder if keep_paths else media_root
     dimensions: tuple[str, ...] | None = None
     shards: list[dict[str, Any]] = []
@@ -107,7 +103,47 @@ def write(
         raise
     finally:
         shard.abandon()
-    dimensions = dimensions or ()
+    return _finished(folder, shards, dimensions or ())
+
+
+def join(folder: str | Path, parts: Iterable[str | Path]) -> Manifest:
+    """One data set of several finished ones, in their order. Their shards are not written anew: the files are shared
+    with the parts where the disk can (hard links), else copied, and the parts stay as they are.
+
+    Raises FileExistsError as `write` does, RecordError if the parts do not name the same dimensions.
+    """
+    folder = _begun(folder)
+    shards: list[dict[str, Any]] = []
+    dimensions: tuple[str, ...] | None = None
+    for part in map(Path, parts):
+        facts = manifest(part)
+        dimensions = facts.dimensions if dimensions is None else dimensions
+        if facts.dimensions != dimensions:
+            raise RecordError("dimensions", f"are {facts.dimensions}, those before {dimensions}", str(part))
+        for shard in facts.shards:
+            name = f"part-{len(shards):05d}.parquet"
+            try:
+                os.link(part / shard["file"], folder / name)
+            except OSError:  # another disk, or one without links
+                shutil.copyfile(part / shard["file"], folder / f"{name}.unfinished")
+                _publish(folder / f"{name}.unfinished", folder / name)
+            shards.append({**shard, "file": name})
+    return _finished(folder, shards, dimensions or ())
+
+
+def _begun(folder: str | Path) -> Path:
+    """The folder, without what a writing that was cut off left in it."""
+    folder = Path(folder)
+    if (folder / "manifest.json").exists():
+        raise FileExistsError(f"{folder} already holds preference data: choose another folder or remove that one")
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in [*folder.glob("part-*.parquet"), *folder.glob("*.unfinished")]:
+        stale.unlink()
+    return folder
+
+
+def _finished(folder: Path, shards: Sequence[dict[str, Any]], dimensions: tuple[str, ...]) -> Manifest:
+    """Writes the manifest of shards that are there."""
     manifest = Manifest(sum(s["rows"] for s in shards), dimensions, _hash(shards, dimensions), tuple(shards))
     temporary = folder / "manifest.json.unfinished"
     temporary.write_text(json.dumps(asdict(manifest), indent=1) + "\n")
