@@ -54,6 +54,10 @@ def test_the_whole_loop(tmp_path, method, capsys):
     } <= stored.keys()
     assert stored["method"] == method and stored["seed"] == 3
     assert stored["prompts_trained_on"] == 0
+    on, online = stored["trained_on"], "rows" not in stored["trained_on"]
+    assert on["prompts"] == (len(shapes.prompts("train")) if online else 6) and len(on["sha256"]) == 64
+    card = (out / "adapter" / "README.md").read_text()
+    assert f"- sha256: {on['sha256']} (`result.json: trained_on.sha256`)" in card and ("- rows: 6" in card) != online
     assert (stored["n_pairs"] == 0) == (method == "ddpo")  # DDPO is told the reward, not asked for comparisons
     assert {"reward", "alignment", "wholeness", "safety", "style"} <= stored["base"].keys() & stored["tuned"].keys()
     page = (out / "report.html").read_text()

@@ -311,6 +311,27 @@ def test_nothing_private_leaves(run, tmp_path, monkeypatch):
     yaml.safe_load(left.split("---\n")[1])
 
 
+def test_what_lay_here_is_no_name_on_a_hub_wherever_the_card_is_made(run, tmp_path, monkeypatch):
+    """`lab/pairs` beside the recipe looks like a data set of the lab's."""
+    places = {"model": {"name": "lab/base"}, "data": {"path": "lab/pairs"}, "evaluation": {"prompts": "lab/few.txt"}}
+    (tmp_path / "recipes" / "lab" / "pairs").mkdir(parents=True)
+    (tmp_path / "lab").mkdir()
+    (tmp_path / "lab" / "few.txt").write_text("a hat")
+    monkeypatch.chdir(tmp_path)
+    scored = {"evaluation": {"prompts": "lab/few.txt", "scorers": {"jpeg_size": 1}}}
+    recipe = Recipe.model_validate({**places, **scored, "algorithm": {"name": "sft"}, "output": "runs/x"})
+    assert training.local_places(recipe, tmp_path / "recipes") == ["data.path", "evaluation.prompts"]
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    copy = tmp_path / "run"
+    shutil.copytree(run[0], copy)
+    (copy / "config.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    judging.write_json(copy / "result.json", RESULT | {"local": ["data.path", "evaluation.prompts"]})
+    text = card.write(copy, copy / "adapter").read_text()
+    assert "lab/pairs" not in text and "few.txt" not in text and "lab/base" in text and "preferences: (a local" in text
+    assert "local:" not in (copy / "adapter" / card.FACTS).read_text()
+
+
 def test_the_card_of_two_experts_loads_both(run, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(run[0], copy)

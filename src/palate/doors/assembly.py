@@ -5,6 +5,8 @@ Each is a function of its own, so that a script can take the ones it wants; `pal
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -166,6 +168,16 @@ def fit(
         evaluate=evaluate,
         **trainer,
     ).run()
+
+
+def trained_on(source: Offline | Online) -> dict[str, Any]:
+    """How much there was to train on, and a digest of it: of the prompts and, of stored preferences, all they say."""
+    content = hashlib.sha256(json.dumps(list(source.prompts)).encode())
+    made_of = source.state()["made_of"]
+    if isinstance(made_of, Mapping):
+        content.update(made_of["facts"].numpy().tobytes())
+        return {"rows": len(source.prompts), "prompts": len(set(source.prompts)), "sha256": content.hexdigest()}
+    return {"prompts": len(source.prompts), "sha256": content.hexdigest()}
 
 
 def know_reference(

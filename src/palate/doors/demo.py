@@ -145,7 +145,7 @@ def _run(out: Path, plan: Plan, settings: dict[str, Any], algorithm: Any, option
     result = assembly.fit(
         policy, algorithm, options, source, plan.training, out, reference=reference, evaluate=evaluate, locked=True
     )
-    return conclude(policy, out, plan, settings, result, meter, algorithm, source.prompts)
+    return conclude(policy, out, plan, settings, result, meter, algorithm, source)
 
 
 def source_for(
@@ -219,14 +219,14 @@ def conclude(
     result: Any,
     meter: Meter,
     algorithm: Any,
-    trained_on: Sequence[str],
+    source: Offline | Online,
 ) -> dict[str, Any]:
     """Base and tuned on prompts and seeds not trained on; result.json and report.html."""
     seed = settings["seed"]
     _, prompts = eval_prompts(plan, seed)
     say(f"judging on {len(prompts)} prompts the model was not trained on")
     wanted = EvaluationSettings(prompts=prompts, scorers={WORLD: 1.0}, n=1, seed=seed + 1_000_003, batch_size=32)
-    judged = judging.judge(policy, WORLD, wanted, out, trained_on, weights=TASTE, by="the known truth", show=24)
+    judged = judging.judge(policy, WORLD, wanted, out, source.prompts, weights=TASTE, by="the known truth", show=24)
     facts = {
         "title": f"{settings['method']} on {WORLD}",
         "method": settings["method"],
@@ -243,6 +243,7 @@ def conclude(
             else "votes of five simulated people for alignment, wholeness and safety, with noise"
         },
         "warnings": list(result.warnings),
+        "trained_on": assembly.trained_on(source),
         "seeds": {"training": seed, "judging": wanted.seed},
         "versions": report.versions(),
         "start_loss": algorithm.NEEDS.start_loss,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +26,14 @@ from palate.training.offline import Offline
 from palate.training.online import Online
 from palate.training.processes import Processes, join
 from palate.training.trainer import Result
+
+_PLACES = (
+    ("model", "name"),
+    ("model", "adapter"),
+    ("data", "path"),
+    ("rollout", "prompts"),
+    ("evaluation", "prompts"),
+)  # where a recipe names a file, a folder or something on a hub
 
 
 def train(path: str | Path, overrides: Sequence[str] = ()) -> Path:
@@ -235,7 +242,8 @@ def _conclude(
         "ended": result.reason,
         "weights": f"{result.exported}, step {result.exported_step}",
         "warnings": list(result.warnings),
-        "trained_on": _trained_on(source),
+        "trained_on": assembly.trained_on(source),
+        "local": local_places(recipe, beside),
         "versions": report.versions(),
     }
     if recipe.evaluation:
@@ -247,14 +255,18 @@ def _conclude(
         print(f"warning: {warning}")
 
 
-def _trained_on(source: Offline | Online) -> dict[str, Any]:
-    """How much there was to train on, and a digest of it: of the prompts and, of stored preferences, all they say."""
-    content = hashlib.sha256(json.dumps(list(source.prompts)).encode())
-    made_of = source.state()["made_of"]
-    if isinstance(made_of, Mapping):
-        content.update(made_of["facts"].numpy().tobytes())
-        return {"rows": len(source.prompts), "prompts": len(set(source.prompts)), "sha256": content.hexdigest()}
-    return {"prompts": len(source.prompts), "sha256": content.hexdigest()}
+def local_places(recipe: Recipe, beside: Path) -> list[str]:
+    """The recipe's keys whose values are files or folders here, not names on a hub, although they may look like some.
+
+    beside: the recipe's folder, from which they may be meant, too.
+    """
+    told = recipe.model_dump()
+    named = {place: (told[place[0]] or {}).get(place[1]) for place in _PLACES if told.get(place[0])}
+    return [
+        ".".join(place)
+        for place, name in named.items()
+        if isinstance(name, str) and any(path.expanduser().exists() for path in (Path(name), beside / name))
+    ]
 
 
 # --- compare ----------------------------------------------------------------------------------------------------------

@@ -48,6 +48,9 @@ def make(run: Path, folder: Path, *, merged: bool = False) -> tuple[str, dict[st
     recipe = yaml.safe_load(held.read_text(encoding="utf-8")) or {}
     result = json.loads(found.read_text(encoding="utf-8")) if found.is_file() else {}
     private = Private.of([recipe, str(run.resolve()), str(folder.resolve())])
+    for place in result.get("local", ()):  # it may look like the name of something on a hub
+        section, _, key = place.partition(".")
+        recipe[section][key] = HERE
     facts = _public({key: result[key] for key in _PUBLIC_FACTS if key in result}, private, free=True)
     lora = (folder / _WEIGHTS).is_file()
     kind = "adapter" if lora else "merge" if merged else "finetune"
