@@ -10,7 +10,20 @@ from typing import Any
 
 import pytest
 
-from palate.records import Aspect, Medium, Preference, RecordError, Sample, Score, Vote, content_id, now
+from palate.records import (
+    Aspect,
+    Comparison,
+    Medium,
+    Preference,
+    Ranking,
+    RecordError,
+    Retraction,
+    Sample,
+    Score,
+    Vote,
+    content_id,
+    now,
+)
 
 NAN = math.nan
 PICTURE = Medium("image/png", b"x")
@@ -122,3 +135,23 @@ def test_facts() -> None:
 def test_no_torch_on_the_lowest_floor() -> None:
     code = "import sys, palate.records, palate.views; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_judgements_and_what_is_shown() -> None:
+    assert Ranking("r", [["x"], ["y", "z"]], "ada", TIME).groups == (("x",), ("y", "z"))  # type: ignore[arg-type]
+    Comparison("c", "p", ("x", "y"), 3, expected="x")
+    for field, make in {
+        "groups": lambda: Ranking("r", (("x", "y"), ("x",)), "ada", TIME),
+        "shown": lambda: Ranking("r", (("x",), ("y",)), "ada", TIME, shown=("x", "z")),
+        "seconds": lambda: Ranking("r", (("x",), ("y",)), "ada", TIME, seconds=-1.0),
+        "left": lambda: Vote("v", "x", "y", "a", "ada", TIME, left="z"),
+        "of": lambda: Retraction("r", "", "ada", TIME),
+        "samples": lambda: Comparison("c", "p", ("x",), 3),
+        "wanted": lambda: Comparison("c", "p", ("x", "y"), 0),
+        "expected": lambda: Comparison("c", "p", ("x", "y"), 3, expected="z"),
+    }.items():
+        with pytest.raises(RecordError) as caught:
+            make()
+        assert caught.value.field == field
+    with pytest.raises(RecordError, match="in each group"):
+        Ranking("r", (("x", "y"), ()), "ada", TIME)

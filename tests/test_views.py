@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 
 from palate import randomness, views
-from palate.records import Aspect, Choice, Medium, Preference, Sample, Score, Vote
+from palate.records import (
+    Aspect,
+    Choice,
+    Comparison,
+    Medium,
+    Preference,
+    Ranking,
+    Retraction,
+    Sample,
+    Score,
+    Vote,
+)
 
 NAN = math.nan
 TIME = "2026-01-31T12:00:00+00:00"
@@ -166,3 +178,70 @@ def test_preferences_from_scores() -> None:
     assert row.prefer[1][0] == 1 and math.isnan(row.prefer[0][2]) and row.votes[0][1] == 1 and row.votes[0][2] == 0
     (row,) = views.preferences(SAMPLES, scores=SCORES, by="pareto", dimensions=["match", "style"])
     assert row.prefer[1][0] == 1 and row.dimensions == ("match", "style")
+
+
+# --- judgements of people ---------------------------------------------------------------------------------------------
+
+
+def ranked(name: str, *groups: str, **more: Any) -> Ranking:
+    return Ranking(name, tuple(tuple(group) for group in groups), "ada", TIME, **more)
+
+
+def test_rankings() -> None:
+    told = [
+        ranked("r1", "x", "yz"),
+        ranked("r2", "y", "x"),
+        ranked("r2", "y", "x"),
+        ranked("r3", "z", "x", repeat=True),
+    ]
+    prefer, votes = views.prefer_from_votes(["x", "y", "z"], [], rankings=told)
+    assert votes.tolist() == [[0, 2, 1], [2, 0, 1], [1, 1, 0]]
+    np.testing.assert_equal(prefer, [[NAN, 0.5, 1], [0.5, NAN, 0.5], [0, 0.5, NAN]])
+    prefer, votes = views.prefer_from_votes(["x", "y"], VOTES, rankings=told)
+    assert votes[0, 1] == 6 and prefer[0, 1] == 3.5 / 6
+
+
+def test_a_majority_of_k() -> None:
+    many = [vote(str(i), "x", "y", "a" if i < 3 else "b") for i in range(5)]
+    even = [vote("e1", "x", "z", "a"), vote("e2", "x", "z", "b")]
+    one = [vote("o", "y", "z", "b")]
+    prefer, votes = views.prefer_from_votes(["x", "y", "z"], [*many, *even, *one], labels="majority")
+    np.testing.assert_equal(prefer, [[NAN, 1, 0.5], [0, NAN, 0], [0.5, 1, NAN]])
+    assert votes.tolist() == [[0, 5, 2], [5, 0, 1], [2, 1, 0]]
+    prefer, votes = views.prefer_from_votes(["x", "y", "z"], [*many, *even, *one], at_least=2)
+    np.testing.assert_equal(prefer, [[NAN, 0.6, 0.5], [0.4, NAN, NAN], [0.5, NAN, NAN]])
+    assert votes[1, 2] == 0
+
+
+def test_what_tests_raters_and_what_was_taken_back_is_not_counted() -> None:
+    samples = [Sample(name, "p", Medium("image/png", name.encode()), "m", TIME) for name in "xyz"]
+    given = [
+        Vote("1", "x", "y", "a", "ada", TIME, comparison="c"),
+        Vote("2", "x", "y", "b", "bo", TIME, comparison="c"),
+        Vote("3", "x", "y", "b", "ada", TIME, comparison="c", repeat=True),
+        Vote("4", "x", "z", "b", "ada", TIME, comparison="known"),
+        Vote("5", "x", "y", "b", "ada", TIME, "style", comparison="c"),
+    ]
+    rows = views.preferences(
+        samples,
+        given,
+        rankings=[ranked("6", "y", "x"), ranked("7", "z", "xy", comparison="known")],
+        comparisons=[Comparison("c", "p", ("x", "y"), 2), Comparison("known", "p", ("x", "z"), 1, expected="x")],
+        retractions=[Retraction("r", "2", "bo", TIME), Retraction("s", "6", "ada", TIME)],
+        aspects=["style"],
+    )
+    (row,) = rows
+    np.testing.assert_equal(row.prefer, [[NAN, 1, NAN], [0, NAN, NAN], [NAN] * 3])
+    assert row.votes[0] == (0, 1, 0)
+    assert [(a.dimension, a.prefer[0][1]) for a in row.aspects] == [("style", 0.0)]
+
+
+def test_a_known_pair_without_votes_survives_a_merge() -> None:
+    media = [Medium("image/png", name.encode()) for name in "xyz"]
+
+    def row(a: int, b: int, p: float, votes: float) -> Preference:
+        return Preference("p", (media[a], media[b]), [[NAN, p], [1 - p, NAN]], votes=[[0, votes], [votes, 0]])  # type: ignore[arg-type]
+
+    (made,) = views.merged([row(0, 1, 1.0, 0), row(0, 1, 0.5, 0), row(1, 2, 1.0, 2), row(1, 2, 0.0, 0)])
+    np.testing.assert_equal(made.prefer, [[NAN, 0.75, NAN], [0.25, NAN, 1.0], [NAN, 0.0, NAN]])
+    assert made.votes == ((0, 0, 0), (0, 0, 2), (0, 2, 0))

@@ -10,36 +10,86 @@ import hashlib
 import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import combinations
 from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from palate.records import OVERALL, Aspect, Matrix, Medium, Preference, Sample, Score, Vote
+from palate.records import (
+    OVERALL,
+    Aspect,
+    Comparison,
+    Matrix,
+    Medium,
+    Preference,
+    Ranking,
+    Retraction,
+    Sample,
+    Score,
+    Vote,
+)
 
 Array = NDArray[np.float64]
 
 
-def prefer_from_votes(samples: Sequence[str], votes: Iterable[Vote], dimension: str = OVERALL) -> tuple[Array, Array]:
+Labels = Literal["soft", "majority"]
+
+
+def prefer_from_votes(
+    samples: Sequence[str],
+    votes: Iterable[Vote],
+    dimension: str = OVERALL,
+    *,
+    rankings: Iterable[Ranking] = (),
+    labels: Labels = "soft",
+    at_least: int = 1,
+) -> tuple[Array, Array]:
     """Preference [K, K] and number of judgements [K, K] of the samples with these ids.
 
     A tie is half a win for each. "Both bad" and skipped votes compare nothing and are not counted here; votes about
-    other samples or another dimension neither. A vote id that comes twice counts once.
+    other samples or another dimension, and repeats, neither. An id that comes twice counts once. A ranking is one
+    judgement of each pair in it. labels: `soft` is the share of judgements, `majority` the side with more of them, .5
+    where they are even. at_least: a pair with fewer judgements is unknown.
     """
     place = {sample: i for i, sample in enumerate(samples)}
     wins = np.zeros((len(samples), len(samples)))
+    for i, j, share in _shares(place, votes, rankings, dimension):
+        wins[i, j] += share
+        wins[j, i] += 1 - share
+    count = wins + wins.T
+    count[count < at_least] = 0
+    prefer = np.divide(wins, count, out=np.full_like(wins, np.nan), where=count > 0)
+    return (prefer if labels == "soft" else majority(prefer)), count
+
+
+def _shares(
+    place: Mapping[str, int], votes: Iterable[Vote], rankings: Iterable[Ranking], dimension: str
+) -> Iterator[tuple[int, int, float]]:
+    """i, j and what one judgement says of i over j, of samples that have a place."""
     seen: set[str] = set()
     for vote in votes:
         i, j = place.get(vote.a), place.get(vote.b)
-        if i is None or j is None or vote.dimension != dimension or vote.id in seen:
+        share = {"a": 1.0, "b": 0.0, "tie": 0.5}.get(vote.choice)
+        if i is None or j is None or share is None or vote.dimension != dimension or vote.repeat or vote.id in seen:
             continue
         seen.add(vote.id)
-        share = {"a": 1.0, "b": 0.0, "tie": 0.5}.get(vote.choice)
-        if share is not None:
-            wins[i, j] += share
-            wins[j, i] += 1 - share
-    count = wins + wins.T
-    return np.divide(wins, count, out=np.full_like(wins, np.nan), where=count > 0), count
+        yield i, j, share
+    for ranking in rankings:
+        if ranking.dimension != dimension or ranking.repeat or ranking.id in seen:
+            continue
+        seen.add(ranking.id)
+        ranked = [(level, place[s]) for level, group in enumerate(ranking.groups) for s in group if s in place]
+        for (level, i), (other, j) in combinations(ranked, 2):
+            yield i, j, 1.0 if level < other else 0.5
+
+
+def majority(prefer: ArrayLike) -> Array:
+    """Preference -> what most judgements say of each pair: 1, 0, or .5 where they are even; NaN stays."""
+    share = np.asarray(prefer, np.float64)
+    return np.where(
+        np.isnan(share), np.nan, np.where(np.abs(share - 0.5) < 1e-9, 0.5, (share > 0.5).astype(np.float64))
+    )
 
 
 def prefer_from_scores(scores: ArrayLike) -> Array:
@@ -185,13 +235,17 @@ def _merge(rows: Sequence[Preference]) -> Preference:
 def _added(tables: Iterable[tuple[Matrix, Matrix, Sequence[int | None]]], k: int) -> tuple[Array, Array]:
     """Preferences and votes of several rows, each with the places of its candidates among K, as one [K, K]."""
     wins, count = np.zeros((k, k)), np.zeros((k, k))
+    said, rows = np.zeros((k, k)), np.zeros((k, k))  # where nobody's votes stand behind it, each row speaks once
     for prefer, votes, at in tables:
         for a, i in enumerate(at):
             for b, j in enumerate(at):
                 if i is not None and j is not None and i != j and not math.isnan(prefer[a][b]):
                     wins[i, j] += prefer[a][b] * votes[a][b]
                     count[i, j] += votes[a][b]
-    return np.divide(wins, count, out=np.full_like(wins, np.nan), where=count > 0), count
+                    said[i, j] += prefer[a][b]
+                    rows[i, j] += 1
+    mean = np.divide(said, rows, out=np.full_like(said, np.nan), where=rows > 0)
+    return np.divide(wins, count, out=mean, where=count > 0), count
 
 
 def held_out(prompts: Sequence[str], share: float, seed: int = 0) -> tuple[list[int], list[int]]:
@@ -245,32 +299,49 @@ def preferences(
     votes: Iterable[Vote] = (),
     scores: Iterable[Score] = (),
     *,
+    rankings: Iterable[Ranking] = (),
+    comparisons: Iterable[Comparison] = (),
+    retractions: Iterable[Retraction] = (),
     by: Literal["votes", "scores", "pareto"] = "votes",
     dimensions: Sequence[str] = (),
     dimension: str = OVERALL,
     aspects: Sequence[str] = (),
+    labels: Labels = "soft",
+    at_least: int = 1,
 ) -> Iterator[Preference]:
     """Preference rows of facts, one per prompt in order of its first sample.
 
-    Prompts where nothing is known are left out, and samples with the same id count once.
-    by: votes of `dimension`; scores of it; or Pareto dominance over `dimensions`, whose scores are written into each
-    row whatever decides. aspects: further dimensions of the votes, which are kept beside.
+    Prompts where nothing is known are left out, and samples with the same id count once. Not counted is what was said
+    of a known pair, one of the comparisons with an expected winner, and what was taken back.
+    by: votes and rankings of `dimension`; scores of it; or Pareto dominance over `dimensions`, whose scores are written
+    into each row whatever decides. aspects: further dimensions of the votes, which are kept beside. labels, at_least:
+    as of `prefer_from_votes`.
     """
     groups: dict[str, dict[str, Sample]] = {}
     for sample in samples:
         groups.setdefault(sample.prompt, {}).setdefault(sample.id, sample)
     prompt_of = {sample: prompt for prompt, group in groups.items() for sample in group}
-    votes_of = _grouped((prompt_of.get(vote.a), vote) for vote in votes)
+    out = {retraction.of for retraction in retractions}
+    known = {comparison.id for comparison in comparisons if comparison.expected}
+    votes_of = _grouped((prompt_of.get(v.a), v) for v in votes if v.id not in out and v.comparison not in known)
+    ranked = (r for r in rankings if r.id not in out and r.comparison not in known)
+    rankings_of = _grouped((prompt_of.get(ranking.groups[0][0]), ranking) for ranking in ranked)
     scores_of = _grouped((prompt_of.get(score.sample), score) for score in scores)
+
+    def voted(prompt: str, name: str) -> tuple[Array, Array]:
+        given, told = votes_of.get(prompt, ()), rankings_of.get(prompt, ())
+        ids = list(groups[prompt])
+        return prefer_from_votes(ids, given, name, rankings=told, labels=labels, at_least=at_least)
+
     for prompt, group in groups.items():
         ids = list(group)
         counts: Array | None = None
         if by == "votes":
-            prefer, counts = prefer_from_votes(ids, votes_of.get(prompt, ()), dimension)
+            prefer, counts = voted(prompt, dimension)
         else:
             judged = [dimension] if by == "scores" else dimensions
             prefer = pareto(score_table(ids, scores_of.get(prompt, ()), judged))
-        told = {name: prefer_from_votes(ids, votes_of.get(prompt, ()), name) for name in aspects}
+        told = {name: voted(prompt, name) for name in aspects}
         beside = [Aspect(name, p.tolist(), n.tolist()) for name, (p, n) in told.items() if n.any()]
         if np.isnan(prefer).all() and not beside:
             continue

@@ -27,11 +27,8 @@ def sample(number: int, **changes: Any) -> Sample:
 
 def pair(number: int, wanted: int = 3, **changes: Any) -> Comparison:
     shown = (f"s{2 * number}", f"s{2 * number + 1}")
-    return Comparison(
-        **{"id": f"c{number}", "prompt": f"prompt {number}", "samples": shown, "wanted": wanted}
-        | {"time": TIME}
-        | changes
-    )
+    given = {"id": f"c{number}", "prompt": f"prompt {number}", "samples": shown, "wanted": wanted, "time": TIME}
+    return Comparison(**(given | changes))
 
 
 def filled(store: Store, pairs: int, wanted: int = 3, **changes: Any) -> Store:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import re
 from pathlib import Path
 
@@ -62,7 +61,7 @@ def test_another_content_under_a_known_id_is_refused(opened):
     ):
         with pytest.raises(StoreError, match=said):
             add([record])
-    with pytest.raises(StoreError, match="v9 .*choice"):  # within one call, too: nothing of it is stored
+    with pytest.raises(StoreError, match=r"v9 .*choice"):  # within one call, too: nothing of it is stored
         store.add_votes([dataclasses.replace(VOTE, id="v9"), dataclasses.replace(VOTE, id="v9", choice="b")])
     assert [v.id for v in store.votes()] == ["v1"]
 
@@ -197,7 +196,7 @@ def test_a_project_is_made_once(tmp_path: Path):
     (tmp_path / "other" / "thesis.tex").write_text("")
     with pytest.raises(ConfigError, match=r"holds thesis.tex and is no project"):
         project.create(tmp_path / "other")
-    with pytest.raises(ConfigError, match="no project.yaml"):
+    with pytest.raises(ConfigError, match=r"no project\.yaml"):
         Store.open(tmp_path / "nowhere")
 
 
@@ -223,9 +222,9 @@ def test_a_password_is_neither_written_nor_told(tmp_path: Path, monkeypatch: pyt
 
 def test_a_reader_of_an_empty_folder_is_told(tmp_path: Path):
     project.create(tmp_path / "p")
-    with pytest.raises(StoreError, match="holds no palate.db yet"):
+    with pytest.raises(StoreError, match=r"holds no palate\.db yet"):
         Store.open(tmp_path / "p", write=False)
-    assert not os.path.exists(tmp_path / "p" / "palate.db")
+    assert not (tmp_path / "p" / "palate.db").exists()
 
 
 def test_a_sample_needs_a_medium_of_the_project(opened):
