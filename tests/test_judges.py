@@ -153,6 +153,11 @@ def test_a_scorer_for_other_things_is_not_refused():
         golden.check("v", Judge(videos))
 
 
+def test_a_noisy_judge_is_not_taken_for_one_that_looks_at_the_batch():
+    dice = np.random.default_rng(0)
+    golden.check("noisy", lambda p, m: {"x": dice.normal(size=len(m))})
+
+
 def test_the_check_is_made_where_scorers_are_found():
     with pytest.raises(ConfigError, match=r"scorer tests.test_judges:same gives 1 to everything"):
         lookup.weighted({"tests.test_judges:same": 1.0})

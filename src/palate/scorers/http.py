@@ -33,6 +33,8 @@ class HttpScorer:
     Nothing is asked before the first call, or before `dimensions` or `check` is.
     """
 
+    golden = None  # what it judges is known to its server alone, which makes the check for what it serves
+
     def __init__(self, service: Service, fingerprint: str = "") -> None:
         """fingerprint: the one that the server must say, "" for whichever it says first."""
         self._service, self._pinned = service, fingerprint

@@ -76,6 +76,7 @@ class VlmJudge:
 
     dimensions = ("vlm_judge",)
     groupwise = True  # a score says something among the candidates of a prompt in one call only
+    golden = None  # so the golden check's single samples would tell nothing, at the price of real questions
 
     def __init__(self, service: Service, model: str, question: str = QUESTION) -> None:
         """service: at the API's base address, which ends in /v1 as a rule."""
