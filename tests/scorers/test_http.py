@@ -175,7 +175,7 @@ def test_the_command_serves_a_scorer_without_torch(tmp_path, monkeypatch):
     (tmp_path / "plain_scorer").mkdir()
     (tmp_path / "plain_scorer" / "__init__.py").write_text("")
     (tmp_path / "plain_scorer" / "one.py").write_text(
-        "import numpy as np\nclass One:\n"
+        "import numpy as np\nclass One:\n    golden = None\n"
         "    def __call__(self, prompts, media): return {'one': np.ones(len(prompts))}\n"
         "def load(): return One()\n"
     )

@@ -25,7 +25,8 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 from PIL import Image
 
-from palate import __version__, durable, plugins, remote, wire
+from palate import __version__, durable, remote, wire
+from palate.doors import judges
 
 PROTOCOL = "palate-scorer/1"
 MAX_ITEMS = 256  # samples in one request
@@ -75,8 +76,13 @@ def find(name: str) -> Any:
         from palate.doors import lookup
 
         return lookup.find_scorer(name)
-    found = plugins.find("scorers", name)
-    return found.load() if hasattr(found, "load") else found
+    return judges.load(name, _pick_device)
+
+
+def _pick_device(wanted: str) -> str:
+    from palate.doors import lookup  # only for scorers that run on a device, and so bring torch
+
+    return lookup.pick_device(wanted)
 
 
 def default_token_file() -> Path:
