@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,26 +46,19 @@ def sample(
     `palate.editing`): one for all prompts, or one prompt for all, or as many of each. They are scaled to cover the size
     that the model draws, and cropped to its middle.
     """
-    lines = [prompt.text for prompt in lookup.prompt_lines(prompts)]
-    texts = list(dict.fromkeys(lines))
     asked = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, "eta": eta}
-    originals = _originals(image, strength, lines)
-    rows = originals.rows if originals else [(text, None) for text in texts]
-    made_of = {"model": model, "seed": seed, "prompts_sha256": digest(originals.texts if originals else texts), **asked}
-    if len(rows) < len(lines):
-        print(f"{len(lines) - len(rows)} lines of {prompts} repeat a prompt: it is drawn once (-k draws more of each)")
+    order = ordered(model, prompts, seed=seed, image=image, strength=strength, **asked)
     with durable.locked(out):
-        same_folder(out / "sampling.json", made_of | (originals.made_of if originals else {}), "samples")
-        wanted = [(i, j) for i in range(len(rows)) for j in range(k) if not _picture(out, i, j).is_file()]
-        if wanted:
-            policy = lookup.load_arm(model)
-            how = {"seed": seed, **lookup.settings_of(model, policy, **asked)}
-            draw = originals.draw(policy, how) if originals else partial(_drawn, policy, how)
-            _draw(out, draw, rows, wanted, batch_size)
+        same_folder(out / "sampling.json", order.made_of, "samples")
+        wanted = [(i, j) for i in range(len(order.rows)) for j in range(k) if not _picture(out, i, j).is_file()]
+        for i, j, picture in order.draw(wanted, batch_size):
+            aside = _picture(out, i, j).with_suffix(".partial")
+            picture.save(aside, "PNG")
+            aside.replace(_picture(out, i, j))
         made = [
             {"prompt": text, "file": _picture(out, i, j).name, "candidate": j, "seed": seed, "model": model}
-            | ({"image": path.name, "strength": originals.strength} if originals and path else {})
-            for i, (text, path) in enumerate(rows)
+            | ({"image": path.name, "strength": order.originals.strength} if order.originals and path else {})
+            for i, (text, path) in enumerate(order.rows)
             for j in range(k)
         ]
         (out / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in made), encoding="utf-8")
@@ -74,6 +68,49 @@ def sample(
 
 Row = tuple[str, Path | None]  # a prompt, and the picture that it changes
 Draw = Callable[[Sequence[Row], Sequence[str], int], list[Any]]
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be drawn. rows: of which each has its candidates. made_of: by what they are known again."""
+
+    model: str
+    seed: int
+    asked: Mapping[str, Any]
+    rows: Sequence[Row]
+    originals: _Originals | None
+    made_of: Mapping[str, Any]
+
+    def draw(self, wanted: Sequence[tuple[int, int]], batch_size: int) -> Iterator[tuple[int, int, Image.Image]]:
+        """Row, candidate and picture of each that is wanted; nothing is loaded if none is."""
+        if not wanted:
+            return
+        policy = lookup.load_arm(self.model)
+        how = {"seed": self.seed, **lookup.settings_of(self.model, policy, **self.asked)}
+        draw = self.originals.draw(policy, how) if self.originals else partial(_drawn, policy, how)
+        with contextlib.closing(Progress(len(wanted), 0, what="picture")) as bar:
+            for start in range(0, len(wanted), batch_size):
+                part = wanted[start : start + batch_size]
+                rows, ids = [self.rows[i] for i, _ in part], [f"{self.rows[i][0]}/{j}" for i, j in part]
+                media = draw(rows, ids, batch_size)
+                if not all(isinstance(picture, Image.Image) for picture in media):
+                    raise ConfigError("the model makes no pictures, and palate sample writes nothing else")
+                yield from ((i, j, picture) for (i, j), picture in zip(part, media, strict=True))
+                bar.advance(len(part))
+
+
+def ordered(
+    model: str, prompts: str | Path, *, seed: int, image: str | Path | None, strength: float | None, **asked: Any
+) -> Order:
+    """Checked before anything is drawn. asked: settings of the sampler, None for the model's own."""
+    lines = [prompt.text for prompt in lookup.prompt_lines(prompts)]
+    texts = list(dict.fromkeys(lines))
+    originals = _originals(image, strength, lines)
+    rows: Sequence[Row] = originals.rows if originals else [(text, None) for text in texts]
+    if len(rows) < len(lines):
+        print(f"{len(lines) - len(rows)} lines of {prompts} repeat a prompt: it is drawn once (-k draws more of each)")
+    known = {"model": model, "seed": seed, "prompts_sha256": digest(originals.texts if originals else texts), **asked}
+    return Order(model, seed, asked, rows, originals, known | (originals.made_of if originals else {}))
 
 
 def _drawn(
@@ -141,21 +178,6 @@ def fitted(path: Path, size: tuple[int, int]) -> Image.Image:
     except MediaError as error:
         raise ConfigError(f"--image {path}: {error}") from None
     return picture if picture.size == size else ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
-
-
-def _draw(out: Path, draw: Draw, rows: Sequence[Row], wanted: Sequence[tuple[int, int]], batch_size: int) -> None:
-    """Pictures (row, candidate), each written whole or not at all."""
-    with contextlib.closing(Progress(len(wanted), 0, what="picture")) as bar:
-        for start in range(0, len(wanted), batch_size):
-            part = wanted[start : start + batch_size]
-            media = draw([rows[i] for i, _ in part], [f"{rows[i][0]}/{j}" for i, j in part], batch_size)
-            if not all(isinstance(picture, Image.Image) for picture in media):
-                raise ConfigError("the model makes no pictures, and palate sample writes nothing else")
-            for (i, j), picture in zip(part, media, strict=True):
-                aside = _picture(out, i, j).with_suffix(".partial")
-                picture.save(aside, "PNG")
-                aside.replace(_picture(out, i, j))
-            bar.advance(len(part))
 
 
 def _picture(out: Path, row: int, candidate: int) -> Path:
