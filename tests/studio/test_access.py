@@ -118,7 +118,9 @@ def test_a_revoked_an_altered_and_an_expired_token_let_nobody_in(studio):
     _, store, client = studio
     rater = make.person(client, store)
     assert rater.get("/").status_code == 200
-    altered = make.Person(client, make.client_cookie(store), rater.token[:-1] + ("A" if rater.token[-1] != "A" else "B"))
+    altered = make.Person(
+        client, make.client_cookie(store), rater.token[:-1] + ("A" if rater.token[-1] != "A" else "B")
+    )
     assert altered.get("/").status_code == 401
     store.revoke(rater.id)
     assert rater.get("/").status_code == 401

@@ -24,7 +24,7 @@ def create(store: Store, *, hosts: Iterable[str] = (), win_rates: WinRates | Non
     hosts: names beside those of the loopback under which it may be reached. win_rates: for the dashboard.
     """
     studio = Studio(store, win_rates)
-    app = FastAPI(title="Palate studio", docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(title="Palate studio", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.state.studio = studio
     for part in (entrance, labelling, dashboard):
         app.include_router(part.routes(studio))

@@ -85,7 +85,7 @@ def _flac(file: BinaryIO, size: int) -> Iterator[Patch]:
 
 def _mp3(file: BinaryIO, size: int) -> Iterator[Patch]:
     head = _at(file, 0, 10)
-    if head[:3] == b"ID3":
+    if head[:3] == b"ID3" and len(head) == 10:
         length = sum((byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))
         yield Patch(10, bytes(min(length, size - 10)))
     if size >= 128 and _at(file, size - 128, 3) == b"TAG":

@@ -21,7 +21,7 @@ let shown = null;  // what is on the desk: { task, play, ranking }
 let past = [];  // { key, task } of the latest answers
 const answered = new Set();  // leases
 let progress = null, unsaved = 0, session = 0;
-let asking = null, undoing = false, said = "";
+let asking = null, undoing = false, said = "", heardOf = 0;
 let pressed = 0;  // when the key of the last answer went down
 
 // --- tasks -------------------------------------------------------------------------------------------------------------
@@ -39,16 +39,19 @@ function taskOf(lease) {
 const loaded = (task) => task.viewers.every((one) => one.loaded);
 
 // Keeps enough at hand. Leases that ran out unseen are dropped: the studio has given them to others.
-async function fill() {
+async function fill(anyway = false) {
   if (asking) return asking;
   asking = (async () => {
+    const before = heardOf;
     try {
       const now = performance.now();
       for (let i = queue.length - 1; i > 0; i--) if (queue[i].until < now + 5000) discard(queue.splice(i, 1)[0]);
-      if (queue.length >= AHEAD) return;
+      if (queue.length >= AHEAD && !anyway) return;
       const others = tabs.others(), unsent = outbox.leases();
       const reply = await post("/api/lease", { n: Math.min(AHEAD + others.size + unsent.size, 16) });
-      progress = reply.progress;
+      // What was saved while the reply was under way may not be counted in it.
+      const done = heardOf === before ? reply.progress.done : Math.max(reply.progress.done, progress?.done ?? 0);
+      progress = { ...reply.progress, done };
       for (const lease of reply.leases) {
         const known = queue.find((task) => task.id === lease.id);
         if (known) known.until = performance.now() + 1000 * lease.seconds;
@@ -277,7 +280,9 @@ async function takenBack(last) {
 }
 
 outbox.addEventListener("told", ({ detail }) => {
-  if (detail.status === "saved") { if (progress) progress.done++; }
+  heardOf += detail.status !== "waiting";
+  if (detail.status === "saved" && progress) progress.done++;
+  if (detail.status === "known") fill(true);  // it was counted when its first reply was lost
   if (detail.status === "late" || detail.status === "failed") past = past.filter(({ key }) => key !== detail.key);
   if (detail.status === "late") toast("That one had been given to somebody else meanwhile: this answer is not counted.", true);
   if (detail.status === "failed") toast(`An answer could not be saved: ${detail.why}`, true);

@@ -5,13 +5,14 @@
 import { post, Refused, later } from "./net.js";
 
 const PAUSES = [1, 2, 4, 8, 15];  // seconds between attempts
-const OTHERS = 15_000;  // an entry of another tab is left to it for so long
+const OTHERS = 15_000;  // an entry of another open tab is left to it for so long
 
 export class Outbox extends EventTarget {
   constructor(space) {
     super();
     this.prefix = `palate:${space}:out:`;
     this.lost = `palate:${space}:failed:`;
+    this.tabs = `palate:${space}:tab:`;
     this.tab = Math.random().toString(36).slice(2, 10);
     this.count = 0;
     this.attempt = 0;  // in a row without success
@@ -100,7 +101,7 @@ export class Outbox extends EventTarget {
 
   async pump() {
     for (;;) {
-      const entry = this.entries().find((one) => one.tab === this.tab || Date.now() - one.at > OTHERS);
+      const entry = this.entries().find((one) => this.mine(one));
       if (!entry) {
         this.trouble = "";
         await this.sleep(5000);
@@ -108,6 +109,11 @@ export class Outbox extends EventTarget {
         await this.sleep(1000 * PAUSES[Math.min(this.attempt++, PAUSES.length - 1)]);
       }
     }
+  }
+
+  // Also what a tab left behind that is closed or was reloaded.
+  mine(entry) {
+    return entry.tab === this.tab || localStorage.getItem(this.tabs + entry.tab) === null || Date.now() - entry.at > OTHERS;
   }
 
   sleep(milliseconds) {
