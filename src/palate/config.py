@@ -67,7 +67,9 @@ class ModelSettings(Strict):
         None, min_length=1, description="A LoRA of your own, part of the base: hub id, file, folder, or a run's folder."
     )
     lora: LoraSettings | None = Field(default_factory=LoraSettings, description="Null trains all of the denoiser.")
-    check_kind: bool = Field(True, description="Refuse a stated kind of prediction that pictures contradict.")
+    check_kind: bool = Field(
+        True, description="Refuse a stated kind of prediction that pictures plainly contradict; a world's is known."
+    )
 
 
 class AlgorithmSettings(Strict):

@@ -290,5 +290,21 @@ def test_a_wrong_prediction_type_is_found_on_data(does: str) -> None:
     held = policy("sd15")
     check_prediction_kind(Knowing(held, does, does), pictures(), ["a", "b"])
     wrong = "v" if does == "epsilon" else "epsilon"
-    with pytest.raises(ValueError, match=rf"says it predicts {wrong}, .* nearest to {does} .*prediction_type"):
+    with pytest.raises(
+        ValueError, match=rf"says it predicts {wrong}, .* nearest to {does} .*prediction_type.*model.check_kind: false"
+    ):
         check_prediction_kind(Knowing(held, wrong, does), pictures(), ["a", "b"])
+
+
+def test_pictures_unlike_all_that_a_model_knows_tell_no_kind() -> None:
+    """No kind fits them: advice to correct a right config would break the model."""
+    held = policy("sd15")
+    lost = Knowing(held, "v", "epsilon")
+    lost.predict = lambda x_t, t, cond: 0.1 * x_t  # type: ignore[method-assign]
+    said = check_prediction_kind(lost, pictures(), ["a", "b"])
+    assert "cannot be told on these pictures" in said and "model.check_kind: false" in said
+    near = Knowing(held, "v", "epsilon")
+    told = near.predict
+    near.predict = lambda x_t, t, cond: 0.35 * told(x_t, t, cond)  # type: ignore[method-assign]
+    assert "cannot be told" in check_prediction_kind(near, pictures(), ["a", "b"])
+    assert check_prediction_kind(Knowing(held, "v", "v"), pictures(), ["a", "b"]) == ""

@@ -79,12 +79,15 @@ def read_preferences(folder: str | Path, max_bad_fraction: float) -> list[tuple[
     return rows
 
 
-def check_kind(policy: DiffusionPolicy, rows: Sequence[tuple[Preference, Sequence[Any]]], n: int = 16) -> None:
-    """Refuses a model whose stated kind of prediction is not the one it was trained for, judged on some pictures."""
+def check_kind(policy: DiffusionPolicy, rows: Sequence[tuple[Preference, Sequence[Any]]], n: int = 16) -> str:
+    """Refuses a model whose stated kind of prediction is plainly not the one it was trained for, by some pictures.
+
+    Returns what to warn of where they do not tell, "" where all is well.
+    """
     shown = [(medium, row.prompt) for row, media in rows for medium in media if medium is not None][:n]
     if (size := geometry.size_of(policy)) is not None:
         shown = [(geometry.fitted(medium, size), prompt) for medium, prompt in shown]
-    check_prediction_kind(policy, [medium for medium, _ in shown], [prompt for _, prompt in shown])
+    return check_prediction_kind(policy, [medium for medium, _ in shown], [prompt for _, prompt in shown])
 
 
 def sample_of(reader: datasets.Reader, n: int = 16) -> list[tuple[Preference, list[Any]]]:

@@ -167,9 +167,11 @@ def _source(
     """Stored preferences, or rounds of the policy's own samples."""
     if recipe.data and cache:
         reader = _reader(recipe.data, path)
-        if recipe.model.check_kind:
-            encoding.check_kind(policy, encoding.sample_of(reader))
         folder, processes = Path(recipe.output), join(policy.device)
+        if recipe.model.check_kind and not recipe.model.name.startswith(lookup.WORLD):  # whose own weights are known
+            doubt = encoding.check_kind(policy, encoding.sample_of(reader))
+            if doubt and processes.first:
+                print(f"warning: {doubt}")
         with _change(recipe.data, folder, processes.rank) as change:
             rows = encoding.stored(
                 policy,
