@@ -27,7 +27,7 @@ def run_module(monkeypatch):
     for verb in ("train", "sample", "compare", "export"):
         setattr(module, verb, lambda *a, verb=verb, **k: calls.append((verb, a, k)))
     module.calls = calls
-    for name in ("run", "drawing", "exporting"):
+    for name in ("run", "drawing", "exporting", "comparing"):
         monkeypatch.setitem(sys.modules, f"palate.doors.{name}", module)
     return module
 

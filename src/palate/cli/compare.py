@@ -12,8 +12,12 @@ from palate.cli.options import BatchSize, Eta, Guidance, Out, Prompts, Seed, Ste
 
 @app.command()
 def compare(
-    a: Annotated[str, typer.Argument(metavar="A", help="The model to beat: hub id, folder, or world:shapes.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="The other: likewise, or a run folder.")],
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="A B [C ...]", help="The model to beat, then others: hub id, folder, run, world:shapes."
+        ),
+    ],
     prompts: Prompts,
     scorer: Annotated[
         list[str],
@@ -22,6 +26,9 @@ def compare(
             "unless NAME=WEIGHT says how to add them up."
         ),
     ],
+    held_out_scorer: Annotated[
+        list[str] | None, typer.Option(help="A judge kept apart from what was trained on; may be repeated.")
+    ] = None,
     n: Annotated[int, typer.Option("-n", min=1, help="Seeds of each prompt.")] = 2,
     out: Out = Path("runs/compare"),
     seed: Seed = 0,
@@ -30,17 +37,17 @@ def compare(
     eta: Eta = None,
     batch_size: BatchSize = 8,
 ) -> None:
-    """Win rates of two models on the same prompts and seeds.
+    """Win rates of two or more models on the same prompts and seeds.
 
     The same command again prints what it found.
     """
-    from palate.doors.run import compare as run
+    from palate.doors.comparing import compare as run
 
     run(
-        a,
-        b,
+        models,
         prompts=prompts,
         scorers=scorer,
+        held_out=held_out_scorer or (),
         n=n,
         out=out,
         seed=seed,

@@ -127,7 +127,7 @@ def summary(
     judged = comparing.judge(base, tuned, None if apart else weights or dict.fromkeys(base.scores, 1.0))
     wins = {by: judged.verdict} if judged.verdict else {name: found.wins for name, found in judged.dimensions.items()}
     return {
-        **(_headline(next(iter(wins.values()))) if len(wins) == 1 else {}),
+        **(headline(next(iter(wins.values()))) if len(wins) == 1 else {}),
         "base": {name: found.b.mean for name, found in judged.dimensions.items()},
         "tuned": {name: found.a.mean for name, found in judged.dimensions.items()},
         "wins": {judge: asdict(verdict) for judge, verdict in wins.items()},
@@ -136,7 +136,8 @@ def summary(
     }
 
 
-def _headline(verdict: WinRate) -> dict[str, Any]:
+def headline(verdict: WinRate) -> dict[str, Any]:
+    """The one verdict of a result, where there is but one."""
     return {
         "win_rate": verdict.rate,
         "win_rate_ci95": list(verdict.ci95),

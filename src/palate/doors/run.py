@@ -1,12 +1,9 @@
-"""What the commands do: train by a recipe, compare. Each writes a folder that another command can read."""
+"""`palate train`: trains by a recipe, into a folder that other commands can read."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +11,12 @@ import torch
 
 from palate import config, datasets, durable, plugins, views
 from palate.config import AlgorithmSettings, ConfigError, DataSettings, Recipe
-from palate.doors import assembly, drawing, encoding, judging, lookup
-from palate.evaluation import compare as comparing
+from palate.doors import assembly, encoding, judging, lookup
 from palate.evaluation import report
 from palate.models.diffusion import DiffusionPolicy
 from palate.relabel import Relabel
 from palate.training.cache import TensorCache, default_folder
 from palate.training.labels import Labels
-from palate.training.logs import Progress
 from palate.training.offline import Offline
 from palate.training.online import Online
 from palate.training.processes import Processes, join
@@ -269,110 +264,3 @@ def local_places(recipe: Recipe, beside: Path) -> list[str]:
         for place, name in named.items()
         if isinstance(name, str) and any(path.expanduser().exists() for path in (Path(name), beside / name))
     ]
-
-
-# --- compare ----------------------------------------------------------------------------------------------------------
-
-COMPARISON = "comparison.json"  # what a comparison's folder was made of
-
-
-def compare(
-    a: str,
-    b: str,
-    *,
-    prompts: str | Path,
-    scorers: Sequence[str],
-    n: int,
-    out: Path,
-    seed: int,
-    num_inference_steps: int | None = None,
-    guidance_scale: float | None = None,
-    eta: float | None = None,
-    batch_size: int = 8,
-) -> Path:
-    """b against a on the same prompts from the same noise: result.json and report.html in out. Again: only printed.
-
-    scorers: names, whose scores are judged one by one, or `name=weight`, whose weighted sum is. Raises ConfigError for
-    a folder that holds another comparison, or any other result.
-    """
-    texts, (weights, added_up) = lookup.read_prompts(prompts), _weights(scorers)
-    asked = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, "eta": eta}
-    made_of = {"a": a, "b": b, "seed": seed, "n": n, "prompts_sha256": drawing.digest(texts), "scorers": list(scorers)}
-    with durable.locked(out):
-        if _compared(out, made_of | asked):
-            print(f"{out} is finished")
-        else:
-            scorer = lookup.weighted(weights)
-            scorer.check(texts)
-            lookup.check_arm(b)  # before a is sampled
-            run_arm = partial(comparing.run_arm, prompts=texts, scorer=scorer, n=n, seed=seed)
-            arms, settings = _arms((a, b), run_arm, len(texts) * n, asked, batch_size)
-            judges = " + ".join(f"{weight:g} x {name}" for name, weight in weights.items()) if added_up else ""
-            facts = {
-                "title": f"{b} against {a}",
-                "a": a,
-                "b": b,
-                "seed": seed,
-                "sampling": settings,
-                "data": {"base": a, "tuned": b, "judged by": judges or ", ".join(scorers)},
-            }
-            judging.write_json(out / COMPARISON, made_of | asked)
-            judging.publish(out, facts | judging.summary(arms[0], arms[1], out, apart=not added_up))
-        _tell(out)
-    return out
-
-
-def _weights(scorers: Sequence[str]) -> tuple[dict[str, float], bool]:
-    """Weights by scorer, 1 each where none is given, and whether they were given. Raises ConfigError."""
-    weights: dict[str, float] = {}
-    for text in scorers:
-        name, equals, number = text.partition("=")
-        try:
-            weight = float(number) if equals else 1.0
-        except ValueError:
-            weight = math.nan
-        if not math.isfinite(weight):
-            raise ConfigError(f"--scorer {text}: {number!r} is not a number")
-        if name in weights:
-            raise ConfigError(f"--scorer {name} is given twice")
-        weights[name] = weight
-    given = {"=" in text for text in scorers}
-    if len(given) > 1:
-        raise ConfigError(f"--scorer {' '.join(scorers)}: give each scorer a weight or none")
-    return weights, given == {True}
-
-
-def _compared(out: Path, made_of: Mapping[str, Any]) -> bool:
-    """Whether the folder holds this comparison's result. Raises ConfigError if it holds another, or a run's."""
-    held = out / COMPARISON
-    if not (out / "result.json").is_file():
-        return False
-    if not held.is_file():
-        raise ConfigError(f"{out} holds another result; choose another --out")
-    drawing.same_folder(held, made_of, "comparisons")
-    return True
-
-
-def _arms(
-    models: Sequence[str], run_arm: Callable[..., comparing.Arm], pictures: int, asked: Mapping[str, Any], batch: int
-) -> tuple[list[comparing.Arm], dict[str, Any]]:
-    """What each model makes, by one sampler for all, the first's: what is compared is the models."""
-    arms: list[comparing.Arm] = []
-    settings: dict[str, Any] = {}
-    for model in models:
-        policy = lookup.load_arm(model)
-        settings = settings or lookup.settings_of(model, policy, **asked)
-        with contextlib.closing(Progress(pictures, 0, what="picture")) as bar:
-            arms.append(run_arm(policy, settings=settings | {"batch_size": batch}, progress=bar.advance))
-    return arms, settings
-
-
-def _tell(out: Path) -> None:
-    """The verdicts of a comparison, one a line, and where its page is."""
-    facts = json.loads((out / "result.json").read_text(encoding="utf-8"))
-    for judge, won in facts["wins"].items():
-        low, high = won["ci95"]
-        between = "no interval from one prompt" if low is None else f"95% interval {low:.1%} to {high:.1%}"
-        name = f"{judge} ({facts['data']['judged by']})" if judge == "reward" else judge
-        print(f"{name}: {facts['b']} wins {won['rate']:.1%} of {won['n']} pairs ({between}, {won['ties']:.0%} ties)")
-    print(out / "report.html")

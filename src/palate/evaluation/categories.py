@@ -35,7 +35,7 @@ def by_category(won: ArrayLike, prompts: Sequence[str], categories: Sequence[str
     for name in dict.fromkeys(categories):
         rows = np.flatnonzero((names == name) & ~np.isnan(values))
         if name and len(rows):
-            found[name] = win_rate_of(values[rows], [prompts[row] for row in rows], seed=seed)
+            found[name] = win_rate_of(values[rows], [prompts[row] for row in rows.tolist()], seed=seed)
     adjusted = holm([wins.p for wins in found.values()])
     return [Row(name, wins, p) for (name, wins), p in zip(found.items(), adjusted, strict=True)]
 

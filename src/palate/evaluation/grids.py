@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -42,6 +43,14 @@ def grid(
         if labels is not None:
             draw.text((left, top + height + 3), _cut(labels[place], width, font), fill=INK, font=font)
     return sheet
+
+
+def still(medium: Any) -> Image.Image:
+    """A picture of a medium: itself, or the middle frame of a video. Raises ValueError for what has none."""
+    frame = medium[len(medium) // 2] if isinstance(medium, list | tuple) and medium else medium
+    if not isinstance(frame, Image.Image):
+        raise ValueError(f"a {type(medium).__name__} cannot be shown as a picture")
+    return frame
 
 
 def _cut(text: str, width: float, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:

@@ -264,7 +264,7 @@ def _grids(folder: Path, taken: set[str]) -> list[tuple[str, Image.Image]]:
 
 
 def _win_rate(entry: Mapping[str, Any]) -> WinRate:
-    known = {name: math.nan if value is None else value for name, value in entry.items()}
+    known: dict[str, Any] = {name: math.nan if value is None else value for name, value in entry.items()}
     return WinRate(**known | {name: _ends(entry[name]) for name in entry if name.endswith("95")})
 
 

@@ -1,0 +1,281 @@
+"""`palate compare`: two or more models on the same prompts from the same noise, judged by scorers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from palate import durable
+from palate.config import ConfigError
+from palate.doors import drawing, judging, lookup
+from palate.evaluation import compare as comparing
+from palate.evaluation import grids, report, verdict, win_rate
+from palate.prompts import Prompt
+from palate.training.logs import Progress
+
+COMPARISON = "comparison.json"  # what a comparison's folder was made of
+SHOWN = 24  # prompts whose pictures are kept, the first ones: a page that chose its pictures could show anything
+
+
+def compare(
+    models: Sequence[str],
+    *,
+    prompts: str | Path,
+    scorers: Sequence[str],
+    held_out: Sequence[str] = (),
+    n: int,
+    out: Path,
+    seed: int,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    eta: float | None = None,
+    batch_size: int = 8,
+) -> Path:
+    """Each model against each other, the first the one to beat: result.json and report.html in out. Again: printed.
+
+    scorers: names, whose scores are judged one by one, or `name=weight`, whose weighted sum is. held_out: further
+    scorers, kept apart: never added up. Raises ConfigError for fewer than two models, one twice, a judge given twice,
+    or a folder that holds another comparison, or any other result.
+    """
+    if len(models) < 2 or (len(set(models)) < len(models) and len(models) > 2):
+        raise ConfigError(f"palate compare takes two models or more, each once; got {', '.join(models)}")
+    rows, judges = lookup.prompt_rows(prompts), Judges(scorers, held_out)
+    asked = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, "eta": eta}
+    texts = [row.text for row in rows]
+    made_of = {
+        "models": list(models), "seed": seed, "n": n, "prompts_sha256": drawing.digest(texts),
+        "scorers": list(scorers), "held_out": list(held_out), **asked,
+    }  # fmt: skip
+    with durable.locked(out):
+        if compared(out, made_of):
+            print(f"{out} is finished")
+        else:
+            judges.scorer.check(texts)
+            for model in models[1:]:
+                lookup.check_arm(model)  # before the first is sampled
+            arms, settings = _arms(models, texts, judges.scorer, n, seed, asked, batch_size)
+            judging.write_json(out / COMPARISON, made_of)
+            facts = {
+                "title": f"{models[-1]} against {models[0]}" if len(models) == 2 else " against ".join(models),
+                "seed": seed,
+                "sampling": settings,
+                "data": {"models": ", ".join(models), "prompts": f"{prompts} ({len(texts)})", "judged by": judges.told},
+                "versions": report.versions(),
+            }
+            judging.publish(out, facts | judged(models, arms, rows, n, judges, out))
+        tell(out)
+    return out
+
+
+class Judges:
+    """The scorers of a comparison and what they are to the models. Raises ConfigError for what cannot be."""
+
+    def __init__(self, scorers: Sequence[str], held_out: Sequence[str]) -> None:
+        weights, self.added_up = _weights(scorers)
+        kept, weighed = _weights(held_out)
+        if weighed:
+            raise ConfigError(f"--held-out-scorer {' '.join(held_out)}: judges held out are not added up; no weights")
+        if twice := sorted(set(weights) & set(kept)):
+            raise ConfigError(f"{twice[0]} is given as --scorer and as --held-out-scorer: choose one")
+        self._held_out = [lookup.split_scorer(name) for name in kept]
+        self.scorer = lookup.weighted(weights | kept)
+        summed = " + ".join(f"{weight:g} x {name}" for name, weight in weights.items())
+        apart = ", ".join(kept)
+        self.told = (summed if self.added_up else ", ".join(weights)) + (f"; held out: {apart}" if apart else "")
+
+    def held_out(self, score: str) -> bool:
+        """Whether a score is of a judge held out, once the scorer has been asked."""
+        return _among(self.scorer.origins[score], self._held_out)
+
+    def of_training(self, score: str, rewards: Sequence[tuple[str, str]]) -> bool:
+        return _among(self.scorer.origins[score], rewards)
+
+
+def _among(origin: tuple[str, str], specified: Sequence[tuple[str, str]]) -> bool:
+    """Whether a score is one of these scorers', or of the dimension of one that they name."""
+    return any(origin[0] == name and dimension in ("", origin[1]) for name, dimension in specified)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a model was trained on, as far as its run's folder tells."""
+
+    model: str
+
+    @cached_property
+    def rewards(self) -> list[tuple[str, str]]:
+        """Scorers that were its reward, or labelled its preferences; none for what is no run's folder."""
+        if lookup.base_of(Path(self.model)) is None:
+            return []
+        recipe = lookup.recipe_of(Path(self.model))
+        given = [(recipe.get("rollout") or {}).get("scorers"), (recipe.get("data") or {}).get("relabel")]
+        return [lookup.split_scorer(name) for scorers in given for name in scorers or {}]
+
+
+def judged(
+    models: Sequence[str], arms: Sequence[comparing.Arm], rows: Sequence[Prompt], n: int, judges: Judges, out: Path
+) -> dict[str, Any]:
+    """All that result.json says of the models."""
+    names = list(arms[0].scores)
+    roles = {
+        model: {name: verdict.REWARD for name in names if judges.of_training(name, Trained(model).rewards)}
+        for model in models
+    }
+    rewards = {name for own in roles.values() for name in own}
+    kinds = {name: verdict.HELD_OUT for name in names if judges.held_out(name)} | dict.fromkeys(rewards, verdict.REWARD)
+    facts: dict[str, Any] = {"models": list(models), "warnings": _warnings(models, roles, judges)}
+    apart = [name for name in names if judges.held_out(name)]
+    weights = {name: 1.0 for name in names if name not in apart}
+    if judges.added_up:
+        for arm in arms:
+            arm.scores["reward"] = arm.reward(weights)
+    seen = ["reward", *apart] if judges.added_up else names
+    categories = [row.category for row in rows for _ in range(n)]
+    outcomes = verdict.by_scores(arms, seen, categories)
+    facts |= verdict.numbers(models, outcomes, kinds) | verdict.beside(models, arms, roles)
+    facts["judges"] = [{"name": name, "role": kinds.get(name, verdict.JUDGE)} for name in seen]
+    facts["means"] = {name: [asdict(win_rate.mean(arm.scores[name], arm.prompts)) for arm in arms] for name in seen}
+    facts["shown"] = _shown(arms, rows, n, out / "samples")
+    return facts | (_of_two(arms, weights, judges.added_up, facts) if len(models) == 2 else {})
+
+
+def _of_two(
+    arms: Sequence[comparing.Arm], weights: Mapping[str, float], added_up: bool, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The same for two models in the words of a training run's result.json."""
+    base, tuned = ({k: v for k, v in arm.scores.items() if k != "reward" or not added_up} for arm in arms)
+    pair = [comparing.Arm(arm.prompts, arm.media, own) for arm, own in zip(arms, (base, tuned), strict=True)]
+    found = comparing.judge(pair[0], pair[1], weights if added_up else None)
+    keys = win_rate.WinRate.__dataclass_fields__
+    wins = {v["judge"]: {key: v[key] for key in keys} for v in facts["verdicts"]}
+    return {
+        **(judging.headline(win_rate.WinRate(**next(iter(wins.values())))) if len(wins) == 1 else {}),
+        "base": {name: entry.b.mean for name, entry in found.dimensions.items()},
+        "tuned": {name: entry.a.mean for name, entry in found.dimensions.items()},
+        "wins": wins,
+        "dimensions": {name: asdict(entry) for name, entry in found.dimensions.items()},
+        "pairs": [{"prompt": s["prompt"], "base": s["files"][0], "tuned": s["files"][1]} for s in facts["shown"]],
+    }
+
+
+def _warnings(models: Sequence[str], roles: Mapping[str, Mapping[str, str]], judges: Judges) -> list[str]:
+    said = []
+    for model in models:
+        trained = [name for name in roles[model] if judges.held_out(name)]
+        if trained:
+            said.append(f"{model} was trained on {', '.join(trained)}, which is therefore no judge held out")
+        elif roles[model]:
+            said.append(f"{model} was trained on {', '.join(roles[model])}: that it wins by them shows little else")
+    return said
+
+
+def _shown(arms: Sequence[comparing.Arm], rows: Sequence[Prompt], n: int, folder: Path) -> list[dict[str, Any]]:
+    """Writes the first candidate of the first prompts, and says which file is what."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = ("base", "tuned") if len(arms) == 2 else tuple(f"model_{i}" for i in range(len(arms)))
+    shown = []
+    for number, row in enumerate(rows[:SHOWN]):
+        files = [f"{name}_{number:03d}.png" for name in names]
+        for file, arm in zip(files, arms, strict=True):
+            grids.still(arm.media[number * n]).save(folder / file)
+        shown.append({"prompt": row.text, "category": row.category, "files": files})
+    return shown
+
+
+def _weights(scorers: Sequence[str]) -> tuple[dict[str, float], bool]:
+    """Weights by scorer, 1 each where none is given, and whether they were given. Raises ConfigError."""
+    weights: dict[str, float] = {}
+    for text in scorers:
+        name, equals, number = text.partition("=")
+        try:
+            weight = float(number) if equals else 1.0
+        except ValueError:
+            weight = math.nan
+        if not math.isfinite(weight):
+            raise ConfigError(f"--scorer {text}: {number!r} is not a number")
+        if name in weights:
+            raise ConfigError(f"--scorer {name} is given twice")
+        weights[name] = weight
+    given = {"=" in text for text in scorers}
+    if len(given) > 1:
+        raise ConfigError(f"--scorer {' '.join(scorers)}: give each scorer a weight or none")
+    return weights, given == {True}
+
+
+def compared(out: Path, made_of: Mapping[str, Any]) -> bool:
+    """Whether the folder holds this comparison's result. Raises ConfigError if it holds another, or a run's."""
+    held = out / COMPARISON
+    if not (out / "result.json").is_file():
+        return False
+    if not held.is_file():
+        raise ConfigError(f"{out} holds another result; choose another --out")
+    drawing.same_folder(held, made_of, "comparisons")
+    return True
+
+
+def _arms(
+    models: Sequence[str],
+    texts: Sequence[str],
+    scorer: lookup.Weighted,
+    n: int,
+    seed: int,
+    asked: Mapping[str, Any],
+    batch: int,
+) -> tuple[list[comparing.Arm], dict[str, Any]]:
+    """What each model makes, by one sampler for all, the first's: what is compared is the models."""
+    arms: list[comparing.Arm] = []
+    settings: dict[str, Any] = {}
+    for model in models:
+        policy = lookup.load_arm(model)
+        settings = settings or lookup.settings_of(model, policy, **asked)
+        with contextlib.closing(Progress(len(texts) * n, 0, what="picture")) as bar:
+            how = settings | {"batch_size": batch}
+            arm = comparing.run_arm(policy, texts, scorer, n=n, seed=seed, settings=how, progress=bar.advance)
+        arms.append(arm)
+    return arms, settings
+
+
+# --- on the terminal --------------------------------------------------------------------------------------------------
+
+
+def tell(out: Path) -> None:
+    """The verdicts of a comparison as a table, what speaks against them, and where its page is."""
+    facts = json.loads((out / "result.json").read_text(encoding="utf-8"))
+    several = len(facts["models"]) > 2
+    head = [*(["who", "against"] if several else []), "judge", "wins", "95% interval", "ties", "without", "p", "pairs"]
+    rows = [[*([v["b"], v["a"]] if several else []), *_cells(v)] for v in facts["verdicts"]]
+    if not several:
+        print(f"{facts['models'][1]} against {facts['models'][0]}, judged by {facts['data']['judged by']}")
+    _print_table([head, *rows])
+    for entry in facts.get("against_first", ()):
+        if entry["guard"] and entry["guard"]["alarm"]:
+            print(f"warning: {entry['model']}: {entry['guard']['says']}")
+    for warning in facts.get("warnings", ()):
+        print(f"warning: {warning}")
+    print(out / "report.html")
+
+
+def _cells(v: Mapping[str, Any]) -> list[str]:
+    """A verdict's cells; p is Holm's, of the sign test."""
+    low, high = v["ci95"]
+    return [
+        v["judge"] if v["role"] == verdict.JUDGE else f"{v['judge']} ({v['role']})",
+        f"{v['rate']:.1%}",
+        "one prompt: none" if low is None else f"{low:.1%} to {high:.1%}",
+        f"{v['ties']:.0%}",
+        "" if v["decided"] is None else f"{v['decided']:.1%}",
+        f"{v['p_holm']:.3f}" if v["p_holm"] >= 0.001 else "<0.001",
+        str(v["n"]),
+    ]
+
+
+def _print_table(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -1,0 +1,199 @@
+"""`palate compare` on tiny pipeline folders: judged, told, shown, resumed, refused; and the verdict's numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from palate.doors import comparing
+from palate.evaluation import verdict
+from palate.evaluation.compare import Arm
+from tests import zoo
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "sd15"
+    zoo.build("sd15").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def comparison(tmp_path, model):
+    """Compares the model with itself on two captions of the world."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a large red circle on white\na small blue star on grey\n")
+    keep = {"prompts": prompts, "scorers": ["jpeg_size"], "n": 2, "seed": 0, "num_inference_steps": 2}
+
+    def compare(**changes) -> dict:
+        folder = comparing.compare([str(model), str(model)], **{"out": tmp_path / "same", **keep, **changes})
+        return json.loads((folder / "result.json").read_text())
+
+    return compare
+
+
+def test_a_model_ties_with_itself(comparison, capsys):
+    result = comparison()
+    assert result["win_rate"] == 0.5 and result["ties"] == 1.0 and result["prompts_judged"] == 2
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("jpeg_size"))
+    assert row.split() == ["jpeg_size", "50.0%", "9.5%", "to", "90.5%", "100%", "1.000", "4"]  # Wilson's of 2 prompts
+
+
+def test_scores_of_several_kinds_are_not_added_up_unasked(comparison, tmp_path, capsys):
+    result = comparison(scorers=["jpeg_size", "world:shapes"])
+    names = ["jpeg_size", "alignment", "wholeness", "safety", "style"]
+    assert "win_rate" not in result and list(result["dimensions"]) == list(result["wins"]) == names
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if "100%" in line]
+    assert [line[0] for line in lines] == names
+    assert "alignment" in (tmp_path / "same" / "report.html").read_text()
+
+
+def test_scores_are_added_up_by_the_weights_asked_for(comparison, capsys):
+    result = comparison(scorers=["jpeg_size=-0.1", "world:shapes/safety=1"])
+    assert result["win_rate"] == 0.5 and list(result["wins"]) == ["reward"]
+    assert list(result["dimensions"]) == ["reward", "jpeg_size", "safety"]
+    assert "-0.1 x jpeg_size + 1 x world:shapes/safety" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("scorers", "said"),
+    [
+        (["jpeg_size=1", "world:shapes"], "give each scorer a weight or none"),
+        (["jpeg_size=much"], "'much' is not a number"),
+        (["jpeg_size=nan"], "'nan' is not a number"),
+        (["jpeg_size", "jpeg_size"], "jpeg_size is given twice"),
+    ],
+)
+def test_weights_that_cannot_be_are_refused(comparison, scorers, said):
+    with pytest.raises(ValueError, match=said):
+        comparison(scorers=scorers)
+
+
+def test_a_comparison_is_not_written_over(comparison, tmp_path, capsys, monkeypatch):
+    first = comparison()
+    said = capsys.readouterr().out
+    monkeypatch.setattr(comparing.lookup, "load_arm", lambda _: pytest.fail("a model was loaded"))
+    assert comparison(batch_size=3) == first  # speed only
+    assert said.splitlines()[-1] in (again := capsys.readouterr().out) and "is finished" in again
+    with pytest.raises(ValueError, match=r"same holds other comparisons: seed: 0 -> 1; choose another --out"):
+        comparison(seed=1)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "result.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"run holds another result; choose another --out"):
+        comparison(out=tmp_path / "run")
+
+
+def test_prompts_that_cannot_be_judged_are_found_before_a_model_is_loaded(comparison, tmp_path, monkeypatch):
+    monkeypatch.setattr(comparing.lookup, "load_arm", lambda _: pytest.fail("a model was loaded"))
+    free = tmp_path / "free.txt"
+    free.write_text("a cat\n")
+    with pytest.raises(ValueError, match=r"world:shapes cannot judge .*'a cat'"):
+        comparison(prompts=free, scorers=["world:shapes/alignment"])
+    prompts = tmp_path / "prompts.txt"
+    with pytest.raises(OSError, match=r"absent: no such folder"):
+        comparing.compare(["world:shapes", str(tmp_path / "absent")], prompts=prompts, scorers=["jpeg_size"], n=1,
+                          out=tmp_path / "same", seed=0)  # fmt: skip
+    assert not (tmp_path / "same" / comparing.COMPARISON).exists()
+
+
+def test_several_models_a_held_out_judge_and_what_was_trained_on(comparison, model, tmp_path, capsys):
+    """Three models: the tiny one, one of other weights, and a run that was rewarded by a judge."""
+    pipeline = zoo.build("sd15")
+    torch.manual_seed(1)
+    for weight in pipeline.unet.parameters():
+        torch.nn.init.normal_(weight, std=0.05)
+    other = tmp_path / "other"
+    pipeline.save_pretrained(other)
+    run = tmp_path / "trained"
+    pipeline.save_pretrained(run / "model")
+    recipe = {"model": {"name": str(model)}, "rollout": {"scorers": {"world:shapes/style": 1, "jpeg_size": 2}}}
+    (run / "config.yaml").write_text(yaml.safe_dump(recipe))
+    prompts = tmp_path / "prompts.csv"
+    prompts.write_text(
+        "prompt,category\na large red circle on white,one\na small blue star on grey,one\n"
+        "a small red circle left of a large blue star on white,two\n"
+    )
+    models = [str(model), str(other), str(run)]
+    out = comparing.compare(
+        models, prompts=prompts, scorers=["world:shapes"], held_out=["jpeg_size"], n=2, out=tmp_path / "three",
+        seed=0, num_inference_steps=2,
+    )  # fmt: skip
+    facts = json.loads((out / "result.json").read_text())
+    roles = {judge["name"]: judge["role"] for judge in facts["judges"]}
+    assert roles["style"] == roles["jpeg_size"] == "training reward" and roles["alignment"] == "judge"
+    assert "trained on jpeg_size, which is therefore no judge held out" in facts["warnings"][0]
+    of_size = [(v["a"], v["b"]) for v in facts["verdicts"] if v["judge"] == "jpeg_size"]
+    assert of_size == [(models[0], models[1]), (models[0], models[2]), (models[1], models[2])]
+    same = [v for v in facts["verdicts"] if (v["a"], v["b"]) == (models[1], models[2])]
+    assert all(v["rate"] == 0.5 and v["ties"] == 1 for v in same)  # other and run are the same weights
+    assert [s["model"] for s in facts["strengths"]["jpeg_size"]] == models
+    assert {c["category"] for c in facts["categories"]} == {"one", "two"}
+    assert len(facts["shown"]) == 3 and all((out / "samples" / f).is_file() for s in facts["shown"] for f in s["files"])
+    assert [entry["model"] for entry in facts["against_first"]] == models[1:]
+    assert facts["against_first"][0]["guard"] is None and facts["against_first"][1]["guard"] is not None
+    assert facts["against_first"][0]["diversity"]["ratio"] > 0 and facts["against_first"][0]["best_of_n"]["jpeg_size"]
+    said = capsys.readouterr().out
+    assert "warning: " in said and "jpeg_size (training reward)" in said
+    with pytest.raises(ValueError, match="two models or more, each once"):
+        comparing.compare([models[0]], prompts=prompts, scorers=["jpeg_size"], n=1, out=out, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("scorers", "held_out", "says"),
+    [
+        (["jpeg_size"], ["jpeg_size"], "given as --scorer and as --held-out-scorer"),
+        (["world:shapes"], ["jpeg_size=2"], "no weights"),
+    ],
+)
+def test_judges_that_cannot_be_held_out(scorers, held_out, says):
+    with pytest.raises(ValueError, match=says):
+        comparing.Judges(scorers, held_out)
+
+
+# --- the numbers ------------------------------------------------------------------------------------------------------
+
+
+def arm(scores, prompts, shade):
+    rng = np.random.default_rng(shade)
+    media = [Image.fromarray(rng.integers(0, 255, (8, 8, 3), np.uint8)) for _ in prompts]
+    return Arm(list(prompts), media, {name: np.asarray(values, float) for name, values in scores.items()})
+
+
+def test_the_numbers_of_a_verdict():
+    prompts = [f"p{i // 2}" for i in range(24)]
+    base, better = np.zeros(24), np.ones(24)
+    better[:2] = -1
+    arms = [arm({"x": base}, prompts, 0), arm({"x": better}, prompts, 1), arm({"x": better + 1}, prompts, 2)]
+    judged = verdict.by_scores(arms, ["x"], ["odd" if i % 4 < 2 else "even" for i in range(24)])
+    found = verdict.numbers(["a", "b", "c"], judged, {})
+    rates = {(v["a"], v["b"]): v["rate"] for v in found["verdicts"]}
+    assert rates == {("a", "b"): 22 / 24, ("a", "c"): 23 / 24, ("b", "c"): 1.0}
+    assert all(v["p_holm"] >= v["p"] for v in found["verdicts"])
+    order = [s["strength"] for s in found["strengths"]["x"]]
+    assert order == sorted(order) and order[0] == 0
+    assert [(c["b"], c["category"], c["rate"]) for c in found["categories"][:2]] == [
+        ("b", "odd", pytest.approx(10 / 12)),
+        ("b", "even", 1.0),
+    ]
+    assert "strengths" not in verdict.numbers(["a", "b"], {"x": {(0, 1): judged["x"][0, 1]}}, {})
+
+
+def test_the_guard_and_the_rest_beside_winning():
+    prompts = [f"p{i // 2}" for i in range(40)]
+    rng = np.random.default_rng(0)
+    base = arm({"reward": rng.normal(0, 0.1, 40), "taste": rng.normal(0, 0.1, 40)}, prompts, 0)
+    hacked = arm({"reward": base.scores["reward"] + 1, "taste": base.scores["taste"] - 1}, prompts, 1)
+    hacked.media[:] = [hacked.media[0]] * 40
+    (entry,) = verdict.beside(["a", "b"], [base, hacked], {"b": {"reward": "training reward"}})["against_first"]
+    assert entry["guard"]["alarm"] and entry["guard"]["fallen"] == ("taste", "diversity")
+    assert entry["diversity"]["ratio"] == 0 and entry["best_of_n"]["reward"]["wins"] == 1.0
+    (entry,) = verdict.beside(["a", "b"], [base, hacked], {}, embed=None)["against_first"]
+    assert entry["guard"] is None and "diversity" not in entry
+    sounds = [Arm(prompts, [np.zeros(4)] * 40, each.scores) for each in (base, hacked)]
+    assert "diversity" not in verdict.beside(["a", "b"], sounds, {})["against_first"][0]
