@@ -78,10 +78,10 @@ def routes(studio: Studio) -> APIRouter:
         return {"leases": given, "progress": standing(rater)}
 
     @router.post("/api/answer")
-    def answer(given: Answer, request: Request) -> dict[str, str]:
+    def answer(given: Answer, request: Request) -> dict[str, Any]:
         rater: Rater = request.state.rater
         receipt = store.answer(rater.id, given.lease, given.key, given.answers, given.seconds, given.reason)
-        return {"status": receipt.status}
+        return {"status": receipt.status, "done": store.answered(rater.id)}
 
     @router.post("/api/undo")
     def undo(asked: Undo, request: Request) -> dict[str, Any]:

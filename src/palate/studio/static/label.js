@@ -39,19 +39,17 @@ function taskOf(lease) {
 const loaded = (task) => task.viewers.every((one) => one.loaded);
 
 // Keeps enough at hand. Leases that ran out unseen are dropped: the studio has given them to others.
-async function fill(anyway = false) {
+async function fill() {
   if (asking) return asking;
   asking = (async () => {
-    const before = heardOf;
+    const before = heardOf, still = !outbox.entries().length;
     try {
       const now = performance.now();
       for (let i = queue.length - 1; i > 0; i--) if (queue[i].until < now + 5000) discard(queue.splice(i, 1)[0]);
-      if (queue.length >= AHEAD && !anyway) return;
+      if (queue.length >= AHEAD) return;
       const others = tabs.others(), unsent = outbox.leases();
       const reply = await post("/api/lease", { n: Math.min(AHEAD + others.size + unsent.size, 16) });
-      // What was saved while the reply was under way may not be counted in it.
-      const done = heardOf === before ? reply.progress.done : Math.max(reply.progress.done, progress?.done ?? 0);
-      progress = { ...reply.progress, done };
+      counted(reply.progress, still && heardOf === before && !outbox.entries().length);
       for (const lease of reply.leases) {
         const known = queue.find((task) => task.id === lease.id);
         if (known) known.until = performance.now() + 1000 * lease.seconds;
@@ -70,6 +68,11 @@ async function fill(anyway = false) {
     drawState();
   })();
   return asking;
+}
+
+// Replies overtake each other: only one that nothing was under way beside may lower the count (by an undo elsewhere).
+function counted(told, exact) {
+  progress = { ...progress, ...told, done: exact ? told.done : Math.max(told.done, progress?.done ?? 0) };
 }
 
 function discard(task) {
@@ -275,14 +278,13 @@ async function takenBack(last) {
     if (error instanceof Refused && !error.again) throw error;
     return later(700).then(() => post("/api/undo", { key }));
   });
-  progress = reply.progress;
+  counted(reply.progress, true);
   return reply;
 }
 
 outbox.addEventListener("told", ({ detail }) => {
   heardOf += detail.status !== "waiting";
-  if (detail.status === "saved" && progress) progress.done++;
-  if (detail.status === "known") fill(true);  // it was counted when its first reply was lost
+  if (detail.done !== undefined) counted({ done: detail.done }, false);
   if (detail.status === "late" || detail.status === "failed") past = past.filter(({ key }) => key !== detail.key);
   if (detail.status === "late") toast("That one had been given to somebody else meanwhile: this answer is not counted.", true);
   if (detail.status === "failed") toast(`An answer could not be saved: ${detail.why}`, true);
@@ -305,8 +307,8 @@ function drawState() {
   else if (failed) tell("failed", `${failed} not saved`);
   else tell("saved", progress?.done ? `${progress.done} saved` : "Ready");
   if (progress) {
-    $("done").textContent = `all together ${Math.floor(100 * progress.whole)}%`;
-    $("thread").style.transform = `scaleX(${progress.whole})`;
+    $("done").textContent = `all together ${Math.floor(100 * (progress.whole ?? 0))}%`;
+    $("thread").style.transform = `scaleX(${progress.whole ?? 0})`;
   }
 }
 
