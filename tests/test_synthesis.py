@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -56,6 +57,7 @@ def painters(monkeypatch):
     loaded = []
     monkeypatch.setattr(lookup, "load_arm", lambda name: loaded.append(name) or Painter(name))
     monkeypatch.setattr(lookup, "check_arm", lambda name: None)
+    monkeypatch.setattr(gc, "collect", lambda: None)  # a second each, with all that tests import
     scorers = {"jpeg_size": JpegSize(), "judge": Judge()}
     monkeypatch.setattr(lookup, "find_scorer", scorers.__getitem__)
     return loaded
@@ -223,6 +225,7 @@ def test_what_cannot_be_is_refused_before_anything_is_drawn(painters, tmp_path, 
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Ray's own
 def test_ray_makes_the_same_files(tmp_path):
     ray = pytest.importorskip("ray")
     from tests import zoo

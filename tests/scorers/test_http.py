@@ -475,3 +475,70 @@ def test_sound_as_others_write_it_is_read():
 def test_what_is_no_medium_is_not_sent(medium):
     with pytest.raises(wire.WireError):
         wire.encode(medium)
+
+
+# --- a whole command --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gone", [2, 4])  # in the second round's scoring; in the last comparison
+def test_training_stops_with_75_when_the_scorer_is_gone_and_goes_on_to_the_same_bits(gone, tmp_path, monkeypatch):
+    """`palate train` in processes of its own against a server that answers, is gone, and answers again."""
+    import yaml
+
+    from tests import zoo
+    from tests.training import forks
+
+    model = tmp_path / "model"
+    zoo.build("sd15").save_pretrained(model)
+    monkeypatch.setenv("PALATE_REMOTE_MAX_WAIT", "0.5")
+    monkeypatch.setenv("PALATE_SCORER_TOKEN", TOKEN)
+
+    def command(folder, url) -> tuple[int, str]:
+        folder.mkdir(exist_ok=True)
+        name = f"http:{url}"
+        recipe = {
+            "model": {"name": str(model), "device": "cpu", "lora": {"rank": 2}, "check_kind": False},
+            "algorithm": {"name": "d3po"},
+            "rollout": {"prompts": ["a cat", "a dog"], "scorers": {name: 1.0}, "prompts_per_round": 2, "k": 2,
+                        "rounds": 2, "num_inference_steps": 2},
+            "training": {"max_steps": 4, "batch_size": 4, "learning_rate": 1e-3},
+            "evaluation": {"prompts": ["a hat"], "scorers": {name: 1.0}, "n": 1, "num_inference_steps": 2,
+                           "max_prompts": 1},
+            "output": str(folder / "run"),
+        }  # fmt: skip
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        script = "from palate.cli import main; import sys; main(sys.argv[1:])"
+        words = [sys.executable, "-c", script, "train", str(folder / "recipe.yaml"), "training.evaluate_every=100"]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        return done.returncode, done.stderr
+
+    with scripted() as server:
+        calls, down = 0, False
+
+        def reply(request):
+            nonlocal calls
+            if request[1] == "/health":
+                return Answer(HEALTH)
+            calls += 1
+            if down and calls >= gone:
+                return Answer({}, 503)
+            pictures = [wire.decode(entry) for entry in request[3]["media"]]
+            light = [float(np.asarray(picture).mean()) for picture in pictures]
+            return Answer({"ids": request[3]["ids"], "scores": {"d": light}, "fingerprint": "f1"})
+
+        server.reply = reply
+        code, said = command(tmp_path / "straight", server.url)
+        assert code == 0, said
+        calls, down = 0, True
+        code, said = command(tmp_path / "again", server.url)
+        assert code == 75, said
+        assert "error: the scorer at 127.0.0.1" in said and "run the same command again" in said
+        assert TOKEN not in said
+        down = False
+        code, said = command(tmp_path / "again", server.url)
+        assert code == 0, said
+    first, second = (forks.fingerprint(tmp_path / name / "run") for name in ("straight", "again"))
+    assert {k: v for k, v in first.items() if k != "folders"} == {k: v for k, v in second.items() if k != "folders"}
+    results = [json.loads((tmp_path / name / "run" / "result.json").read_text()) for name in ("straight", "again")]
+    assert results[0]["tuned"] == results[1]["tuned"]
