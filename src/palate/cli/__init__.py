@@ -13,7 +13,16 @@ from typing import Annotated
 
 import typer
 
-from palate.cli import compare, dataset, judges, label, models, rounds, synthesize  # noqa: F401  # each adds its verbs
+from palate.cli import (  # noqa: F401  # each adds its verbs
+    compare,
+    dataset,
+    judges,
+    label,
+    models,
+    people,
+    rounds,
+    synthesize,
+)
 from palate.cli.options import app
 
 
@@ -38,6 +47,7 @@ def palate(
 RESUMABLE = {
     "train": "run the same command again to resume from its last checkpoint",
     "sample": "run the same command again to draw what is missing",
+    "score": "run the same command again to score what is missing",
     "demo": "run the same command again to go on",
     "synthesize": "run the same command again to make what is missing",
 }

@@ -112,3 +112,40 @@ def dataset_convert(
         max_bad=max_bad,
         merge=merge,
     )
+
+
+@dataset.command("export")
+def dataset_export(
+    project: Annotated[Path, typer.Argument(help="Folder of a project.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write Palate's own format into.")],
+    snapshot: Annotated[str | None, typer.Option(help="Of an earlier snapshot, by id or name [default: now].")] = None,
+    name: Annotated[str | None, typer.Option(help="Call the snapshot that is taken.")] = None,
+    by: Annotated[str, typer.Option(help="votes (rankings among them) or scores.")] = "votes",
+    dimension: Annotated[str, typer.Option(help="Which question, or which score, is the preference.")] = "overall",
+    labels: Annotated[str, typer.Option(help="soft (share of the votes) or majority.")] = "soft",
+    at_least: Annotated[int, typer.Option(min=1, help="Leave pairs with fewer votes out.")] = 1,
+    held_out: Annotated[
+        float, typer.Option(min=0, max=0.9, help="Share of the prompts for OUT/validation, beside OUT/train.")
+    ] = 0.0,
+) -> None:
+    """What people and judges said in a project, as preference data.
+
+    A snapshot: the same one gives the same bytes, whatever comes in. Works while the studio runs.
+    """
+    from palate.doors.projects import export as run
+
+    if labels not in ("soft", "majority"):
+        raise typer.BadParameter("may be soft or majority", param_hint="--labels")
+    if by not in ("votes", "scores"):
+        raise typer.BadParameter("may be votes or scores", param_hint="--by")
+    run(
+        project,
+        out,
+        snapshot=snapshot,
+        name=name,
+        by=by,
+        dimension=dimension,
+        labels="majority" if labels == "majority" else "soft",
+        at_least=at_least,
+        held_out=held_out,
+    )

@@ -22,11 +22,20 @@ def label(
     ] = None,
     raters: Annotated[int | None, typer.Option(min=1, help="Make so many more join links.")] = None,
     open_browser: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Say what a wanted interval takes, and serve nothing.")] = False,
+    within: Annotated[
+        float, typer.Option(min=0.001, max=0.5, help="With --plan: half of the interval of a win rate, at 95%.")
+    ] = 0.05,
 ) -> None:
     """The studio: judge in a browser, alone or with others by join links.
 
     Every answer is on disk when the page says so; stop it with Ctrl-C and start it again at any time.
     """
+    if plan:
+        from palate.doors.projects import plan as tell
+
+        tell(project, within)
+        return
     from palate.doors.labelling import label as run
 
     run(project, host=host, port=port, names=name or [], raters=raters, open_browser=open_browser)

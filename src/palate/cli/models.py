@@ -43,11 +43,41 @@ def sample(
     strength: Annotated[
         float | None, typer.Option(help="How far, above 0 (the picture) up to 1 (a new one) [default: 0.6].")
     ] = None,
+    project: Annotated[
+        Path | None,
+        typer.Option(help="Draw into this project, made if need be, for people to compare; no --out."),
+    ] = None,
+    pairs: Annotated[
+        int | None, typer.Option(min=1, help="With --project: comparisons of each prompt [default: all].")
+    ] = None,
+    batch: Annotated[str, typer.Option(help="With --project: what they are drawn for, such as a round.")] = "",
 ) -> None:
     """Draw candidates for prompts, each with its seed.
 
-    From noise, or, with --image, out of pictures that the prompts change.
+    From noise, or, with --image, out of pictures that the prompts change. With --project they are to be labelled.
     """
+    from palate.doors import asked
+
+    asked.sampling([model], prompts, image=image)
+    if project is not None:
+        from palate.doors.projects import sample as into
+
+        into(
+            model,
+            prompts,
+            folder=project,
+            k=k,
+            seed=seed,
+            pairs=pairs,
+            batch=batch,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            eta=eta,
+            batch_size=batch_size,
+            image=image,
+            strength=strength,
+        )
+        return
     from palate.doors.drawing import sample as run
 
     run(
@@ -73,6 +103,9 @@ def train(
     ] = None,
 ) -> None:
     """Train by a recipe. The same command again resumes an unfinished run."""
+    from palate.doors import asked
+
+    asked.training(recipe, overrides or [])
     from palate.doors.run import train as run
 
     run(recipe, overrides or [])
@@ -89,10 +122,10 @@ def report(
 
     Verdict, pictures before and after, scores, curves and the resolved recipe.
     """
-    from palate.evaluation.report import from_run, write
+    from palate.doors.judging import write_report
 
     path = out or run / "report.html"
-    write(from_run(run), path)
+    write_report(run, path)
     typer.echo(path)
 
 

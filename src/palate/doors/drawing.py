@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -81,7 +81,9 @@ class Order:
     originals: _Originals | None
     made_of: Mapping[str, Any]
 
-    def draw(self, wanted: Sequence[tuple[int, int]], batch_size: int) -> Iterator[tuple[int, int, Image.Image]]:
+    def draw(
+        self, wanted: Sequence[tuple[int, int]], batch_size: int
+    ) -> Generator[tuple[int, int, Image.Image], None, None]:
         """Row, candidate and picture of each that is wanted; nothing is loaded if none is."""
         if not wanted:
             return

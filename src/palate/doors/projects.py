@@ -1,0 +1,250 @@
+"""Commands on a project folder: candidates and scores into it, preference data out of it, and a plan for it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from palate import durable, planning, project, views
+from palate.config import ConfigError
+from palate.datasets import parquet
+from palate.doors import drawing, lookup
+from palate.media import MediaError, decode
+from palate.project import ProjectSettings
+from palate.records import OVERALL, Comparison, Medium, Preference, Sample, Score, now
+from palate.store import Snapshot, Store, StoreError
+from palate.training.logs import Progress
+from palate.views import Labels
+
+
+def sample(
+    model: str,
+    prompts: str | Path,
+    *,
+    folder: Path,
+    k: int,
+    seed: int,
+    pairs: int | None = None,
+    batch: str = "",
+    batch_size: int = 8,
+    image: str | Path | None = None,
+    strength: float | None = None,
+    **asked: Any,
+) -> None:
+    """k candidates of each prompt as samples of a project, made if need be, and comparisons of them for its raters.
+
+    Again: only what is missing. pairs: comparisons of each prompt, those first in an order of their own; None for all.
+    In a project of rankings each shows as many candidates as its settings say. The rest as of `drawing.sample`.
+    """
+    order = drawing.ordered(model, prompts, seed=seed, image=image, strength=strength, **asked)
+    with Store.open(folder, create=True) as store:
+        ids = [[_sample_id(order, row, j) for j in range(k)] for row in range(len(order.rows))]
+        known = {made.id: made.medium for made in store.samples(source=model)}
+        wanted = [(i, j) for i, names in enumerate(ids) for j, name in enumerate(names) if name not in known]
+        with closing(order.draw(wanted, batch_size)) as drawn:
+            for part in _parts(drawn, batch_size):
+                made = [
+                    Sample(ids[i][j], order.rows[i][0], Medium("image/png", _png(picture)), model, now(), seed)
+                    for i, j, picture in part
+                ]
+                store.add_samples(made, batch=batch)
+        media = {made.id: made.medium for made in store.samples(source=model)}
+        shown = [
+            comparison
+            for names, (prompt, _) in zip(ids, order.rows, strict=True)
+            for comparison in _comparisons(prompt, names, media, store.settings, pairs, batch)
+        ]
+        have = {comparison.id for comparison in store.comparisons()}
+        new = store.add_comparisons(comparison for comparison in shown if comparison.id not in have)
+    total = sum(map(len, ids))
+    print(f"{total} candidates in {folder} ({len(wanted)} new), {len(shown)} comparisons ({new} new)")
+    print(f"palate label --project {folder} shows them to people")
+
+
+def _parts(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    part: list[Any] = []
+    for item in items:
+        part.append(item)
+        if len(part) == size:
+            yield part
+            part = []
+    if part:
+        yield part
+
+
+def _sample_id(order: drawing.Order, row: int, candidate: int) -> str:
+    """By what a candidate is made of, so that it is known again and other settings make another."""
+    prompt, path = order.rows[row]
+    made_of = {"model": order.model, "seed": order.seed, "prompt": prompt, "candidate": candidate, **order.asked}
+    if path is not None and order.originals is not None:
+        image = hashlib.sha256(path.read_bytes()).hexdigest()
+        made_of |= {"image": image, "strength": order.originals.strength}
+    return _digest(made_of)
+
+
+def _digest(facts: Any) -> str:
+    return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=12).hexdigest()
+
+
+def _png(picture: Any) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _comparisons(
+    prompt: str,
+    names: Sequence[str],
+    media: Mapping[str, Medium],
+    settings: ProjectSettings,
+    pairs: int | None,
+    batch: str,
+) -> Iterator[Comparison]:
+    """What of a prompt's candidates is shown together; of the same picture twice once."""
+    different = list({media[name]: name for name in names}.values())
+    groups: Iterable[Sequence[str]] = combinations(different, 2)
+    if settings.kind == "ranking":
+        groups = (different[at : at + settings.show] for at in range(0, len(different), settings.show))
+    found = [tuple(group) for group in groups if len(group) > 1]
+    for group in sorted(found, key=lambda group: _digest([batch, *group]))[:pairs]:
+        yield Comparison(_digest([batch, *group]), prompt, group, settings.votes_per_comparison, batch=batch)
+
+
+def score(folder: Path, scorers: Sequence[str], batch_size: int = 8) -> None:
+    """Every sample of a project scored by each scorer, stored as it goes. Again: only what is missing.
+
+    Raises ConfigError for a scorer that gives something else than a number a sample, or a sample it cannot look at.
+    """
+    with Store.open(folder) as store:
+        for name in scorers:
+            done = {known.sample for known in store.scores(source=name)}
+            wanted = [made for made in store.samples() if made.id not in done]
+            judge = lookup.find_scorer(name) if wanted else None
+            with closing(Progress(len(wanted), 0, what="sample")) as bar:
+                for start in range(0, len(wanted), batch_size):
+                    part = wanted[start : start + batch_size]
+                    store.add_scores(_scored(store, name, judge, part))
+                    bar.advance(len(part))
+            print(f"{name}: {len(done) + len(wanted)} samples in {folder} scored ({len(wanted)} new)")
+
+
+def _scored(store: Store, name: str, judge: Any, part: Sequence[Sample]) -> Iterator[Score]:
+    media = []
+    for made in part:
+        try:
+            media.append(decode(Medium(made.medium.type, store.read_media(made.medium))))
+        except MediaError as error:
+            raise ConfigError(f"{name} cannot look at sample {made.id} of {store.folder}: {error}") from None
+    at = now()
+    for dimension, values in judge([made.prompt for made in part], media).items():
+        given = np.asarray(values, np.float64)
+        if given.shape != (len(part),):
+            raise ConfigError(f"{name} gave {given.shape} scores of {dimension} for {len(part)} samples: one each")
+        for made, value in zip(part, given.tolist(), strict=True):
+            yield Score(made.id, dimension, value, name, at)
+
+
+def export(
+    folder: Path,
+    out: Path,
+    *,
+    snapshot: str | None = None,
+    name: str | None = None,
+    by: str = "votes",
+    dimension: str = OVERALL,
+    labels: Labels = "soft",
+    at_least: int = 1,
+    held_out: float = 0.0,
+) -> None:
+    """What was said in a project as preference data; the same snapshot and options give the same bytes.
+
+    snapshot: id or name of an earlier one; None takes one now, called `name`. by: votes (and rankings) or scores of
+    `dimension`; what was asked beside it is kept as aspects. held_out: share of the prompts that goes to `validation`
+    beside `train`. Raises StoreError for a snapshot that cannot be given, ConfigError where nothing would be written.
+    """
+    if snapshot is not None and name is not None:
+        raise ConfigError("--name calls a new snapshot, and --snapshot is one that was taken: give either")
+    with _reading(folder, to_note=name is not None) as store:
+        taken = store.find_snapshot(snapshot) if snapshot is not None else store.snapshot(name)
+        how = {"by": by, "dimension": dimension, "labels": labels, "at_least": at_least, "held_out": held_out}
+        rows = list(_rows(store, taken, by, dimension, labels, at_least))
+        # A project that asks nothing overall has aspects alone, and rows that compare nothing themselves.
+        if not rows or (dimension != OVERALL and not any(np.isfinite(row.prefer).any() for row in rows)):
+            raise ConfigError(f"{folder}: nothing was said of {dimension!r} by {by} yet; there is nothing to export")
+        durable.make_folder(out)
+        parts = {"": rows}
+        if held_out:
+            kept, aside = views.held_out([row.prompt for row in rows], held_out)
+            parts = {"train": [rows[i] for i in kept], "validation": [rows[i] for i in aside]}
+        for part, content in parts.items():
+            made = parquet.write(out / part, (_whole(store, row) for row in content))
+            print(f"{made.rows} rows in {out / part}, hash {made.hash[:16]}")
+        facts = {"project": store.settings.id, "snapshot": taken.id, **how}
+        durable.write_bytes(out / "snapshot.json", (json.dumps(facts, indent=1) + "\n").encode())
+    print(f"snapshot {taken.id}{f' ({taken.name})' if taken.name else ''}: --snapshot gives the same bytes again")
+
+
+def _reading(folder: Path, *, to_note: bool) -> Store:
+    """To note a snapshot's name a store must be writable; else it is read, also while a studio is running."""
+    settings = project.read(folder)
+    if project.database_url(folder, settings) is not None or to_note:
+        return Store.open(folder)
+    return Store.open(folder, write=False)
+
+
+def _rows(
+    store: Store, taken: Snapshot, by: str, dimension: str, labels: Labels, at_least: int
+) -> Iterator[Preference]:
+    if by not in ("votes", "scores"):
+        raise ConfigError(f"--by {by}: preferences are by votes or by scores")
+    scores = list(store.scores(snapshot=taken))
+    return views.preferences(
+        store.samples(snapshot=taken),
+        store.votes(snapshot=taken),
+        scores,
+        rankings=store.rankings(snapshot=taken),
+        comparisons=store.comparisons(snapshot=taken),
+        by="votes" if by == "votes" else "scores",
+        dimensions=sorted({score.dimension for score in scores}),
+        dimension=dimension,
+        # In the data the overall judgement is the row's own, and no aspect of it.
+        aspects=[asked for asked in store.settings.questions if asked not in (dimension, OVERALL)],
+        labels=labels,
+        at_least=at_least,
+    )
+
+
+def _whole(store: Store, row: Preference) -> Preference:
+    """The row with its media in it."""
+    media = tuple(medium and Medium(medium.type, store.read_media(medium)) for medium in row.media)
+    return replace(row, media=media, id="")
+
+
+def plan(folder: Path, half_width: float, seconds: float | None = None) -> None:
+    """Prints what an interval of so many points either way takes, by the project's settings and what it knows."""
+    settings = project.read(folder)
+    how: dict[str, Any] = {"votes_per_pair": settings.votes_per_comparison}
+    how |= {"known_share": settings.known_share, "repeat_share": settings.repeat_share}
+    took = [] if seconds is not None else _paces(folder)
+    pace = seconds if seconds is not None else float(np.median(took)) if took else None
+    how |= {} if pace is None else {"seconds_per_vote": pace}
+    made = planning.plan(half_width, **how)
+    told = "as raters took so far" if took else "as assumed" if seconds is None else "as given"
+    print(f"{made}\n({3600 * made.hours / made.votes:.1f} s a vote, {told})")
+
+
+def _paces(folder: Path) -> list[float]:
+    try:
+        with _reading(folder, to_note=False) as store:
+            return [vote.seconds for vote in store.votes() if vote.seconds]
+    except StoreError:  # nothing was added yet
+        return []
