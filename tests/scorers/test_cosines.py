@@ -13,7 +13,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from palate.models import pixels
 from palate.models.pretrained import PretrainedError
-from palate.scorers import clip_score, pickscore
+from palate.scorers import clip_score, hpsv2, pickscore
+from tests import zoo
 from tests.scorers import parts
 
 
@@ -152,6 +153,19 @@ def test_a_folder_without_a_tokenizer_is_one_line(folder, tmp_path):
     with pytest.raises(PretrainedError, match="holds no tokenizer") as caught:
         clip_score.load(str(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+def test_the_tokenizer_of_another_model_is_refused(folder, tmp_path):
+    folder[1].save_pretrained(tmp_path)
+    more = parts.clip_tokenizer(24)
+    more.add_tokens(["another"])
+    more.save_pretrained(tmp_path)
+    with pytest.raises(PretrainedError, match="the tokenizer has 515 tokens and the model knows 514"):
+        clip_score.load(str(tmp_path))
+    other = zoo.causal_lm()[1]
+    other.save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(PretrainedError, match="ends a text with token 256 and the model's end is 513"):
+        hpsv2.load(str(folder[0]), tokenizer=str(tmp_path / "gpt2"))
 
 
 def test_a_pickle_is_never_read(folder, tmp_path):

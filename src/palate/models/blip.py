@@ -44,36 +44,33 @@ def encoders(vision: Mapping[str, Tensor], text: Mapping[str, Tensor], judge: st
             raise pretrained.PretrainedError(f"{judge}: {source} is no BLIP: it lacks weight {lacking[0]}")
     width, _, patch, _ = vision["patch_embed.proj.weight"].shape
     grid = round((vision["pos_embed"].shape[1] - 1) ** 0.5)
-    seeing = BlipVisionModel(
-        BlipVisionConfig(
-            hidden_size=width,
-            intermediate_size=len(vision["blocks.0.mlp.fc1.weight"]),
-            num_hidden_layers=_layers(vision, r"blocks\.(\d+)\..+"),
-            num_attention_heads=VISION_HEADS,
-            image_size=grid * patch,
-            patch_size=patch,
-            layer_norm_eps=1e-6,  # of BLIP's own code; transformers says 1e-5
-        )
+    seeing = BlipVisionConfig(
+        hidden_size=width,
+        intermediate_size=len(vision["blocks.0.mlp.fc1.weight"]),
+        num_hidden_layers=_layers(vision, r"blocks\.(\d+)\..+"),
+        num_attention_heads=VISION_HEADS,
+        image_size=grid * patch,
+        patch_size=patch,
+        layer_norm_eps=1e-6,  # of BLIP's own code; transformers says 1e-5
     )
     words, text_width = text["embeddings.word_embeddings.weight"].shape
-    reading = BlipTextModel(
-        BlipTextConfig(
-            vocab_size=words,
-            hidden_size=text_width,
-            encoder_hidden_size=width,
-            intermediate_size=len(text["encoder.layer.0.intermediate.dense.weight"]),
-            num_hidden_layers=_layers(text, r"encoder\.layer\.(\d+)\..+"),
-            num_attention_heads=TEXT_HEADS,  # transformers says 8
-            max_position_embeddings=len(text["embeddings.position_embeddings.weight"]),
-            layer_norm_eps=1e-12,
-            bos_token_id=None,
-        ),
-        add_pooling_layer=False,
+    reading = BlipTextConfig(
+        vocab_size=words,
+        hidden_size=text_width,
+        encoder_hidden_size=width,
+        intermediate_size=len(text["encoder.layer.0.intermediate.dense.weight"]),
+        num_hidden_layers=_layers(text, r"encoder\.layer\.(\d+)\..+"),
+        num_attention_heads=TEXT_HEADS,  # transformers says 8
+        max_position_embeddings=len(text["embeddings.position_embeddings.weight"]),
+        layer_norm_eps=1e-12,
+        bos_token_id=None,
     )
-    pretrained.fill(seeing, {_vision_name(name): tensor for name, tensor in vision.items()}, judge, source)
+    renamed = {_vision_name(name): tensor for name, tensor in vision.items()}
     kept = {name: tensor for name, tensor in text.items() if name != "embeddings.position_ids"}
-    pretrained.fill(reading, kept, judge, source)
-    return seeing, reading
+    return (
+        pretrained.build(BlipVisionModel, seeing, renamed, judge, source),
+        pretrained.build(BlipTextModel, reading, kept, judge, source, add_pooling_layer=False),
+    )
 
 
 _SHAPED_VISION = ("patch_embed.proj.weight", "pos_embed", "blocks.0.mlp.fc1.weight")

@@ -37,6 +37,7 @@ class Clip:
         self.scale = float(model.logit_scale.detach().double().exp())  # before rounding: 100 is 98.9 in bfloat16
         self._model = scoring.settle(model, device, dtype)
         self._prepare = prepare
+        pretrained.check_words(name, tokenizer, model.config.text_config)
         self._words = Words(name, tokenizer, model.config.text_config.max_position_embeddings)
         self._device, self._dtype = device, getattr(torch, dtype)
 
@@ -123,12 +124,10 @@ def from_open_clip(
     state = {name.removeprefix("module."): tensor for name, tensor in state.items() if not name.endswith("attn_mask")}
     if unknown := [name for name in _SHAPED if name not in state]:
         raise PretrainedError(f"{judge}: {source} is no CLIP as open_clip writes it: it lacks {unknown[0]}")
-    model = CLIPModel(_config(state, vision_heads, text_heads))
     renamed: dict[str, Tensor] = {}
     for name, tensor in state.items():
         renamed |= _renamed(name, tensor)
-    pretrained.fill(model, renamed, judge, source)
-    return model
+    return pretrained.build(CLIPModel, _config(state, vision_heads, text_heads), renamed, judge, source)
 
 
 _SHAPED = ("visual.conv1.weight", "visual.positional_embedding", "visual.proj", "token_embedding.weight",

@@ -78,6 +78,24 @@ def tokenizer(where: str | Path, judge: str) -> Any:
         ) from None
 
 
+def check_words(judge: str, tokenizer: Any, config: Any) -> None:
+    """Raises PretrainedError for a tokenizer that is another model's than the text encoder of this config.
+
+    A CLIP pools at the end of text, and a token that it does not know there would pool at random.
+    """
+    if len(tokenizer) > config.vocab_size:
+        raise PretrainedError(
+            f"{judge}: the tokenizer has {len(tokenizer)} tokens and the model knows {config.vocab_size}: "
+            "it is another model's; give the model's own"
+        )
+    ends = tokenizer.eos_token_id if getattr(config, "model_type", "") == "clip_text_model" else None
+    if ends is not None and config.eos_token_id not in (2, ends):  # 2: in old configs, and read as the greatest token
+        raise PretrainedError(
+            f"{judge}: the tokenizer ends a text with token {ends} and the model's end is {config.eos_token_id}: "
+            "it is another model's; give the model's own"
+        )
+
+
 def tensors(where: str | Path, judge: str, convert: str) -> dict[str, Tensor]:
     """All tensors of one safetensors file, in float32: the file itself, the only one of a folder, or a hub id's.
 
@@ -105,18 +123,37 @@ def has_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in VOCABULARIES)
 
 
+def build(kind: Any, config: Any, state: dict[str, Tensor], judge: str, source: str | Path, **how: Any) -> Any:
+    """A model of a transformers class with exactly these weights, in float32 and eval mode.
+
+    how: further arguments of the class. Raises PretrainedError naming a weight that is missing, misshapen or too many.
+    """
+    with torch.device("meta"):
+        expected = kind(config, **how).state_dict()
+    _check(expected, state, judge, source)
+    with quietly():  # not built and then filled: random numbers for a billion weights take most of a minute
+        made, info = kind.from_pretrained(
+            None, config=config, state_dict=state, dtype=torch.float32, output_loading_info=True, **how
+        )
+    assert not info["missing_keys"], info["missing_keys"]
+    return made.eval().requires_grad_(False)
+
+
 def fill(module: torch.nn.Module, state: dict[str, Tensor], judge: str, source: str | Path) -> None:
     """Loads every weight of a module. Raises PretrainedError naming one missing, misshapen or too many."""
-    have = module.state_dict()
-    for name in [*have, *state]:
-        if name not in state or name not in have:
-            what = "has an unknown" if name in state else "lacks"
-            raise PretrainedError(f"{judge}: {source} {what} weight {name}; is it another model's?")
-        if have[name].shape != state[name].shape:
-            shapes = f"{tuple(state[name].shape)}, not {tuple(have[name].shape)}"
-            raise PretrainedError(f"{judge}: {source}: weight {name} is {shapes}; is it another model's?")
+    _check(module.state_dict(), state, judge, source)
     module.load_state_dict(state)
     module.eval().requires_grad_(False)
+
+
+def _check(expected: dict[str, Tensor], state: dict[str, Tensor], judge: str, source: str | Path) -> None:
+    for name in [*expected, *state]:
+        if name not in state or name not in expected:
+            what = "has an unknown" if name in state else "lacks"
+            raise PretrainedError(f"{judge}: {source} {what} weight {name}; is it another model's?")
+        if expected[name].shape != state[name].shape:
+            shapes = f"{tuple(state[name].shape)}, not {tuple(expected[name].shape)}"
+            raise PretrainedError(f"{judge}: {source}: weight {name} is {shapes}; is it another model's?")
 
 
 def _only_file(folder: Path, judge: str, convert: str) -> Path:

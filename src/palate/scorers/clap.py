@@ -47,6 +47,7 @@ class Clap:
         batch_size: int = 32,
     ) -> None:
         """rate: in hertz, of waveforms that come without; 0, they are refused."""
+        pretrained.check_words(NAME, tokenizer, model.config.text_config)
         self._model = scoring.settle(model, device, dtype)
         self._words, self._extract, self._rate = Words(NAME, tokenizer, TOKENS), extract, rate
         self._device, self._dtype, self._batch_size = device, getattr(torch, dtype), batch_size

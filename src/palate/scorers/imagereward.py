@@ -54,6 +54,7 @@ class ImageReward:
         batch_size: int = 32,
         frames: int = 16,
     ) -> None:
+        pretrained.check_words(NAME, tokenizer, text.config)
         size = vision.config.image_size
         self._vision, self._text = (scoring.settle(part, device, dtype) for part in (vision, text))
         self._layers = scoring.settle(layers, device, "float32")
