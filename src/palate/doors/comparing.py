@@ -62,7 +62,7 @@ def compare(
             arms, settings = _arms(models, texts, judges.scorer, n, seed, asked, batch_size)
             judging.write_json(out / COMPARISON, made_of)
             facts = {
-                "title": f"{models[-1]} against {models[0]}" if len(models) == 2 else " against ".join(models),
+                "title": f"{models[-1]} against {models[0]}" if len(models) == 2 else f"{len(models)} models compared",
                 "seed": seed,
                 "sampling": settings,
                 "data": {"models": ", ".join(models), "prompts": f"{prompts} ({len(texts)})", "judged by": judges.told},

@@ -19,7 +19,7 @@ import numpy as np
 from palate import views
 from palate.config import EvaluationSettings
 from palate.doors import lookup
-from palate.evaluation import card, grids, report
+from palate.evaluation import card, comparison, grids, report
 from palate.evaluation import compare as comparing
 from palate.evaluation.win_rate import WinRate
 from palate.models.diffusion import DiffusionPolicy
@@ -163,7 +163,16 @@ def _tell(folder: Path) -> None:
     for weights in (folder / "adapter", folder / "model"):
         if weights.is_dir() and (folder / "config.yaml").is_file():
             card.write(folder, weights)
-    report.write(report.from_run(folder), folder / "report.html")
+    write_report(folder, folder / "report.html")
+
+
+def write_report(folder: Path, path: Path) -> None:
+    """The page of a run's folder, or of a comparison's."""
+    held = folder / "result.json"
+    if held.is_file() and comparison.is_comparison(report.read_object(held)):
+        comparison.write(folder, path)
+    else:
+        report.write(report.from_run(folder), path)
 
 
 def write_json(path: Path, facts: Mapping[str, Any]) -> None:

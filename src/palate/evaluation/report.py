@@ -74,15 +74,27 @@ class ReportError(ValueError):
 
 def write(report: ReportData, path: str | Path) -> None:
     """Writes the page, whole or not at all."""
-    path = Path(path)
+    write_page(render(report), Path(path))
+
+
+def write_page(html: str, path: Path) -> None:
+    """Writes a page, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".partial")
-    aside.write_text(render(report), encoding="utf-8")
+    aside.write_text(html, encoding="utf-8")
     aside.replace(path)
 
 
 def render(report: ReportData) -> str:
     """The page as text."""
+    template = environment().get_template("report.html.j2")
+    return template.render(
+        report=report, verdicts=[(judge, *verdict(judge, won)) for judge, won in report.wins.items()]
+    )
+
+
+def environment() -> jinja2.Environment:
+    """Templates of pages, with what they show numbers and pictures by."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -91,11 +103,8 @@ def render(report: ReportData) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"svg": svg, "uri": data_uri, "crisp": _crisp, "number": number, "percent": percent}
-    environment.filters |= {"signed": _signed, "interval": _interval, "tone": _tone, "known": _known}
-    template = environment.get_template("report.html.j2")
-    return template.render(
-        report=report, verdicts=[(judge, *verdict(judge, won)) for judge, won in report.wins.items()]
-    )
+    environment.filters |= {"signed": _signed, "interval": _interval, "tone": tone, "known": _known}
+    return environment
 
 
 def verdict(judge: str, won: WinRate) -> tuple[str, str]:
@@ -108,13 +117,13 @@ def verdict(judge: str, won: WinRate) -> tuple[str, str]:
         "reward": f"The tuned model has the higher reward {share}.",
     }
     sentence = by.get(judge, f"By {judge}, the tuned model is preferred {share}.")
-    tone = _tone(won.ci95, 0.5)
+    meant = tone(won.ci95, 0.5)
     means = {
         "better": "It is better than the base model.",
         "worse": "It is worse than the base model.",
         "open": "This does not show a difference from the base model.",
     }
-    return f"{sentence} {means[tone]}", tone
+    return f"{sentence} {means[meant]}", meant
 
 
 def caution(trained_on: int) -> str:
@@ -136,7 +145,8 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f}%"
 
 
-def _tone(ci95: Sequence[float], even: float = 0.0) -> str:
+def tone(ci95: Sequence[float], even: float = 0.0) -> str:
+    """What an interval says against `even`: `better`, `worse` or `open`."""
     return "better" if ci95[0] > even else "worse" if ci95[1] < even else "open"
 
 
@@ -182,7 +192,7 @@ def from_run(run_dir: str | Path) -> ReportData:
     if not any(file.exists() for file in (config, metrics, result)):
         raise ReportError(f"{run} is not a run's folder: it has no config.yaml, metrics.jsonl or result.json")
     rows = _rows(metrics) if metrics.exists() else []
-    facts = _object(result) if result.exists() else {}
+    facts = read_object(result) if result.exists() else {}
     text = config.read_text(encoding="utf-8") if config.exists() else ""
     try:
         known = _about_run(yaml.safe_load(text) or {})
@@ -216,7 +226,8 @@ def _texts(entries: Mapping[str, Any] | None) -> dict[str, str]:
     return {str(name): str(entry) for name, entry in (entries or {}).items()}
 
 
-def _object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """A file of one JSON object. Raises ReportError."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -243,11 +254,12 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _pair(folder: Path, entry: Mapping[str, str]) -> Pair:
-    base, tuned = (_picture(folder / Path(entry[side]).name) for side in _SIDES)  # never outside of the folder
+    base, tuned = (picture(folder / Path(entry[side]).name) for side in _SIDES)  # never outside of the folder
     return Pair(str(entry["prompt"]), base, tuned)
 
 
-def _picture(path: Path) -> Image.Image:
+def picture(path: Path) -> Image.Image:
+    """A picture of a folder. Raises ReportError."""
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
@@ -260,7 +272,7 @@ def _grids(folder: Path, taken: set[str]) -> list[tuple[str, Image.Image]]:
     files = [file for file in sorted(folder.glob("*.png")) if file.name not in taken]
     if len(files) > MAX_GRIDS:
         files = [files[round(i * (len(files) - 1) / (MAX_GRIDS - 1))] for i in range(MAX_GRIDS)]
-    return [(re.sub(r"_+0*(?=\d)|_+", " ", file.stem), _picture(file)) for file in files]
+    return [(re.sub(r"_+0*(?=\d)|_+", " ", file.stem), picture(file)) for file in files]
 
 
 def _win_rate(entry: Mapping[str, Any]) -> WinRate:

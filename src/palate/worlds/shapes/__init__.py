@@ -2,6 +2,7 @@
 
 data         the generator: scenes, captions, pictures, the split into train and eval captions
 oracle       reads a picture and scores it
+checks       is each thing there that was asked for: strictly, as GenEval asks
 annotators   simulated people with known tastes and noise
 pretrain     trains the shipped model: python -m palate.worlds.shapes.pretrain
 """
@@ -34,6 +35,13 @@ def prompts(split: str = "train", n: int | None = None, seed: int = 0) -> list[s
     from palate.worlds.shapes import data
 
     return data.captions(len(data.requests(split)) if n is None else n, seed, split)
+
+
+def category(prompt: str) -> str:
+    """What kind of caption it is: `one thing`, `left or right`, `above or below`."""
+    from palate.worlds.shapes import checks
+
+    return checks.category(prompt)
 
 
 def scorer() -> Callable[..., dict[str, Any]]:

@@ -10,9 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from palate.worlds.shapes import prompts, scorer
+from palate.worlds.shapes import category, prompts, scorer
 
-__all__ = ["call_defaults", "prompts", "sampling_defaults", "scorer", "weights_dir", "world"]
+__all__ = ["call_defaults", "category", "prompts", "sampling_defaults", "scorer", "weights_dir", "world"]
 
 
 def weights_dir() -> Path:
