@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from palate.models import pretrained
 from palate.models.clip import from_open_clip
 from palate.models.pretrained import PretrainedError
 from palate.scorers import hpsv2
@@ -22,30 +23,33 @@ def weights(words: int) -> dict[str, Tensor]:
     def random(*shape: int) -> Tensor:
         return 0.2 * torch.randn(*shape, generator=maker)
 
+    return named(random, words)
+
+
+def named(random, words, *, width=WIDTH, text_width=TEXT_WIDTH, joint=JOINT, patch=PATCH, grid=GRID,
+          layers=(LAYERS, LAYERS), inner=(64, 64), limit=LIMIT) -> dict[str, Tensor]:  # fmt: skip
+    """random: shape -> tensor."""
     state = {
-        "positional_embedding": random(LIMIT, TEXT_WIDTH),
-        "text_projection": random(TEXT_WIDTH, JOINT),
+        "positional_embedding": random(limit, text_width),
+        "text_projection": random(text_width, joint),
         "logit_scale": torch.tensor(4.6),
-        "visual.class_embedding": random(WIDTH),
-        "visual.positional_embedding": random(GRID**2 + 1, WIDTH),
-        "visual.proj": random(WIDTH, JOINT),
-        "visual.conv1.weight": random(WIDTH, 3, PATCH, PATCH),
-        "token_embedding.weight": random(words, TEXT_WIDTH),
+        "visual.class_embedding": random(width),
+        "visual.positional_embedding": random(grid**2 + 1, width),
+        "visual.proj": random(width, joint),
+        "visual.conv1.weight": random(width, 3, patch, patch),
+        "token_embedding.weight": random(words, text_width),
     }
-    norms = [("visual.ln_pre", WIDTH), ("visual.ln_post", WIDTH), ("ln_final", TEXT_WIDTH)]
-    for tower, width in (("visual.", WIDTH), ("", TEXT_WIDTH)):
-        for layer in range(LAYERS):
+    norms = [("visual.ln_pre", width), ("visual.ln_post", width), ("ln_final", text_width)]
+    for tower, w, count, i in (("visual.", width, layers[0], inner[0]), ("", text_width, layers[1], inner[1])):
+        for layer in range(count):
             block = f"{tower}transformer.resblocks.{layer}"
-            norms += [(f"{block}.ln_1", width), (f"{block}.ln_2", width)]
-            shapes = {"in_proj": (3 * width, width), "out_proj": (width, width)}
-            state[f"{block}.attn.in_proj_weight"] = random(*shapes["in_proj"])
-            state[f"{block}.attn.in_proj_bias"] = random(3 * width)
-            state[f"{block}.attn.out_proj.weight"] = random(*shapes["out_proj"])
-            state[f"{block}.attn.out_proj.bias"] = random(width)
-            state[f"{block}.mlp.c_fc.weight"], state[f"{block}.mlp.c_fc.bias"] = random(64, width), random(64)
-            state[f"{block}.mlp.c_proj.weight"], state[f"{block}.mlp.c_proj.bias"] = random(width, 64), random(width)
-    for name, width in norms:
-        state[f"{name}.weight"], state[f"{name}.bias"] = 1 + random(width), random(width)
+            norms += [(f"{block}.ln_1", w), (f"{block}.ln_2", w)]
+            state[f"{block}.attn.in_proj_weight"], state[f"{block}.attn.in_proj_bias"] = random(3 * w, w), random(3 * w)
+            state[f"{block}.attn.out_proj.weight"], state[f"{block}.attn.out_proj.bias"] = random(w, w), random(w)
+            state[f"{block}.mlp.c_fc.weight"], state[f"{block}.mlp.c_fc.bias"] = random(i, w), random(i)
+            state[f"{block}.mlp.c_proj.weight"], state[f"{block}.mlp.c_proj.bias"] = random(w, i), random(w)
+    for name, w in norms:
+        state[f"{name}.weight"], state[f"{name}.bias"] = 1 + random(w), random(w)
     return state
 
 
@@ -146,6 +150,27 @@ def test_a_clip_model_of_transformers_is_taken_as_it_is(folder, tmp_path):
     there = hpsv2.load(str(path))(parts.PROMPTS, media)["hpsv2"]
     given = hpsv2.load(str(tmp_path), tokenizer=str(path))(parts.PROMPTS, media)["hpsv2"]
     np.testing.assert_allclose(given, there, atol=1e-6)
+
+
+def test_the_real_size_is_read_off_its_tensors(monkeypatch):
+    """ViT-H-14 as open_clip describes it (model_configs/ViT-H-14.json), without its gigabytes."""
+
+    def nothing(*shape):
+        return torch.empty(*shape, device="meta")
+
+    state = named(nothing, 49408, width=1280, text_width=1024, joint=1024, patch=14, grid=16, layers=(32, 24),
+                  inner=(5120, 4096), limit=77)  # fmt: skip
+    assert sum(tensor.numel() for tensor in state.values()) == 986_109_441
+    built = []
+    monkeypatch.setattr(pretrained, "build", lambda kind, config, state, *rest: built.append((kind, config, state)))
+    from_open_clip(state, "hpsv2", "here")
+    kind, config, renamed = built[0]
+    with torch.device("meta"):
+        pretrained._check(kind(config).state_dict(), renamed, "hpsv2", "here")
+    seen, read = config.vision_config, config.text_config
+    assert (seen.image_size, seen.patch_size, seen.num_hidden_layers, seen.num_attention_heads) == (224, 14, 32, 16)
+    assert (read.num_hidden_layers, read.num_attention_heads, read.max_position_embeddings) == (24, 16, 77)
+    assert (read.eos_token_id, seen.hidden_act, read.hidden_act) == (49407, "gelu", "gelu")
 
 
 def test_weights_are_taken_with_the_prefix_and_mask_of_a_distributed_run(folder):
