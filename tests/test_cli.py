@@ -9,6 +9,7 @@ import types
 import pytest
 
 from palate import cli
+from palate.doors import asked
 
 VERBS = ("demo", "sample", "train", "compare", "report", "export", "doctor")
 
@@ -27,6 +28,8 @@ def run_module(monkeypatch):
     for verb in ("train", "sample", "compare", "export"):
         setattr(module, verb, lambda *a, verb=verb, **k: calls.append((verb, a, k)))
     module.calls = calls
+    for judged in ("training", "sampling", "scorers"):
+        monkeypatch.setattr(asked, judged, lambda *_, **__: None)
     for name in ("run", "drawing", "exporting", "comparing"):
         monkeypatch.setitem(sys.modules, f"palate.doors.{name}", module)
     return module

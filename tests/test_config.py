@@ -170,10 +170,14 @@ def test_a_file_that_is_not_there(recipe, tmp_path):
     assert "UTF-8" in refusal(recipe)
 
 
-def test_several_problems_are_counted_and_typos_come_first(recipe):
-    message = refusal(recipe, "training.seed=x", "training.sead=1")
-    assert "unknown key 'training.sead'" in message
-    assert message.endswith("(and 1 more problem)")
+def test_several_problems_are_all_told_and_typos_come_first(recipe):
+    message = refusal(recipe, "training.seed=x", "training.sead=1", "evaluation.prompts=3")
+    first, *others = message.split("; and ")
+    assert "unknown key 'training.sead'" in first
+    assert [key for other in others for key in ("'training.seed'", "'evaluation.prompts'") if key in other] == [
+        "'training.seed'",
+        "'evaluation.prompts'",
+    ]
 
 
 # --- sections of others -----------------------------------------------------------------------------------------------

@@ -76,5 +76,5 @@ def test_mapo_trains_without_a_reference(tmp_path, model, pairs):  # noqa: F811
 
 
 def test_a_scorer_that_there_is_not_is_found_before_a_model_is_loaded(tmp_path, pairs):  # noqa: F811
-    with pytest.raises(ValueError, match="unknown scorers 'jpeg_sise'; did you mean 'jpeg_size'"):
+    with pytest.raises(ValueError, match="unknown scorer 'jpeg_sise'; did you mean 'jpeg_size'"):
         train(tmp_path, Path("nowhere"), pairs, {"relabel": {"jpeg_sise": 1.0}}, name="mapo")

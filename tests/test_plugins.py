@@ -51,9 +51,9 @@ def test_dotted_paths_serve_third_parties():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("difusion_dpo", r"unknown algorithms 'difusion_dpo'; did you mean 'diffusion_dpo'\?; known: .*diffusion_dpo"),
+        ("difusion_dpo", r"unknown algorithm 'difusion_dpo'; did you mean 'diffusion_dpo'\?; known: .*diffusion_dpo"),
         ("Diffusion-DPO", r"did you mean 'diffusion_dpo'\?"),
-        ("", "unknown algorithms ''"),
+        ("", "unknown algorithm ''"),
         ("nobody.has_this", "there is no module nobody; is it installed, or on PYTHONPATH"),
         ("json.nothing", "there is no module json.nothing"),
         ("json:lods", r"module json has no 'lods'; did you mean 'loads'\?"),

@@ -235,7 +235,7 @@ def test_errors_name_the_thing_and_the_mend(tmp_path, model, pairs, monkeypatch)
         run.train(recipe)
     with pytest.raises(ValueError, match=r"recipe.yaml: data.path is demo/preferences, .*; `make demo` writes it"):
         run.train(offline(tmp_path, model, Path("demo/preferences")))
-    with pytest.raises(ValueError, match=r"recipe.yaml: data.path is nowhere, and there is no such folder; mend it$"):
+    with pytest.raises(ValueError, match=r"recipe.yaml: data.path is nowhere, and there is no such folder; give the path of the data"):
         run.train(offline(tmp_path, model, Path("nowhere")))
     with pytest.raises(ValueError, match=r"unknown key 'algorithm.beta_dop'; did you mean 'algorithm.beta_dpo'"):
         run.train(offline(tmp_path, model, pairs), ["algorithm.beta_dop=3"])

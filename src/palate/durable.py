@@ -12,7 +12,7 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -150,15 +150,44 @@ def locked(folder: Path, holder: str = "run") -> Iterator[None]:
     except OSError as error:
         raise StorageError(explained(error, folder, 0) or str(error)) from error
     with lock:
-        if fcntl is not None:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                process = path.read_text().strip() or "unknown"
-                raise StorageError(
-                    f"{folder} is in use by another {holder} (process {process}); wait for it or choose another folder"
-                ) from None
+        _take(lock, folder, holder)
         lock.truncate(0)
         lock.write(f"{os.getpid()}\n")
         lock.flush()
         yield
+
+
+def check_free(folder: Path, holder: str = "run") -> None:
+    """Raises StorageError if a live process holds the folder; makes nothing."""
+    with contextlib.suppress(FileNotFoundError, PermissionError), (folder / LOCK).open("r+") as lock:
+        _take(lock, folder, holder)
+
+
+def _take(lock: IO[str], folder: Path, holder: str) -> None:
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        process = (folder / LOCK).read_text().strip() or "unknown"
+        raise StorageError(
+            f"{folder} is in use by another {holder} (process {process}); wait for it or choose another folder"
+        ) from None
+
+
+@contextlib.contextmanager
+def unmade(folder: Path, *, unless_more_than: Collection[str]) -> Iterator[None]:
+    """If the block fails, a folder that was not there before it, and those above it, go again.
+
+    unless_more_than: names of files that are no reason to keep it.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            if folder in missing and {path.name for path in folder.iterdir()} <= set(unless_more_than):
+                shutil.rmtree(folder)
+                for path in missing[1:]:
+                    path.rmdir()
+        raise

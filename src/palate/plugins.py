@@ -14,6 +14,8 @@ import pkgutil
 from importlib.util import find_spec
 from typing import Any
 
+_ONE = {"algorithms": "algorithm", "scorers": "scorer", "datasets": "data format", "worlds": "world"}
+
 
 class PluginError(ValueError):
     """A plugin does not exist or cannot be imported; the message is one line and says what to do."""
@@ -31,8 +33,8 @@ def available(package: str) -> list[str]:
 def find(package: str, name: str) -> Any:
     """The module `palate.<package>.<name>`, or of a dotted path `my.module`, or its attribute `my.module:attr`."""
     path, colon, attribute = name.partition(":")
+    check(package, name)
     if "." not in path and not colon:
-        _check_known(package, name)
         path = f"palate.{package}.{name}"
     module = _imported(path, f"{package} '{name}'")
     if not colon:
@@ -51,11 +53,21 @@ def world(name: str) -> Any:
     return find("worlds", f"{found.__name__}.{model}") if dash else found
 
 
-def _check_known(package: str, name: str) -> None:
+def check(package: str, name: str) -> None:
+    """Raises PluginError, without importing anything, for a name that is neither in the folder nor a dotted path."""
+    path, colon, _ = name.partition(":")
+    if "." in path or colon:
+        return
     names = available(package)
     if name not in names:
-        known = f"known: {', '.join(names)}" if names else "none is installed"
-        raise PluginError(f"unknown {package} '{name}'{_nearest(name, names)}; {known}; or give a dotted path")
+        known = f"known: {', '.join([*names, *_further(package)])}" if names else "none is installed"
+        one = _ONE.get(package, package)
+        raise PluginError(f"unknown {one} '{name}'{_nearest(name, names)}; {known}; or give a dotted path")
+
+
+def _further(package: str) -> list[str]:
+    """What else a name may be, where not only files of the folder are meant."""
+    return [*(f"world:{world}" for world in available("worlds")), "implicit:RUN"] if package == "scorers" else []
 
 
 def _nearest(name: str, names: list[str]) -> str:

@@ -159,10 +159,9 @@ def _checked(
         return schema.model_validate(tree)
     except ValidationError as error:
         problems = sorted(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
-    message = _explain(problems[0], tree, schema, where, origin, file)
-    others = len(problems) - 1
-    rest = f" (and {others} more problem{'s' * (others > 1)})" if others else ""
-    raise ConfigError(_one_line(message) + rest) from None
+    first = {tuple(_loc_in(tree, problem)): problem for problem in reversed(problems)}  # of each key, arms of a union
+    said = [_explain(problem, tree, schema, where, origin, file) for problem in reversed(first.values())]
+    raise ConfigError("; and ".join(map(_one_line, said))) from None
 
 
 def _explain(

@@ -420,5 +420,5 @@ def test_what_cannot_be_written_or_found_says_so(tmp_path):
     (tmp_path / "t.csv").write_text("who,what\n1,2\n")
     with pytest.raises(DatasetError, match="has the columns what, who, which no format knows"):
         datasets.open(tmp_path / "t.csv")
-    with pytest.raises(ValueError, match="unknown datasets 'hpdv4'; did you mean 'hpdv3'"):
+    with pytest.raises(ValueError, match="unknown data format 'hpdv4'; did you mean 'hpdv3'"):
         datasets.open(tmp_path / "t.csv", format="hpdv4")

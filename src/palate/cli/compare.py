@@ -41,6 +41,10 @@ def compare(
 
     The same command again prints what it found.
     """
+    from palate.doors import asked
+
+    asked.sampling(models, prompts)
+    asked.scorers(name.partition("=")[0] for name in [*scorer, *(held_out_scorer or ())])
     from palate.doors.comparing import compare as run
 
     run(

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from palate import likelihood, sampling
-from palate.config import RolloutSettings, TrainingSettings
+from palate.config import ConfigError, RolloutSettings, TrainingSettings
 from palate.models.contracts import Rollout, Scorer, State, TransitionBatch, select
 from palate.models.diffusion import DiffusionPolicy
 from palate.training import adapters, hooks, known, optimisation
@@ -24,6 +24,18 @@ from palate.training.online import Online
 from palate.training.processes import join
 from palate.training.sources import Drawing, PreferenceRow, Source, to_device
 from palate.training.trainer import Result, Trainer, TrainingError
+
+
+def check_fits(policy: Any, algorithm: Any, options: Any, recipe: str | Path) -> None:
+    """Raises ConfigError, naming the recipe, for an algorithm that cannot train such a model.
+
+    policy: with its `path`, as far as algorithms look at it to say so.
+    """
+    with torch.random.fork_rng():
+        try:
+            algorithm.init(policy, options)
+        except ValueError as error:
+            raise ConfigError(f"{recipe}: {error}") from None
 
 
 def offline_source(

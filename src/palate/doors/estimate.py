@@ -23,10 +23,12 @@ from torch import nn
 
 from palate import config, plugins
 from palate.config import ConfigError, Recipe
+from palate.doors import assembly
 from palate.models import hollow
 from palate.models.identity import parts
 from palate.models.loading import call_defaults, resolve_model
 from palate.models.probe import call_parameters, denoisers
+from palate.models.schedules import schedule_of
 from palate.training import adapters, optimisation
 
 GIB = 2**30
@@ -80,6 +82,18 @@ class Hollows:
                 adapters.add_lora(policy, recipe.model.lora)
             self.made[key] = hollow.placed(pipeline, self.mode)
         return self.made[key]
+
+    def policy(self, recipe: Recipe) -> Any:
+        """As much of the recipe's policy as algorithms look at to say whether they can train it.
+
+        Raises NotHere where its scheduler is one that Palate does not know.
+        """
+        pipeline = self.get(recipe)
+        try:
+            path = schedule_of(pipeline.scheduler).path
+        except ValueError as error:
+            raise hollow.NotHere(f"{recipe.model.name}: {error}") from None
+        return SimpleNamespace(**vars(_policy(pipeline)), path=path)
 
 
 def _policy(pipeline: Any) -> Any:
@@ -153,11 +167,13 @@ def of_recipe(path: str | Path, overrides: Sequence[str] = (), *, fetch: bool = 
     """
     recipe = config.load(path, overrides, Recipe)
     algorithm = plugins.find("algorithms", recipe.algorithm.name)
-    config.section(recipe.algorithm.options, algorithm.Config, "algorithm", path)
+    options = config.section(recipe.algorithm.options, algorithm.Config, "algorithm", path)
     if fetch:
         fetch_configs(recipe.model.name)
     try:
-        show(recipe)
+        hollows = Hollows()
+        assembly.check_fits(hollows.policy(recipe), algorithm, options, path)
+        show(recipe, hollows=hollows)
     except (hollow.NotHere, adapters.AdapterError) as error:
         raise ConfigError(f"{path}: {error}") from None
 

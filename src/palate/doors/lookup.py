@@ -16,14 +16,13 @@ from palate import plugins, sampling
 from palate import prompts as prompt_files
 from palate.config import ConfigError, ModelSettings, section
 from palate.doors import judges
+from palate.doors.asked import IMPLICIT, WORLD
+from palate.doors.asked import prompt_lines as prompt_lines
 from palate.implicit_reward import ImplicitReward
 from palate.models.contracts import Scorer
 from palate.models.diffusion import DiffusionPolicy, resolve_model
 from palate.prompts import Prompt
 from palate.training import adapters, hooks, loras
-
-WORLD = "world:"
-IMPLICIT = "implicit:"
 
 
 def world(name: str) -> Any:
@@ -141,26 +140,6 @@ def read_prompts(prompts: str | Path | Sequence[str], base: Path | None = None) 
 def prompt_rows(prompts: str | Path | Sequence[str], base: Path | None = None) -> list[Prompt]:
     """As `read_prompts`, with the category of each where its file or world tells one."""
     return prompt_files.distinct(prompt_lines(prompts, base))
-
-
-def prompt_lines(prompts: str | Path | Sequence[str], base: Path | None = None) -> list[Prompt]:
-    """As `prompt_rows`; one that stands there twice comes twice."""
-    if not isinstance(prompts, str | Path):
-        found, source = [Prompt(text.strip()) for text in prompts if text.strip()], "the list of prompts"
-    elif str(prompts).startswith(WORLD):
-        name, _, split = str(prompts).removeprefix(WORLD).partition(":")
-        of_world, source = world(name), str(prompts)
-        category = getattr(of_world, "category", lambda text: "")
-        found = [Prompt(text, category(text)) for text in of_world.prompts(split or "train")]
-    else:
-        path = base / prompts if base and not Path(prompts).exists() else Path(prompts)
-        try:
-            found, source = prompt_files.read(path), str(path)
-        except prompt_files.PromptError as error:
-            raise ConfigError(str(error)) from None
-    if not found:
-        raise ConfigError(f"{source} holds no prompts: write one a line")
-    return found
 
 
 @cache

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from palate import config, datasets, durable, plugins, views
-from palate.config import AlgorithmSettings, ConfigError, DataSettings, Recipe
-from palate.doors import assembly, encoding, judging, lookup
+from palate import config, durable, views
+from palate.config import DataSettings, Recipe
+from palate.doors import asked, assembly, encoding, judging, lookup
 from palate.evaluation import report
 from palate.models.diffusion import DiffusionPolicy
 from palate.relabel import Relabel
@@ -37,17 +37,14 @@ def train(path: str | Path, overrides: Sequence[str] = ()) -> Path:
     The same command again resumes an unfinished run; a finished one says so. Raises ConfigError for a folder whose
     recipe differs, StorageError for one that another run is using.
     """
-    recipe = config.load(path, overrides, Recipe)
-    algorithm = plugins.find("algorithms", recipe.algorithm.name)
-    options = config.section(recipe.algorithm.options, algorithm.Config, "algorithm", path)
-    _check_source(recipe, algorithm, path)
-    # Every option as it is now, so that another default tomorrow is seen as a change, and 1e3 and 1000 as none.
-    resolved = {"name": recipe.algorithm.name, **options.model_dump(mode="json")}
-    recipe = recipe.model_copy(update={"algorithm": AlgorithmSettings.model_validate(resolved)})
+    recipe, algorithm, options = asked.training(path, overrides)
     folder = Path(recipe.output)
     processes = join(torch.device(lookup.pick_device(recipe.model.device)))
-    with durable.locked(folder) if processes.first else contextlib.nullcontext():
-        if not _finished(folder, recipe, processes):
+    with contextlib.ExitStack() as stack:
+        if processes.first:
+            stack.enter_context(durable.unmade(folder, unless_more_than=(durable.LOCK, "config.yaml")))
+            stack.enter_context(durable.locked(folder))
+        if not _finished(recipe, processes):
             _train(recipe, algorithm, options, folder, Path(path), processes)
         elif processes.first:
             judging.mend(folder)
@@ -62,6 +59,7 @@ def _train(recipe: Recipe, algorithm: Any, options: Any, folder: Path, path: Pat
     if first:
         config.dump(recipe, folder / "config.yaml")
     policy = lookup.load_policy(recipe.model, recipe.training.seed)
+    assembly.check_fits(policy, algorithm, options, path)  # before hours of encoding
     draws = recipe.data.reference_draws if recipe.data else 0
     reference = None if draws else assembly.reference_for(policy, algorithm, options)
     with _cache(recipe, processes) as cache:
@@ -118,7 +116,7 @@ def _check_inputs(recipe: Recipe, path: Path) -> None:
     if recipe.model.adapter:
         lookup.check_adapter(recipe.model.name, recipe.model.adapter)
     if recipe.data:
-        _reader(recipe.data, path)
+        asked.reader(recipe.data, path)
         if recipe.data.relabel:
             lookup.weighted(recipe.data.relabel)
     if recipe.rollout:
@@ -134,22 +132,6 @@ def _change(data: DataSettings, folder: Path, rank: int) -> contextlib.AbstractC
     return Labels(Relabel(lookup.weighted(data.relabel), data.relabel_temperature), folder, data.relabel, rank)
 
 
-def _reader(data: DataSettings, path: Path) -> datasets.Reader:
-    """The preferences that the recipe at `path` names, from here or from the recipe's own folder, or on the hub.
-
-    Raises ConfigError if they are nowhere, DatasetError if they are of no known format.
-    """
-    for place in (Path(data.path), path.parent / data.path):
-        if place.exists():
-            return datasets.open(place, data.format, data.split)
-    ours = Path(data.path).parts[-2:] == ("demo", "preferences")
-    local = ours or data.path.startswith((".", "/", "~")) or Path(data.path).parent.is_dir()
-    if data.path.count("/") == 1 and not local:
-        return datasets.open(data.path, data.format, data.split)
-    mend = "`make demo` writes it" if ours else "mend it"
-    raise ConfigError(f"{path}: data.path is {data.path}, and there is no such folder; {mend}")
-
-
 def _source(
     policy: DiffusionPolicy,
     recipe: Recipe,
@@ -161,7 +143,7 @@ def _source(
 ) -> Offline | Online:
     """Stored preferences, or rounds of the policy's own samples."""
     if recipe.data and cache:
-        reader = _reader(recipe.data, path)
+        reader = asked.reader(recipe.data, path)
         folder, processes = Path(recipe.output), join(policy.device)
         if recipe.model.check_kind and not recipe.model.name.startswith(lookup.WORLD):  # whose own weights are known
             doubt = encoding.check_kind(policy, encoding.sample_of(reader))
@@ -196,36 +178,9 @@ def _source(
     )
 
 
-def _check_source(recipe: Recipe, algorithm: Any, path: str | Path) -> None:
-    wants = algorithm.NEEDS.source
-    has = "offline" if recipe.data else "online"
-    if wants != has:
-        section = "data" if wants == "offline" else "rollout"
-        raise ConfigError(f"{path}: {recipe.algorithm.name} is an {wants} method: give it the section '{section}'")
-    if recipe.data and recipe.data.relabel and recipe.data.dimension != views.OVERALL:
-        raise ConfigError(
-            f"{path}: data.relabel judges all anew, so that no data.dimension is left: leave one of them out (a single "
-            "score is named behind a slash: `relabel: {scorer/score: 1}`)"
-        )
-    if recipe.data and recipe.data.reference_draws and algorithm.NEEDS.reference == "none":
-        raise ConfigError(f"{path}: {recipe.algorithm.name} has no reference: leave out data.reference_draws")
-    if recipe.rollout and algorithm.NEEDS.k is None and recipe.rollout.k < 2:
-        raise ConfigError(
-            f"{path}: {recipe.algorithm.name} compares candidates of a prompt: set rollout.k to 2 or more"
-        )
-
-
-def _finished(folder: Path, recipe: Recipe, processes: Processes) -> bool:
+def _finished(recipe: Recipe, processes: Processes) -> bool:
     """Whether the folder holds this recipe's finished run; the first process looks, and tells the others."""
-    finished = False
-    held, result = folder / "config.yaml", folder / "result.json"
-    begun = any((folder / "checkpoints").glob("step-*")) or result.is_file()
-    if processes.first and held.is_file() and begun:  # one that failed before its first checkpoint may be mended
-        changes = config.difference(config.load(held, (), Recipe), recipe)
-        if changes:
-            raise ConfigError(f"{folder} was begun with another recipe: {'; '.join(changes)}; choose another output")
-        finished = result.is_file()
-    return processes.tell("finished" if finished else None) is not None
+    return processes.tell("finished" if processes.first and asked.finished(recipe) else None) is not None
 
 
 def _conclude(
