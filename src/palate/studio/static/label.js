@@ -124,7 +124,9 @@ function showRest() {
   desk.hidden = true;
   rest.hidden = false;
   host.replaceChildren();
-  const kept = outbox.entries().length;
+  const kept = outbox.entries().length, happy = !said && !kept && progress?.done;
+  $("rest-done").style.display = happy ? "" : "none";
+  $("rest-wait").style.display = happy ? "none" : "";
   const title = said ? (said === "signed out" ? "You are signed out" : "No connection") : progress?.done ? "That is all for now. Thank you!" : "Nothing to judge yet";
   const text = said === "signed out" ? "Open your join link again. What you answered is kept in this browser."
     : said ? `${kept ? `${kept} of your answers are kept in this browser and are sent when the studio can be reached.` : "The studio cannot be reached."} This page goes on by itself.`

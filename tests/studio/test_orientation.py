@@ -1,0 +1,96 @@
+"""Which picture was preferred, from the page to the loss: sides are random, and none may be swapped on the way."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from starlette.testclient import TestClient
+
+from palate import losses
+from palate.datasets import parquet
+from palate.doors.labelling import win_rates_so_far
+from palate.doors.projects import export
+from palate.project import ProjectSettings, create
+from palate.records import Comparison, Medium, Sample, now
+from palate.store import Store
+from palate.studio.app import create as create_app
+
+from . import make
+from .pages import browsing, ready, shades, state
+
+
+def build(folder, n: int) -> Store:
+    """n prompts with two grey pictures each, the brighter from either source; one rater each."""
+    create(folder, ProjectSettings(known_share=0, repeat_share=0, votes_per_comparison=1))
+    store = Store.open(folder)
+    media = {shade: store.add_media(make.picture(shade), "image/png") for shade in range(20, 236)}
+    pairs = [make.brighter_first(i) for i in range(n)]
+    store.add_samples(
+        Sample(f"s{i}-{j}", f"prompt {i}", Medium("image/png", path=media[shade].path), f"model-{j}", now())
+        for i, both in enumerate(pairs)
+        for j, shade in enumerate(both)
+    )
+    store.add_comparisons(Comparison(f"c{i}", f"prompt {i}", (f"s{i}-0", f"s{i}-1"), 1) for i in range(n))
+    return store
+
+
+def check(folder, out, n: int) -> None:
+    """Every exported row prefers the brighter, as the loader reads it and as the loss understands it."""
+    export(folder, out)
+    rows = list(parquet.read(out))
+    assert len(rows) == n
+    brightness, prefer = [], []
+    for row in rows:
+        brightness.append([make.shade_of(medium.bytes) for medium in row.media])
+        prefer.append(row.prefer)
+    lit, told = torch.tensor(brightness, dtype=torch.float32), torch.tensor(prefer)
+    assert (told[:, 0, 1] == (lit[:, 0] > lit[:, 1]).float()).all()
+    assert 0.2 < told[:, 0, 1].mean() < 0.8  # position tells nothing
+    towards, _ = losses.dpo(lit / 100, torch.zeros_like(lit), told, beta=1.0)
+    away, _ = losses.dpo(-lit / 100, torch.zeros_like(lit), told, beta=1.0)
+    assert (towards < losses.start_of("sigmoid", 1.0)).all() and (away > losses.start_of("sigmoid", 1.0)).all()
+
+
+def annotate(store: Store, n: int, seen: dict[str, int]) -> list[str]:
+    """Votes for the brighter of each pair over HTTP, by what the pictures that are served look like; sides chosen."""
+    sides = []
+    with TestClient(create_app(store), base_url=make.BASE) as client:
+        rater = make.person(client, store)
+        while leases := rater.lease(16):
+            for lease in leases:
+                for medium in lease["media"]:
+                    if medium["id"] not in seen:
+                        seen[medium["id"]] = make.shade_of(rater.get(f"/media/{medium['id']}").content)
+                left, right = (seen[medium["id"]] for medium in lease["media"])
+                sides.append("left" if left > right else "right")
+                reply = rater.answer(lease["id"], f"key-{len(sides):08}", overall=sides[-1])
+                assert reply.json()["status"] == "saved"
+    assert len(sides) == n
+    return sides
+
+
+@pytest.mark.parametrize("n", [60, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_the_brighter_wins_from_http_to_the_loss(tmp_path, n, capsys):
+    with build(tmp_path / "p", n) as store:
+        sides = annotate(store, n, {})
+        assert 0.3 < sides.count("left") / n < 0.7
+        if n == 60:
+            wins = {won.source: won for won in win_rates_so_far(store)}
+            brighter = sum(first > second for first, second in (make.brighter_first(i) for i in range(n)))
+            assert wins["model-0"].rate == pytest.approx(brighter / n) and wins["model-0"].n == n
+    check(tmp_path / "p", tmp_path / "out", n)
+
+
+@pytest.mark.browser
+def test_the_brighter_wins_from_the_key_to_the_loss(tmp_path, chromium):
+    n = 12
+    with build(tmp_path / "p", n) as store, make.served(store) as base:
+        _, token = store.add_rater("Ada")
+        with browsing(chromium, base, token) as page:
+            for turn in range(n):
+                left, right = shades(page)
+                keys = ("1", "ArrowLeft") if left > right else ("2", "ArrowRight")
+                ready(page)
+                page.keyboard.press(keys[turn % 2])
+                state(page, f"{turn + 1} saved")
+    check(tmp_path / "p", tmp_path / "out", n)
