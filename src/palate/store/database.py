@@ -8,6 +8,7 @@ a savepoint of its own, and none returns before the sync.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import sqlite3
 import threading
@@ -81,8 +82,11 @@ class SQLite(Database):
                 "sqlite://", creator=lambda: _connect(self.path, "rwc"), poolclass=sa.StaticPool
             )
             sa.event.listen(self._engine, "begin", lambda c: c.exec_driver_sql("BEGIN IMMEDIATE"))
-            with explained(self.name), self._engine.connect() as connection:
-                _assert_durable(self.name, connection)
+            with contextlib.ExitStack() as refused:
+                refused.callback(self.close)
+                with explained(self.name), self._engine.connect() as connection:
+                    _assert_durable(self.name, connection)
+                refused.pop_all()
 
     def write(self, job: Callable[[sa.Connection], Result], *, alone: bool = False) -> Result:
         if self._engine is None:
@@ -184,13 +188,16 @@ class Postgres(Database):
             parsed.set(drivername="postgresql+psycopg"), pool_size=16, max_overflow=32, pool_pre_ping=True
         )
         sa.event.listen(self._engine, "connect", _acknowledge_after_sync)
-        with explained(self.name), self._engine.connect() as connection:
-            for setting, wanted in (("fsync", "on"), ("full_page_writes", "on")):
-                if connection.exec_driver_sql(f"SHOW {setting}").scalar() != wanted:
-                    raise StoreError(
-                        f"{self.name}: PostgreSQL runs with {setting}=off and would lose votes in a power cut; "
-                        f"set {setting}=on in its postgresql.conf and start it again"
-                    )
+        with contextlib.ExitStack() as refused:
+            refused.callback(self._engine.dispose)
+            with explained(self.name), self._engine.connect() as connection:
+                for setting in ("fsync", "full_page_writes"):
+                    if connection.exec_driver_sql(f"SHOW {setting}").scalar() != "on":
+                        raise StoreError(
+                            f"{self.name}: PostgreSQL runs with {setting}=off and would lose votes in a power cut; "
+                            f"set {setting}=on in its postgresql.conf and start it again"
+                        )
+            refused.pop_all()
 
     def write(self, job: Callable[[sa.Connection], Result], *, alone: bool = False) -> Result:
         lock = f"SELECT pg_advisory_xact_lock{'' if alone else '_shared'}({_WRITERS})"
