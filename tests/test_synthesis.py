@@ -19,6 +19,7 @@ from palate.config import ConfigError
 from palate.datasets import parquet
 from palate.doors import lookup, synthesis
 from palate.scorers.jpeg_size import JpegSize
+from palate.scorers.vlm_judge import VlmJudge
 from tests.training import forks
 
 PROMPTS = [f"prompt {number}" for number in range(5)]
@@ -117,6 +118,20 @@ def test_every_model_draws_and_every_scorer_judges(painters, tmp_path, capsys):
     assert "4 scores unknown" in said and "5 ranked prompts" in said
     cost = json.loads((tmp_path / "out" / "cost.json").read_text())
     assert cost["model bright"]["pictures"] == 10 and cost["scorer jpeg_size"]["calls"] == 5
+
+
+def test_a_judge_that_favours_a_place_is_told_of(painters, tmp_path, monkeypatch, capsys):
+    class Biased(VlmJudge):
+        def __init__(self):
+            super().__init__(None, "model")
+
+        def _ask(self, prompt, first, second):
+            return "a"
+
+    monkeypatch.setattr(lookup, "find_scorer", {"jpeg_size": JpegSize(), "judge": Biased()}.__getitem__)
+    rows = list(parquet.read(run(tmp_path / "out", scorers=["judge"])))
+    assert all(set(row.scores) == {(0.5,)} for row in rows)  # ties, all of them
+    assert "of 30 pairs shown both ways round 30 were decided by the order alone" in capsys.readouterr().out
 
 
 def test_a_picture_depends_on_seed_prompt_and_number_alone(painters, tmp_path):
@@ -226,8 +241,9 @@ def test_what_cannot_be_is_refused_before_anything_is_drawn(painters, tmp_path, 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Ray's own
-def test_ray_makes_the_same_files(tmp_path):
+def test_ray_makes_the_same_files(tmp_path, monkeypatch):
     ray = pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # else its workers wait for whatever else runs
     from tests import zoo
 
     model = tmp_path / "model"

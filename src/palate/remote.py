@@ -218,13 +218,14 @@ def _exchange(
     line: http.client.HTTPConnection, method: str, path: str, body: bytes | None, headers: Mapping[str, str], most: int
 ) -> _Reply:
     line.request(method, path or "/", body, dict(headers))
-    reply = line.getresponse()
-    content = reply.read(most + 1)
-    if len(content) > most:
-        raise RemoteError(f"the reply to {method} {path} has more than {most:,} bytes")
-    if reply.length:  # what was promised and did not come; 0 or None where all is there
-        raise http.client.IncompleteRead(content, reply.length)
-    return _Reply(reply.status, reply.reason, {name.lower(): value for name, value in reply.headers.items()}, content)
+    with line.getresponse() as reply:
+        content = reply.read(most + 1)
+        if len(content) > most:
+            raise RemoteError(f"the reply to {method} {path} has more than {most:,} bytes")
+        if reply.length:  # what was promised and did not come; 0 or None where all is there
+            raise http.client.IncompleteRead(content, reply.length)
+        headers = {name.lower(): value for name, value in reply.headers.items()}
+        return _Reply(reply.status, reply.reason, headers, content)
 
 
 def _retry_after(value: str | None) -> float | None:

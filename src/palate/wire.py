@@ -27,6 +27,7 @@ from palate.records import Medium
 
 MAX_FRAMES = 1024
 MAX_CHANNELS = 32
+MAX_PIXELS_AT_ONCE = 4 * media.MAX_PIXELS  # of all media of a request, and of one video: a PNG of nothing is small
 _RATE = 48_000  # written where a waveform does not say its own
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
 
@@ -55,6 +56,15 @@ def encode(medium: Any) -> dict[str, Any]:
     if array is not None and array.ndim == 4 and array.shape[-1] == 3:
         return encode([Image.fromarray(frame) for frame in (array.clip(0, 1) * 255).round().astype(np.uint8)])
     raise WireError(f"a {type(medium).__name__} cannot be sent: pictures, videos, waveforms and texts can")
+
+
+def pixels(medium: Any) -> int:
+    """How many pixels a picture or a video has; 0 of anything else."""
+    if isinstance(medium, Image.Image):
+        return medium.width * medium.height
+    if isinstance(medium, list | tuple):
+        return sum(pixels(frame) for frame in medium)
+    return int(np.prod(medium.shape[:3])) if getattr(medium, "ndim", 0) == 4 else 0
 
 
 def _array(medium: Any) -> NDArray[np.float32] | None:
@@ -109,12 +119,10 @@ def decode(entry: Any) -> Any:
 
 def _frames(frames: Sequence[Any]) -> list[Image.Image]:
     made: list[Image.Image] = []
-    pixels = 0
     for frame in frames:
         made.append(_picture("image/png", frame))
-        pixels += made[-1].width * made[-1].height
-        if pixels > 4 * media.MAX_PIXELS:
-            raise WireError(f"a video has more than {4 * media.MAX_PIXELS} pixels in all")
+        if pixels(made) > MAX_PIXELS_AT_ONCE:
+            raise WireError(f"a video has more than {MAX_PIXELS_AT_ONCE:,} pixels in all")
     return made
 
 

@@ -145,6 +145,16 @@ def test_a_body_beyond_the_cap_is_refused(real, monkeypatch):
         Service(real[0], "it", token=TOKEN, max_wait=2).call("POST", "/score", {"x": "y" * 2000})
 
 
+def test_pixels_beyond_the_cap_are_refused_and_never_sent(real, monkeypatch):
+    """A PNG of nothing is small, what it decodes to is not: of all pictures of a request together, too."""
+    monkeypatch.setattr(wire, "MAX_PIXELS_AT_ONCE", 40)
+    assert client(real[0])(["x"] * 5, [picture(level) for level in range(1, 6)])["bright"].tolist() == [1, 2, 3, 4, 5]
+    whole = {"protocol": http.PROTOCOL, "ids": ["1", "2", "3"], "prompts": ["x"] * 3}
+    with pytest.raises(RemoteError, match=r"413.*40 pixels"):
+        asked = whole | {"media": [wire.encode(picture(1))] * 3}
+        Service(real[0], "it", token=TOKEN, max_wait=2).call("POST", "/score", asked)
+
+
 def test_other_weights_have_another_fingerprint():
     class Brighter(Bright):
         def __call__(self, prompts, media):

@@ -60,7 +60,7 @@ def test_the_better_one_wins_whichever_way_round(api):
     assert it.compare("p", picture(200), picture(10)) == 1.0
     assert it.compare("p", picture(10), picture(200)) == 0.0
     assert it.compare("p", picture(10), picture(10)) == 0.5
-    assert (it.tally.pairs, it.tally.unknown, it.tally.swayed, it.tally.of) == (3, 0, 0, 4)
+    assert (it.tally.pairs, it.tally.silent, it.tally.swayed, it.tally.of) == (3, 0, 0, 4)
     assert it.tally.first_share == 0.5
     shown = [levels(request[3]) for request in api.requests[:2]]
     assert shown == [[200.0, 10.0], [10.0, 200.0]]  # both ways round
@@ -136,7 +136,7 @@ def test_a_reply_without_an_answer_is_unknown(api, body):
     api.reply = lambda request: Answer(body)
     it = judge(api)
     assert math.isnan(it.compare("p", picture(1), picture(2)))
-    assert it.tally.unknown == 1 and it.tally.of == 0
+    assert it.tally.silent == 1 and it.tally.of == 0
 
 
 def test_candidates_of_a_prompt_are_scored_by_the_comparisons_they_win(api):

@@ -186,10 +186,21 @@ def _read(body: bytes) -> tuple[list[str], list[str], list[Any]]:
         raise _Refused(422, "`ids`, `prompts` and `media` must be lists of one length")
     if not 0 < len(ids) <= MAX_ITEMS or len(set(ids)) != len(ids):
         raise _Refused(422, f"a request holds 1 to {MAX_ITEMS} samples, each with an id of its own")
-    try:
-        return ids, prompts, [wire.decode(entry) for entry in media]
-    except wire.WireError as error:
-        raise _Refused(422, str(error)) from None
+    return ids, prompts, _decoded(media)
+
+
+def _decoded(entries: Sequence[Any]) -> list[Any]:
+    media: list[Any] = []
+    left = wire.MAX_PIXELS_AT_ONCE
+    for entry in entries:
+        try:
+            media.append(wire.decode(entry))
+        except wire.WireError as error:
+            raise _Refused(422, str(error)) from None
+        left -= wire.pixels(media[-1])
+        if left < 0:
+            raise _Refused(413, f"a request may show {wire.MAX_PIXELS_AT_ONCE:,} pixels: send fewer samples at once")
+    return media
 
 
 def _scored(scorer: Any, asked: threading.Lock, prompts: list[str], media: list[Any]) -> dict[str, list[float | None]]:

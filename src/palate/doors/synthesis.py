@@ -19,7 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +250,8 @@ def _scores(job: Job, prompts: Sequence[str], media: Sequence[Image.Image], cost
     """Scores [n] by dimension, each scorer asked for a batch at a time."""
     found: dict[str, np.ndarray] = {}
     for name, sign in job.scorers.items():
+        judge = lookup.find_scorer(lookup.split_scorer(name)[0])
+        before = _tally(judge)
         scorer, began, calls = lookup.weighted({name: sign}), time.perf_counter(), 0
         parts: list[dict[str, np.ndarray]] = []
         whole = max(job.batch_size // (len(job.models) * job.k), 1) * len(job.models) * job.k  # no prompt in two calls
@@ -259,9 +261,15 @@ def _scores(job: Job, prompts: Sequence[str], media: Sequence[Image.Image], cost
         given = {d: np.concatenate([part[d] for part in parts]) for d in parts[0]}
         unknown = int(sum((~np.isfinite(values)).sum() for values in given.values()))
         spent = {"calls": calls, "pictures": len(media), "unknown": unknown, "seconds": time.perf_counter() - began}
-        cost[f"scorer {name}"] = Counter(spent)
+        cost[f"scorer {name}"] = Counter(spent | {what: n - before[what] for what, n in _tally(judge).items()})
         found |= {(d if d not in found else f"{name}.{d}"): values for d, values in given.items()}
     return found
+
+
+def _tally(judge: Any) -> dict[str, int]:
+    """What a judge of pairs has counted of itself so far."""
+    tally = getattr(judge, "tally", None)
+    return {} if tally is None else asdict(tally)
 
 
 # --- several machines -------------------------------------------------------------------------------------------------
@@ -295,7 +303,8 @@ def _by_ray(job: Job, missing: Sequence[int], workers: int | None, advance: Adva
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     shards = ray.data.from_items([{"number": number} for number in missing], override_num_blocks=len(missing))
-    done = shards.map(_Worker, fn_constructor_args=(job,), concurrency=workers, num_cpus=1, num_gpus=1 if gpus else 0)
+    pool = ray.data.ActorPoolStrategy(size=workers)
+    done = shards.map(_Worker, fn_constructor_args=(job,), compute=pool, num_cpus=1, num_gpus=1 if gpus else 0)
     try:
         for row in done.iter_rows():
             advance(int(row["prompts"]) * len(job.models) * job.k)
@@ -329,5 +338,11 @@ def _tell(out: Path) -> None:
         else:
             calls = f"{spent['calls']:,} calls, {spent['pictures']:,} pictures"
             print(f"{name}: {calls}, {each}, {spent['unknown']:,} scores unknown")
+        if spent.get("of"):
+            print(
+                f"  of {spent['pairs']:,} pairs shown both ways round {spent['swayed']:,} were decided by the order "
+                f"alone, {spent['silent']:,} by no answer; {spent['first'] / spent['of']:.1%} of {spent['of']:,} "
+                "answers were for the candidate shown first"
+            )
     seconds = sum(spent["seconds"] + spent.get("loading", 0.0) for spent in total.values())
     print(f"{facts.rows:,} ranked prompts in {out}: {seconds:,.0f} s in all")

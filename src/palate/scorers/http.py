@@ -151,17 +151,19 @@ class HttpScorer:
 def _portions(
     prompts: Sequence[str], media: Sequence[Media], most: int
 ) -> Iterator[tuple[list[str], list[dict[str, Any]]]]:
-    """Prompts and encoded media of one call after the other: at most so many samples, and so many bytes of them."""
+    """Prompts and encoded media of one call after the other: at most so many samples, bytes and pixels."""
     texts: list[str] = []
     entries: list[dict[str, Any]] = []
-    size = 0
+    size = shown = 0
     for prompt, medium in zip(prompts, media, strict=True):
         entry = wire.encode(medium)
         more = sum(len(part) for part in (entry.get("data", ""), entry.get("text", ""), *entry.get("frames", ())))
-        if entries and (len(entries) == most or size + more > _BYTES_AT_ONCE):
+        wide = wire.pixels(medium)
+        full = size + more > _BYTES_AT_ONCE or shown + wide > wire.MAX_PIXELS_AT_ONCE
+        if entries and (len(entries) == most or full):
             yield texts, entries
-            texts, entries, size = [], [], 0
-        texts, entries, size = [*texts, prompt], [*entries, entry], size + more
+            texts, entries, size, shown = [], [], 0, 0
+        texts, entries, size, shown = [*texts, prompt], [*entries, entry], size + more, shown + wide
     if entries:
         yield texts, entries
 

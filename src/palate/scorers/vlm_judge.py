@@ -50,12 +50,12 @@ _AT_ONCE = 8  # requests under way
 
 @dataclass(frozen=True)
 class Tally:
-    """What was answered so far, by pairs. unknown: an answer was none. swayed: the two answers named the same place,
+    """What was answered so far, by pairs. silent: an answer was none. swayed: the two answers named the same place,
     so that the order decided. first: of answers that named a winner, those for the candidate shown first; of: all of
     them. Without a bias first / of is about 1/2, and swayed rare."""
 
     pairs: int = 0
-    unknown: int = 0
+    silent: int = 0
     swayed: int = 0
     first: int = 0
     of: int = 0
@@ -66,7 +66,7 @@ class Tally:
 
     def __str__(self) -> str:
         return (
-            f"{self.pairs} pairs judged both ways round, {self.unknown} without an answer, {self.swayed} decided by "
+            f"{self.pairs} pairs judged both ways round, {self.silent} without an answer, {self.swayed} decided by "
             f"the order alone; of {self.of} answers {self.first_share:.1%} for the candidate shown first"
         )
 
@@ -123,7 +123,7 @@ class VlmJudge:
             was = self.tally
             self.tally = Tally(
                 pairs=was.pairs + 1,
-                unknown=was.unknown + (there is None or back is None),
+                silent=was.silent + (there is None or back is None),
                 swayed=was.swayed + (len(named) == 2 and there == back),
                 first=was.first + named.count("a"),
                 of=was.of + len(named),
