@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from benchmarks.claims import common, d3po, diffusion_dpo, mapo, rankdpo
+from benchmarks.claims import common, d3po, diffusion_dpo, flow_dpo, mapo, rankdpo, rounds, syn_pic
 
 TOY = common.Claim("toy", {"steps": 1})
 TIER = replace(common.CPU, seeds=(1, 2), samples=6, tuning_samples=4)
@@ -39,6 +39,16 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(
         rankdpo, "METHODS", {name: rankdpo.METHODS[name] for name in ("weighted-sft", "dpo", "rankdpo")}
     )
+    monkeypatch.setattr(flow_dpo, "PROMPTS", {"cpu": 4})
+    monkeypatch.setattr(flow_dpo, "K", 2)
+    monkeypatch.setattr(flow_dpo, "STEPS", {"cpu": 2})
+    monkeypatch.setattr(flow_dpo, "GRID", {name: grid[:1] for name, grid in flow_dpo.GRID.items()})
+    monkeypatch.setattr(rounds, "ROUNDS", rounds.ROUNDS | {"n": 1, "prompts_per_round": 6})
+    monkeypatch.setattr(rounds, "STEPS", 2)
+    monkeypatch.setattr(rounds, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(syn_pic, "PROMPTS", {"cpu": 8})
+    monkeypatch.setattr(syn_pic, "STEPS", 2)
+    monkeypatch.setattr(syn_pic, "RATES", (1e-4,))
     monkeypatch.setattr(mapo, "PROMPTS", {"cpu": 8})
     monkeypatch.setattr(mapo, "STEPS", 2)
     monkeypatch.setattr(mapo, "RATES", (1e-4,))
@@ -53,7 +63,9 @@ def small(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("claim", [d3po, diffusion_dpo, mapo, rankdpo], ids=lambda claim: claim.CLAIM.name)
+@pytest.mark.parametrize(
+    "claim", [d3po, diffusion_dpo, flow_dpo, mapo, rankdpo, rounds, syn_pic], ids=lambda claim: claim.CLAIM.name
+)
 def test_a_claim_from_its_first_arm_to_its_table(small, claim, capsys):
     forever = time.monotonic() + 3600
     assert common.run_arms(claim.CLAIM, TIER, claim.tuning(TIER), forever) == 0
