@@ -12,6 +12,7 @@ import yaml
 from palate.config import ConfigError, Recipe
 from palate.doors import estimate
 from palate.models import hollow
+from palate.models.diffusion import DiffusionPolicy
 from tests import zoo
 
 
@@ -75,8 +76,34 @@ def test_any_pipeline_is_followed_by_its_own_call(tmp_path, name):
 def test_a_model_that_is_not_here_says_how_to_look_at_it(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe("someone/some-model").model_dump(mode="json", exclude_none=True)))
-    with pytest.raises(ConfigError, match=r"recipe.yaml: someone/some-model is not on this disk; --fetch-configs"):
+    with pytest.raises(ConfigError, match=r"some-model is not on this disk: .* by `palate doctor .*.yaml --fetch-c"):
         estimate.of_recipe(path)
+
+
+def test_a_hub_out_of_reach_is_said_to_be_in_one_line(tmp_path, monkeypatch):
+    from huggingface_hub import HfApi
+
+    def down(*_, **__):
+        raise ConnectionError("[Errno -2] Name or service not known")
+
+    monkeypatch.setattr(HfApi, "model_info", down)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe("someone/some-model").model_dump(mode="json", exclude_none=True)))
+    with pytest.raises(ConfigError, match=r"recipe.yaml: .*some-model: .* the hub cannot be reached \(.*not known"):
+        estimate.of_recipe(path, fetch=True)
+    with pytest.raises(FileNotFoundError, match=r"some-model: there is no such folder here, and the hub cannot be r"):
+        DiffusionPolicy.load("someone/some-model")
+
+
+def test_a_model_that_the_method_cannot_train_is_refused(tmp_path, tiny):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe(tiny).model_dump(mode="json", exclude_none=True)))
+    with pytest.raises(ConfigError, match=r"recipe.yaml: flow_dpo is for models that predict a velocity"):
+        estimate.of_recipe(path, ["algorithm.name=flow_dpo"])
+
+
+def test_small_things_are_told_in_a_unit_that_shows_them():
+    assert estimate.size_of(3 * 2**20).strip() == "3.00 MiB" and estimate.size_of(3 * 2**30).strip() == "3.00 GiB"
 
 
 def test_the_table_names_what_would_take_less(capsys, hollows, tiny, monkeypatch):

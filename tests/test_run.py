@@ -14,7 +14,7 @@ from PIL import Image
 from palate import durable
 from palate.algorithms import diffusion_dpo
 from palate.datasets import parquet
-from palate.doors import drawing, run
+from palate.doors import drawing, encoding, run
 from palate.models.diffusion import DiffusionPolicy
 from palate.records import Medium, Preference
 from tests import zoo
@@ -123,6 +123,16 @@ def test_an_offline_run_leaves_all_that_was_promised(tmp_path, model, pairs, cap
     assert "is finished" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"begun with another recipe: training.seed: 0 -> 1"):
         run.train(recipe, ["training.seed=1"])
+
+
+def test_a_method_that_cannot_train_the_model_is_refused_before_encoding(tmp_path, model, pairs, monkeypatch):
+    monkeypatch.setattr(encoding, "stored", lambda *_, **__: pytest.fail("rows were encoded"))
+    recipe = offline(tmp_path, model, pairs)
+    options = yaml.safe_load(recipe.read_text()) | {"algorithm": {"name": "flow_dpo"}}
+    recipe.write_text(yaml.safe_dump(options))
+    with pytest.raises(ValueError, match=r"recipe.yaml: flow_dpo is for models that predict a velocity"):
+        run.train(recipe)
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_online_run_with_only_comparisons(tmp_path, model):
@@ -235,7 +245,7 @@ def test_errors_name_the_thing_and_the_mend(tmp_path, model, pairs, monkeypatch)
         run.train(recipe)
     with pytest.raises(ValueError, match=r"recipe.yaml: data.path is demo/preferences, .*; `make demo` writes it"):
         run.train(offline(tmp_path, model, Path("demo/preferences")))
-    with pytest.raises(ValueError, match=r"recipe.yaml: data.path is nowhere, and there is no such folder; give the path of the data"):
+    with pytest.raises(ValueError, match=r"recipe.yaml: data.path is nowhere, and there is no such folder; give"):
         run.train(offline(tmp_path, model, Path("nowhere")))
     with pytest.raises(ValueError, match=r"unknown key 'algorithm.beta_dop'; did you mean 'algorithm.beta_dpo'"):
         run.train(offline(tmp_path, model, pairs), ["algorithm.beta_dop=3"])

@@ -11,6 +11,7 @@ convolutions, memory traffic and small shapes exceed.
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from torch import nn
 from palate import config, plugins
 from palate.config import ConfigError, Recipe
 from palate.doors import assembly
-from palate.models import hollow
+from palate.models import hollow, hub
 from palate.models.identity import parts
 from palate.models.loading import call_defaults, resolve_model
 from palate.models.probe import call_parameters, denoisers
@@ -116,12 +117,15 @@ def estimate(recipe: Recipe, hollows: Hollows | None = None) -> Estimate:
     weights = [weight for part in policy.modules.values() for weight in part.parameters()]
     with _recomputing(module, training.gradient_checkpointing):
         work = _step(module, asked.arguments, recipe, asks_reference)
-        peak, flops = hollow.followed(work, [*weights, *module.buffers()], hollows.mode)
-        gradients = [weight.grad for weight in trained if weight.grad is not None]
+        gradients = []
         if micros > 1:  # then those of the micro-batches before are there from the first
-            peak, _ = hollow.followed(work, [*weights, *module.buffers(), *gradients], hollows.mode)
-        else:
-            peak -= _bytes(gradients)
+            with hollows.mode:
+                for weight in trained:
+                    weight.grad = torch.zeros_like(weight)
+            gradients = [weight.grad for weight in trained if weight.grad is not None]
+        peak, flops = hollow.followed(work, [*weights, *module.buffers(), *gradients], hollows.mode)
+        if micros == 1:
+            peak -= _bytes(weight.grad for weight in trained if weight.grad is not None)
     for weight in trained:
         weight.grad = None
     size, count = _bytes(trained), sum(weight.numel() for weight in trained)
@@ -168,14 +172,18 @@ def of_recipe(path: str | Path, overrides: Sequence[str] = (), *, fetch: bool = 
     recipe = config.load(path, overrides, Recipe)
     algorithm = plugins.find("algorithms", recipe.algorithm.name)
     options = config.section(recipe.algorithm.options, algorithm.Config, "algorithm", path)
-    if fetch:
-        fetch_configs(recipe.model.name)
+    print(f"following a step of {recipe.model.name} from its configs alone ...", file=sys.stderr, flush=True)
     try:
+        if fetch:
+            fetch_configs(recipe.model.name)
         hollows = Hollows()
         assembly.check_fits(hollows.policy(recipe), algorithm, options, path)
         show(recipe, hollows=hollows)
-    except (hollow.NotHere, adapters.AdapterError) as error:
-        raise ConfigError(f"{path}: {error}") from None
+    except (hollow.NotHere, adapters.AdapterError, FileNotFoundError) as error:
+        command = " ".join(["palate doctor", str(path), *overrides, "--fetch-configs"])
+        absent = isinstance(error, hollow.NotHere) and not hollow.on_disk(recipe.model.name) and not fetch
+        mend = f": get its configs, without weights, by `{command}`" if absent else ""
+        raise ConfigError(f"{path}: {error}{mend}") from None
 
 
 def show(recipe: Recipe, write: Callable[[str], None] = print, hollows: Hollows | None = None) -> None:
@@ -185,18 +193,24 @@ def show(recipe: Recipe, write: Callable[[str], None] = print, hollows: Hollows 
     width = max(map(len, found.lines)) + 2
     write(f"{recipe.model.name}, {recipe.algorithm.name}: {found.rows} network rows in a pass")
     for name, took in found.lines.items():
-        write(f"  {name:<{width}} {took / GIB:9.3f} GiB")
-    write(f"  {'while training':<{width}} {found.training / GIB:9.3f} GiB")
-    write(f"  {'while loading':<{width}} {found.encoding / GIB:9.3f} GiB, with autoencoder and text encoders")
+        write(f"  {name:<{width}} {size_of(took)}")
+    write(f"  {'while training':<{width}} {size_of(found.training)}")
+    write(f"  {'while loading':<{width}} {size_of(found.encoding)}, with autoencoder and text encoders")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rate = matmul_rate(device, recipe)
     least = f"{found.flops / rate:.3g} s or more at the {rate / 1e12:.3g} TFLOP/s of {device.type} here"
     write(f"a step: {found.flops / 1e12:.3g} TFLOP, {least}")
     if torch.cuda.is_available() and found.peak > (there := torch.cuda.get_device_properties(0).total_memory):
         write(f"! that is more than the {there / GIB:.0f} GiB of {torch.cuda.get_device_name(0)}")
+    print("looking for what would take less ...", file=sys.stderr, flush=True)
     for override, other in cheaper(recipe, found, hollows):
         more = other.flops / found.flops - 1
-        write(f"  {override:<38} {other.training / GIB:9.3f} GiB while training, {more:+.0%} operations")
+        write(f"  {override:<38} {size_of(other.training)} while training, {more:+.0%} operations")
+
+
+def size_of(count: int) -> str:
+    """Bytes in the unit that shows them, in columns."""
+    return f"{count / GIB:9.2f} GiB" if count >= GIB / 10 else f"{count / 2**20:9.2f} MiB"
 
 
 def matmul_rate(device: torch.device, recipe: Recipe) -> float:
@@ -215,11 +229,20 @@ def matmul_rate(device: torch.device, recipe: Recipe) -> float:
 
 
 def fetch_configs(name: str) -> None:
-    """Gets a hub model's configs, tokenizers and scheduler, and none of its weights."""
+    """Gets a hub model's configs, tokenizers and scheduler, and none of its weights.
+
+    Raises FileNotFoundError, one line, where they cannot be had.
+    """
     from huggingface_hub import snapshot_download
 
+    if Path(resolve_model(name)).is_dir() or not hub.reached(name):
+        return
     wanted = ["*.json", "*/*.json", "*/*.txt", "*/*.model"]
-    snapshot_download(name, allow_patterns=wanted, ignore_patterns=["*.index.json", "*/*.index.json"])
+    try:
+        snapshot_download(name, allow_patterns=wanted, ignore_patterns=["*.index.json", "*/*.index.json"])
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise FileNotFoundError(f"{name}: its configs cannot be got from the hub ({reason})") from None
 
 
 def _rows(recipe: Recipe, algorithm: Any) -> tuple[int, int]:

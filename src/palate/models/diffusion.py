@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from palate.models import hub
 from palate.models.capture import PROMPTS, Capture, UnsupportedPipeline
 from palate.models.codecs import Codec, autoencoder, find_codec, media_of
 from palate.models.contracts import Condition, Kernel, Media
@@ -111,6 +112,7 @@ class DiffusionPolicy:
         Raises FileNotFoundError for a folder that is not there or not a pipeline's, naming it and the mend.
         """
         source = resolve_model(model)
+        local_files_only = local_files_only or Path(source).is_dir() or not hub.reached(source)
         try:
             with quietly():
                 from diffusers import DiffusionPipeline

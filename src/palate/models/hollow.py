@@ -36,16 +36,23 @@ def fake_mode() -> Any:
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
+def on_disk(source: str) -> bool:
+    """Whether a folder, a world or a hub id has its configs here."""
+    from huggingface_hub import try_to_load_from_cache
+
+    local = source.startswith("world:") or Path(source).is_dir()
+    return local or isinstance(try_to_load_from_cache(source, "model_index.json"), str)
+
+
 def hollow(source: str, dtype: torch.dtype) -> Any:
     """The pipeline in a folder or of a hub id, its modules on the `meta` device, its tokenizers and scheduler whole.
 
     Raises NotHere if the files of a hub id are not on this disk, or a part cannot be built from its config.
     """
     import diffusers
-    from huggingface_hub import try_to_load_from_cache
 
-    if not Path(source).is_dir() and not isinstance(try_to_load_from_cache(source, "model_index.json"), str):
-        raise NotHere(f"{source} is not on this disk; --fetch-configs gets its configs and no weights")
+    if not on_disk(source):
+        raise NotHere(f"{source} is not on this disk")
     with quietly():
         index = diffusers.DiffusionPipeline.load_config(source, local_files_only=True)
         kind = getattr(diffusers, index["_class_name"])

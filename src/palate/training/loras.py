@@ -20,6 +20,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from palate.models import hub
 from palate.models.probe import denoisers
 from palate.training.adapters import ADAPTER, AdapterError, several_adapters
 
@@ -54,7 +55,8 @@ def _fetched(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        found = Path(snapshot_download(name, allow_patterns=[WEIGHTS, f"*/{WEIGHTS}"]))
+        here = not hub.reached(name, WEIGHTS)
+        found = Path(snapshot_download(name, allow_patterns=[WEIGHTS, f"*/{WEIGHTS}"], local_files_only=here))
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise AdapterError(f"{name}: no LoRA here, nor to be had from the hub ({reason})") from error
