@@ -171,6 +171,9 @@ class EvaluationSettings(Strict):
 
     prompts: Prompts = Field(description="A text file of held-out prompts, one a line, or a list of them.")
     scorers: Scorers = Field(min_length=1, description="What judges, with its weight; best not what was rewarded.")
+    guard: Literal["report", "stop"] = Field(
+        "report", description="Rewards up while other judges or diversity fall: tell in the end, or stop at the best."
+    )
     max_prompts: int | None = Field(None, ge=1, description="Judge on so many of the prompts; null for all.")
     n: int = Field(2, ge=1, description="Pairs of pictures of each prompt.")
     seed: int = Field(0, ge=0, description="The first seed; each pair shares one.")
@@ -205,6 +208,13 @@ class Recipe(Strict):
     def _one_source(self) -> Recipe:
         if (self.data is None) == (self.rollout is None):
             raise ValueError("give either 'data' (offline methods) or 'rollout' (online methods), and not both")
+        return self
+
+    @model_validator(mode="after")
+    def _a_judge_held_out(self) -> Recipe:
+        trained = {*(self.rollout.scorers if self.rollout else ()), *((self.data and self.data.relabel) or ())}
+        if self.evaluation and self.evaluation.guard == "stop" and set(self.evaluation.scorers) <= trained:
+            raise ValueError("evaluation.guard: stop needs a judge held out: one in evaluation.scorers not trained on")
         return self
 
     @model_validator(mode="after")

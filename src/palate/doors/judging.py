@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from palate import views
-from palate.config import EvaluationSettings
+from palate.config import EvaluationSettings, Recipe
 from palate.doors import lookup
-from palate.evaluation import card, comparison, grids, report
+from palate.doors.guarding import Guarding
+from palate.evaluation import card, comparison, grids, report, verdict
 from palate.evaluation import compare as comparing
 from palate.evaluation.win_rate import WinRate
 from palate.models.diffusion import DiffusionPolicy
@@ -38,32 +39,65 @@ def sampler_of(policy: DiffusionPolicy, model: str, wanted: Any) -> dict[str, An
     )
 
 
-def watch(
-    policy: DiffusionPolicy,
-    model: str,
-    wanted: EvaluationSettings,
-    folder: Path,
-    beside: Path | None = None,
-    note: Callable[[str], None] = lambda message: None,
-    weights: Mapping[str, float] | None = None,
-) -> Callable[[int], Mapping[str, float]]:
+class Watch:
     """Fixed prompts from fixed noise, scored, and their grid in samples/; a few, since it is done often.
 
-    note: is told what takes long. weights: of the scores in the reward, None for 1 each.
+    note: is told what takes long. weights: of the scores in the reward, None for 1 each. rewards: scorers that are
+    trained on; where the guard may stop the run, the others are its judges held out, and the best weights by them are
+    kept (`keeps_best`). looks: how many there will be.
     """
-    prompts, scorer = judged_on(wanted, beside)[:32], lookup.weighted(wanted.scorers)
-    settings = sampler_of(policy, model, wanted) | {"batch_size": wanted.batch_size}
 
-    def evaluate(step: int) -> Mapping[str, float]:
-        note(f"evaluating: {len(prompts)} pictures")
-        arm = comparing.run_arm(policy, prompts, scorer, n=1, seed=wanted.seed, settings=settings)
-        (folder / "samples").mkdir(exist_ok=True)
-        grids.grid(arm.media, columns=8, scale=2).save(folder / "samples" / f"step_{step:06d}.png")
-        scores = {"reward": arm.reward(weights or dict.fromkeys(arm.scores, 1.0)), **arm.scores}
+    def __init__(
+        self,
+        policy: DiffusionPolicy,
+        model: str,
+        wanted: EvaluationSettings,
+        folder: Path,
+        beside: Path | None = None,
+        note: Callable[[str], None] = lambda message: None,
+        weights: Mapping[str, float] | None = None,
+        rewards: Sequence[str] = (),
+        looks: int = 11,
+    ) -> None:
+        self._policy, self._folder, self._note, self._weights = policy, folder, note, weights
+        self._prompts, self._scorer = judged_on(wanted, beside)[:32], lookup.weighted(wanted.scorers)
+        self.keeps_best = wanted.guard == "stop"
+        self._how = {
+            "n": 2 if self.keeps_best else 1,  # diversity is of two candidates of a prompt
+            "seed": wanted.seed,
+            "settings": sampler_of(policy, model, wanted) | {"batch_size": wanted.batch_size},
+        }
+        self._guard = Guarding(folder / "evaluations", trained_on_by(self._scorer, rewards), looks)
+
+    def __call__(self, step: int) -> Mapping[str, float]:
+        self._note(f"evaluating: {len(self._prompts) * self._how['n']} pictures")
+        arm = comparing.run_arm(self._policy, self._prompts, self._scorer, **self._how)
+        (self._folder / "samples").mkdir(exist_ok=True)
+        shown = arm.media[:: self._how["n"]]
+        grids.grid(shown, columns=8, scale=2).save(self._folder / "samples" / f"step_{step:06d}.png")
+        scores = {"reward": arm.reward(self._weights or dict.fromkeys(arm.scores, 1.0)), **arm.scores}
         known = {name: values[np.isfinite(values)] for name, values in scores.items()}
-        return {f"evaluation/{name}": float(values.mean()) for name, values in known.items() if len(values)}
+        found = {f"evaluation/{name}": float(values.mean()) for name, values in known.items() if len(values)}
+        return found | (self._guard.look(step, arm) if self.keeps_best else {})
 
-    return evaluate
+
+watch = Watch
+
+
+def trained_on_by(scorer: lookup.Weighted, rewards: Sequence[str]) -> Callable[[str], bool]:
+    """Whether a score of a scorer that has been asked is one of these scorers', which training rewards."""
+    named = [lookup.split_scorer(name) for name in rewards]
+
+    def trained(score: str) -> bool:
+        name, dimension = scorer.origins[score]
+        return any(name == whole and part in ("", dimension) for whole, part in named)
+
+    return trained
+
+
+def rewards_of(recipe: Recipe) -> list[str]:
+    """The scorers that a recipe trains on: rewards of its rollouts, or what labels its preferences."""
+    return [*(recipe.rollout.scorers if recipe.rollout else ()), *((recipe.data and recipe.data.relabel) or ())]
 
 
 def judge(
@@ -74,13 +108,14 @@ def judge(
     trained_on: Sequence[str],
     beside: Path | None = None,
     adapter: str | None = None,
+    rewards: Sequence[str] = (),
     **how: Any,
 ) -> dict[str, Any]:
     """The tuned policy against the model it began from, each pair from one noise, as `result.json` holds it.
 
     trained_on: the training's prompts; how many of those judged on are among them is told with the verdict.
     beside: the folder of the recipe, where a file of prompts may lie. adapter: a LoRA that is part of the base.
-    how: as in `summary`.
+    rewards: scorers that were trained on; the guard looks whether the others fell. how: as in `summary`.
     """
     prompts = judged_on(wanted, beside)
     scorer = lookup.weighted(wanted.scorers)
@@ -90,7 +125,10 @@ def judge(
         tuned = run_arm(policy, prompts, scorer)
         with base_of(policy, model, adapter) as untouched:
             base = run_arm(untouched, prompts, scorer)
-    return summary(base, tuned, folder, **how) | {"prompts_trained_on": len(views.overlap(prompts, trained_on))}
+    known = {"prompts_trained_on": len(views.overlap(prompts, trained_on))}
+    roles = {name: verdict.REWARD for name in base.scores if trained_on_by(scorer, rewards)(name)}
+    (beside_it,) = verdict.beside(["base", "tuned"], [base, tuned], {"tuned": roles})["against_first"]
+    return summary(base, tuned, folder, **how) | known | {"against_base": beside_it}
 
 
 def judged_on(wanted: EvaluationSettings, beside: Path | None) -> list[str]:

@@ -73,8 +73,10 @@ def _train(recipe: Recipe, algorithm: Any, options: Any, folder: Path, path: Pat
         evaluate = None
         if recipe.evaluation:
             evaluate = judging.watch(
-                policy, recipe.model.name, recipe.evaluation, folder, beside, lambda said: source.note(said)
-            )
+                policy, recipe.model.name, recipe.evaluation, folder, beside, lambda said: source.note(said),
+                rewards=judging.rewards_of(recipe),
+                looks=recipe.training.max_steps // (recipe.training.evaluate_every or 1) + 2,
+            )  # fmt: skip
         how: dict[str, Any] = {"reference": reference, "evaluate": evaluate, "locked": True}
         result = assembly.fit(policy, algorithm, options, source, recipe.training, folder, **how)
         if first:
@@ -200,10 +202,15 @@ def _conclude(
     }
     if recipe.evaluation:
         base = recipe.model
-        facts |= judging.judge(policy, base.name, recipe.evaluation, folder, source.prompts, beside, base.adapter)
+        facts |= judging.judge(
+            policy, base.name, recipe.evaluation, folder, source.prompts, beside, base.adapter,
+            rewards=judging.rewards_of(recipe),
+        )  # fmt: skip
+        if (guard := facts["against_base"]["guard"]) and guard["alarm"]:
+            facts["warnings"] = [*facts["warnings"], guard["says"]]
     judging.publish(folder, facts)
     print(f"done: {folder / 'report.html'}")
-    for warning in result.warnings:  # once more, where nothing scrolls it away
+    for warning in facts["warnings"]:  # once more, where nothing scrolls it away
         print(f"warning: {warning}")
 
 

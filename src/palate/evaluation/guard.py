@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 
 from palate.evaluation.win_rate import per_prompt
 
-LEVEL = 0.05  # chance of a false alarm in a whole run
+LEVEL = 0.01  # chance of a false alarm in a whole run
 DIVERSITY_LOSS = 0.1  # share of the base's diversity that may be lost before it is a fall
 
 
@@ -62,7 +62,7 @@ def look(
     """
     judges = {name: pair for name, pair in held_out.items() if name not in rewards}
     tests = looks * max(1, len(judges) + (diversity is not None))
-    rose = tuple(change(name, *pair, prompts, level=level) for name, pair in rewards.items())
+    rose = tuple(change(name, *pair, prompts, level=level / looks) for name, pair in rewards.items())
     held = [change(name, *pair, prompts, level=level / tests) for name, pair in judges.items()]
     if diversity is not None:
         before, after = (np.asarray(values, np.float64) for values in diversity)

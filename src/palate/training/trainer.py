@@ -25,7 +25,7 @@ from palate.models.contracts import Draw, LossOutput, State, select
 from palate.remote import RemoteError
 from palate.training import adapters, census, checkpoint, hooks, optimisation, randoms
 from palate.training.export import export
-from palate.training.held_out import HeldOut
+from palate.training.held_out import HeldOut, judgement
 from palate.training.logs import Logs, Progress
 from palate.training.outcome import Result as Result
 from palate.training.outcome import TrainingError as TrainingError
@@ -84,7 +84,7 @@ class Trainer:
         self.ema = adapters.Ema(self.parameters, settings.ema_decay) if settings.ema_decay else None
         self._start_loss = hooks.start_loss(algorithm, config) if starts_at_reference else None
         self.step, self._updates, self._bad_in_a_row = 0, 0, 0
-        self._held_out = HeldOut(settings.early_stopping)
+        self._held_out = HeldOut(settings.early_stopping, judged=getattr(evaluate, "keeps_best", False))
         self._warnings: list[str] = []
         self._reason, self._saved_at = "", -1
         self._last: dict[str, float] = {}
@@ -248,8 +248,9 @@ class Trainer:
                 if self._evaluate and self.processes.first:
                     metrics |= self._evaluate(step)
         weights = self.ema.weights if self.ema else self.parameters
-        if self._held_out.see(step, metrics.get("validation/loss"), weights):
-            self._reason = "early stopping"
+        loss, alarm = judgement(metrics, self.processes, judged=self._held_out.judged)
+        if self._held_out.see(step, loss, weights) or alarm:
+            self._reason = "guard" if alarm else "early stopping"
         return metrics
 
     def _validate(self) -> dict[str, float]:
@@ -306,7 +307,7 @@ class Trainer:
         if first:
             checkpoint.set_aside(self._checkpoints, after=self.step if path else -1)
             checkpoint.retain(self._checkpoints, self.settings.keep_checkpoints)
-            copies = 3 + bool(self.ema) + bool(self.settings.early_stopping)
+            copies = 3 + bool(self.ema) + self._held_out.keeps
             once = copies * sum(parameter.nbytes for parameter in self.parameters.values())
             durable.require_space(self.folder, 2 * once)
             self._logs = Logs(self.folder, step=self.step, offset=offset, tensorboard=self._tensorboard)
