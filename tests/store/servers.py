@@ -64,10 +64,11 @@ class Server:
 
 
 @contextlib.contextmanager
-def server() -> Iterator[Server]:
+def server(*, in_memory: bool = True) -> Iterator[Server]:
+    """in_memory: a sync costs nothing there, and that it is asked for is what is tested."""
     bin = programs()
-    memory = Path("/dev/shm")  # where a sync costs nothing; that it is asked for is what is tested
-    folder = Path(tempfile.mkdtemp(prefix="palate-pg-", dir=memory if memory.is_dir() else None))
+    memory = Path("/dev/shm")
+    folder = Path(tempfile.mkdtemp(prefix="palate-pg-", dir=memory if in_memory and memory.is_dir() else None))
     made = Server(folder, bin)
     if os.geteuid() == 0:
         shutil.chown(folder, "postgres")
