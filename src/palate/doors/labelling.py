@@ -1,7 +1,9 @@
-"""`palate label`: the studio, with the win rates that its dashboard shows."""
+"""`palate label`: the studio, with the win rates that its dashboard shows; also open while rounds wait for votes."""
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from itertools import combinations
@@ -13,8 +15,9 @@ from palate.evaluation.win_rate import win_rate_of
 from palate.records import Ranking, Vote
 from palate.store import Store
 from palate.studio.context import Wins
-from palate.studio.serve import serve
+from palate.studio.serve import beside, serve
 
+POLL_SECONDS = 0.5
 RESAMPLES = 1000  # of the bootstrap; the dashboard shows whole percents
 Outcome = tuple[str, str, float]  # two samples, and how much the first won: 1, .5 or 0
 
@@ -25,6 +28,46 @@ def label(
     serve(
         folder, host=host, port=port, names=names, raters=raters, open_browser=open_browser, win_rates=win_rates_so_far
     )
+
+
+class Waiting:
+    """A studio that is open while something waits for its votes. base: its address."""
+
+    def __init__(self, base: str) -> None:
+        self.base = base
+
+    def wait(self, store: Store, batch: str) -> None:
+        """Returns when each comparison of a batch has the raters that it wants; says how far they are."""
+        seen = told = -1
+        while True:
+            votes = store.progress().votes  # first: what comes in while counting is looked at again
+            if votes != seen:
+                seen, missing = votes, still_wanted(store, batch)
+                if not missing:
+                    return
+                if missing != told:
+                    print(f"{missing} judgement{'s' * (missing != 1)} of {batch} to go at {self.base}")
+                    told = missing
+            time.sleep(POLL_SECONDS)
+
+
+@contextlib.contextmanager
+def open_studio(store: Store, *, port: int = 8765) -> Iterator[Waiting]:
+    """The studio of a store that is open for writing, as long as the block."""
+    with beside(store, port=port, win_rates=win_rates_so_far) as base:
+        yield Waiting(base)
+
+
+def still_wanted(store: Store, batch: str) -> int:
+    """How many judgements a batch of comparisons lacks; a skip, a repeat and one that was taken back are none."""
+    wanted = {comparison.id: comparison.wanted for comparison in store.comparisons(batch=batch)}
+    judged: dict[str, set[str]] = defaultdict(set)
+    judgements: list[Vote | Ranking] = [*store.votes(), *store.rankings()]
+    for judgement in judgements:
+        skipped = isinstance(judgement, Vote) and judgement.choice == "skip"
+        if judgement.comparison in wanted and not judgement.repeat and not skipped:
+            judged[judgement.comparison].add(judgement.source)
+    return sum(max(0, most - len(judged[name])) for name, most in wanted.items())
 
 
 def win_rates_so_far(store: Store) -> list[Wins]:

@@ -68,7 +68,7 @@ def routes(studio: Studio) -> APIRouter:
             "locked": studio.settings.locked_until_loaded,
             "questions": [{"dimension": name, "text": text} for name, text in studio.settings.questions.items()],
         }
-        person = {"rater": rater.name, "blur": rater.blur, "opted_out": rater.opted_out}
+        person: dict[str, Any] = {"rater": rater.name, "blur": rater.blur, "opted_out": rater.opted_out}
         return studio.page("label.html", request, page=page, modules=MODULES, **person)
 
     @router.post("/api/lease")

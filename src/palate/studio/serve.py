@@ -7,14 +7,20 @@ import html
 import ipaddress
 import os
 import socket
+import threading
 import webbrowser
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from palate.store import Store
 from palate.studio.context import WinRates
 from palate.studio.guard import LOOPBACK
 from palate.studio.joining import TokenFile, join_link
+
+if TYPE_CHECKING:
+    import uvicorn
 
 FIRST_RATERS = 3  # join links made along with the admin's at the first start
 
@@ -40,39 +46,79 @@ def serve(
     beside that, such as that of a proxy. raters: how many more join links to make. Raises StudioError, and what
     `Store.open` does.
     """
+    folder = Path(folder)
+    with Store.open(folder) as store:
+        made = prepare(store, host=host, port=port, names=names, raters=raters, win_rates=win_rates, write=write)
+        write("  Ctrl-C stops it.")
+        with opened(open_browser, made.base, TokenFile(folder), folder), contextlib.suppress(KeyboardInterrupt):
+            made.server.run(sockets=[made.listening])
+    write("The studio has stopped; every answer that was acknowledged is on disk.")
+
+
+@contextlib.contextmanager
+def beside(
+    store: Store, *, port: int = 8765, win_rates: WinRates | None = None, write: Callable[[str], None] = print
+) -> Iterator[str]:
+    """The studio of an open store on the loopback, in a thread of its own as long as the block; gives its address."""
+    made = prepare(store, host="127.0.0.1", port=port, win_rates=win_rates, write=write)
+    thread = threading.Thread(target=made.server.run, kwargs={"sockets": [made.listening]}, daemon=True)
+    thread.start()
+    try:
+        yield made.base
+    finally:
+        made.server.should_exit = True
+        thread.join(10)
+        made.listening.close()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A server that is about to run, its socket, and the address that links begin with."""
+
+    server: uvicorn.Server
+    listening: socket.socket
+    base: str
+
+
+def prepare(
+    store: Store,
+    *,
+    host: str,
+    port: int,
+    names: Iterable[str] = (),
+    raters: int | None = None,
+    win_rates: WinRates | None = None,
+    write: Callable[[str], None] = print,
+) -> Prepared:
+    """Tokens are made and told, the port is taken. Raises StudioError."""
     import uvicorn
 
     from palate.studio.app import create
 
-    folder = Path(folder)
-    with Store.open(folder) as store:
-        file = TokenFile(folder)
-        first = not any(rater.role == "admin" and not rater.revoked for rater in store.raters())
-        if first and not is_loopback(host):
-            raise StudioError(
-                f"nobody has a token yet, so that {host} would let everybody try: start it once without --host, "
-                "which makes them, then again"
-            )
-        listening = listen(host, port)
-        base = f"http://{shown_host(host)}:{listening.getsockname()[1]}"
-        invite(store, file, first, raters)
-        app = create(store, hosts=reached_by(host, names), win_rates=win_rates)
-        say(write, base, file, folder, first or bool(raters))
-        config = uvicorn.Config(
-            app,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            lifespan="off",
-            ws="none",
-            timeout_keep_alive=15,
-            timeout_graceful_shutdown=3,
-            h11_max_incomplete_event_size=32 * 1024,
+    first = not any(rater.role == "admin" and not rater.revoked for rater in store.raters())
+    if first and not is_loopback(host):
+        raise StudioError(
+            f"nobody has a token yet, so that {host} would let everybody try: start it once without --host, "
+            "which makes them, then again"
         )
-        with opened(open_browser, base, file, folder), contextlib.suppress(KeyboardInterrupt):
-            uvicorn.Server(config).run(sockets=[listening])
-        write("The studio has stopped; every answer that was acknowledged is on disk.")
+    listening = listen(host, port)
+    base = f"http://{shown_host(host)}:{listening.getsockname()[1]}"
+    file = TokenFile(store.folder)
+    invite(store, file, first, raters)
+    say(write, base, file, store.folder, first or bool(raters))
+    config = uvicorn.Config(
+        create(store, hosts=reached_by(host, names), win_rates=win_rates),
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        lifespan="off",
+        ws="none",
+        timeout_keep_alive=15,
+        timeout_graceful_shutdown=3,
+        h11_max_incomplete_event_size=32 * 1024,
+    )
+    return Prepared(uvicorn.Server(config), listening, base)
 
 
 def is_loopback(host: str) -> bool:
@@ -150,7 +196,6 @@ def say(write: Callable[[str], None], base: str, file: TokenFile, folder: Path, 
         write(f"  A link lets whoever has it vote in that name. They are kept in {file.path} (for your eyes only).")
     else:
         write(f"  Join links are in {file.path}; the dashboard makes new ones.")
-    write("  Ctrl-C stops it.")
 
 
 @contextlib.contextmanager

@@ -8,11 +8,12 @@ const audio = () => (context ??= new AudioContext());
 export function soundViewer(data, label) {
   const canvas = element("canvas");
   canvas.setAttribute("aria-hidden", "true");
-  const button = element("button", { className: "button", type: "button", textContent: "Listen" });
+  const word = element("span", { textContent: "Listen" });
+  const button = element("button", { className: "button", type: "button" }, word);
   button.setAttribute("aria-label", `Listen: ${label}`);
   const node = element("div", { className: "sound" }, canvas, button);
   const self = {
-    node, canvas, button, gain: 1, playing: false, at: 0, source: null, buffer: null, onplay() {}, onend() {},
+    node, canvas, button, gain: 1, tall: 0.94, playing: false, at: 0, source: null, buffer: null, onplay() {}, onend() {},
     start() {},
     stop() {
       const source = self.source;
@@ -51,7 +52,7 @@ export function soundViewer(data, label) {
       if (self.playing) requestAnimationFrame(self.follow);
     },
     show() {
-      button.textContent = self.playing ? "Pause" : self.at ? "Go on" : "Listen";
+      word.textContent = self.playing ? "Pause" : self.at ? "Go on" : "Listen";
       if (self.buffer) draw(self);
     },
   };
@@ -77,11 +78,20 @@ function loudness(buffer) {
   return n ? Math.sqrt(sum / n) : 0;
 }
 
+// The key by which it is heard stands on its button.
+export function keyed(sounds, keys) {
+  sounds.forEach((one, i) => {
+    if (keys[i] && !one.button.querySelector("kbd")) one.button.prepend(element("kbd", { textContent: keys[i], ariaHidden: "true" }));
+  });
+}
+
 // The louder ones are turned down to the softest: nothing is ever turned up into clipping.
 export function levelled(sounds) {
   const levels = sounds.map((one) => one.loudness).filter((level) => level > 0);
   const least = Math.min(...levels);
   for (const one of sounds) one.gain = one.loudness > 0 ? least / one.loudness : 1;
+  const highest = Math.max(...sounds.map((one) => Math.max(...one.peaks) * one.gain), 1e-6);
+  for (const one of sounds) one.tall = 0.94 / highest;  // drawn in one scale
   for (const one of sounds) one.onplay = () => sounds.forEach((other) => other !== one && other.playing && other.pause());
 }
 
@@ -109,7 +119,7 @@ function draw(self) {
   for (let i = 0; i < bars; i++) {
     let peak = 0;
     for (let j = Math.floor((i * peaks.length) / bars); j <= Math.floor(((i + 1) * peaks.length) / bars - 1e-9); j++) peak = Math.max(peak, peaks[j]);
-    const tall = Math.max(2 * scale, peak * self.gain * height * 0.94);
+    const tall = Math.max(2 * scale, peak * self.gain * height * self.tall);
     brush.fillStyle = i / bars < heard ? style.color : style.getPropertyValue("--key-edge");
     brush.beginPath();
     brush.roundRect(i * step + step * 0.18, (height - tall) / 2, step * 0.64, tall, step * 0.3);

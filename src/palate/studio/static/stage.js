@@ -2,7 +2,7 @@
 
 import { element } from "./net.js";
 import { together } from "./viewers.js";
-import { levelled } from "./sound.js";
+import { keyed, levelled } from "./sound.js";
 
 const SCALE = 3;
 
@@ -72,6 +72,7 @@ export function player(viewers, onchange) {
       can: true, get playing() { return sounds.some((one) => one.playing); },
       start() {
         levelled(sounds);
+        if (sounds.length === 2) keyed(sounds, ["q", "w"]);
         for (const one of sounds) {
           const alone = one.onplay;
           one.onplay = (self) => { alone(self); last = self; queueMicrotask(onchange); };

@@ -1,0 +1,100 @@
+"""`palate label` as it is started, and the studio that stays open while something waits for its votes."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import httpx2
+import pytest
+
+from palate.doors import labelling
+from palate.records import Ranking, now
+from palate.studio.joining import TokenFile
+from palate.studio.serve import StudioError, listen, opened, reached_by
+
+from . import make
+
+
+def test_it_starts_at_once_serves_and_stops_on_ctrl_c(tmp_path):
+    with make.project(tmp_path / "p", 1):
+        pass
+    command = [sys.executable, "-m", "palate", "label", "--project", str(tmp_path / "p"), "--port", "0"]
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    started = time.monotonic()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as run:
+        base = re.search(r"http://[\d.:]+", run.stdout.readline())[0]
+        assert httpx2.get(f"{base}/join").status_code == 200
+        took = time.monotonic() - started
+        token = next(token for _, role, token in TokenFile(tmp_path / "p").read() if role == "rater")
+        with httpx2.Client(base_url=base) as client:
+            assert client.post("/api/join", json={"token": token}, headers={"origin": base}).json()["to"]
+            assert client.get("/").status_code == 200
+        run.send_signal(signal.SIGINT)
+        out, errors = run.communicate(timeout=20)
+        assert run.returncode == 0 and "acknowledged" in out
+        assert errors == ""
+        assert token not in errors and out.count(token) == 1
+    print(f"from the command to the first page: {took:.2f} s")
+    assert took < 15  # alone on two cores it is under 2
+
+
+def test_a_port_that_is_taken_is_said_in_one_line():
+    taken = listen("127.0.0.1", 0)
+    with pytest.raises(StudioError, match="choose another by --port"):
+        listen("127.0.0.1", taken.getsockname()[1])
+    with pytest.raises(StudioError, match="cannot be used"):
+        listen("no.such.host.invalid", 0)
+    taken.close()
+
+
+def test_names_by_which_it_is_reached():
+    assert reached_by("127.0.0.1", ["Study.Example"]) == {"study.example"}
+    assert {"192.168.1.7"} <= reached_by("192.168.1.7", [])
+    assert reached_by("0.0.0.0", []) >= {"0.0.0.0"}
+
+
+def test_the_browser_is_opened_without_a_token_in_a_command_line(tmp_path, monkeypatch):
+    urls: list[str] = []
+    monkeypatch.setattr("webbrowser.open", urls.append)
+    file = TokenFile(tmp_path)
+    file.add("admin", "admin", "secret-token")
+    with opened(True, "http://127.0.0.1:1", file, tmp_path):
+        page = tmp_path / "open-studio.html"
+        assert page.stat().st_mode & 0o777 == 0o600 and "secret-token" in page.read_text()
+    assert not page.exists()
+    assert urls == [page.as_uri()] and "secret-token" not in urls[0]
+
+
+def test_waiting_for_the_votes_of_a_batch(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(labelling, "POLL_SECONDS", 0.02)
+    with make.project(tmp_path / "p", 2, wanted=2) as store, labelling.open_studio(store, port=0) as studio:
+        assert labelling.still_wanted(store, "") == 4
+        waiting = threading.Thread(target=studio.wait, args=(store, ""))
+        waiting.start()
+        with make.http(studio.base) as client:
+            for name in ("Ada", "Bob"):
+                rater = make.person(client, store, name, origin=studio.base)
+                first, second = rater.lease(2)
+                if name == "Ada":
+                    assert rater.answer(first["id"], "ada-skips", overall="skip").json()["status"] == "saved"
+                    assert labelling.still_wanted(store, "") == 4  # it wants another in her place
+                else:
+                    rater.answer(first["id"], "bob-first", overall="left")
+                rater.answer(second["id"], f"{name}-second", overall="tie")
+            assert waiting.is_alive() and labelling.still_wanted(store, "") == 1
+            rater = make.person(client, store, "Cy", origin=studio.base)
+            rater.answer(rater.lease(1)[0]["id"], "cy-first", overall="right")
+        waiting.join(10)
+        assert not waiting.is_alive()
+    assert "1 judgement of" in capsys.readouterr().out
+
+
+def test_what_a_ranking_says_of_pairs():
+    ranking = Ranking("r", (("a",), ("b", "c")), "me", now())
+    assert list(labelling.outcomes(ranking)) == [("a", "b", 1.0), ("a", "c", 1.0), ("b", "c", 0.5)]
