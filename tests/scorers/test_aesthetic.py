@@ -78,6 +78,12 @@ def test_a_pickle_is_refused_with_the_lines_that_convert_it_which_do(tmp_path, m
     assert made.keys() == HEAD.keys() and all(torch.equal(made[name], HEAD[name]) for name in HEAD)
 
 
+def test_weights_that_cannot_be_fetched_are_one_line():
+    with pytest.raises(PretrainedError, match=r"there is no .*/model\.safetensors to be had") as caught:
+        aesthetic.load()
+    assert "\n" not in str(caught.value)
+
+
 def test_a_head_that_does_not_fit_is_one_line(whole, tmp_path):
     folder, _ = parts.clip(tmp_path / "clip")
     cases = {

@@ -69,8 +69,9 @@ def test_a_video_scores_the_mean_of_its_frames(folder):
     array = np.stack([np.asarray(frame) for frame in frames])
     given = scorer(["two cats"] * 4, [frames, frames[0], array, torch.from_numpy(array / 255.0)])["pickscore"]
     np.testing.assert_allclose(given, [each.mean(), each[0], each.mean(), each.mean()], atol=1e-5)
-    few = pickscore.load(str(folder[0]), frames=3)(["two cats"], [frames])["pickscore"]
-    np.testing.assert_allclose(few, each[[0, 2, 4]].mean(), atol=1e-5)
+    for most, places in ((3, [0, 2, 4]), (1, [2]), (5, range(5))):
+        few = pickscore.load(str(folder[0]), frames=most)(["two cats"], [frames])["pickscore"]
+        np.testing.assert_allclose(few, each[list(places)].mean(), atol=1e-5)
 
 
 def test_half_precision_is_near_and_keeps_the_scale(folder):
@@ -131,6 +132,7 @@ def test_the_wrong_folder_is_one_line(folder, tmp_path):
         "nowhere": "there is no folder nowhere",
         str(tmp_path): "holds no CLIPModel",
         str(folder[0] / "model.safetensors"): "is a file; give the folder",
+        "owner/never-fetched": "owner/never-fetched holds no CLIPModel",
     }
     for where, said in cases.items():
         with pytest.raises(PretrainedError) as caught:
@@ -190,6 +192,11 @@ def test_pixels_are_those_of_transformers(tmp_path, size, how):
     made = pixels.of_folder(str(tmp_path), 28)(media)
     assert made.dtype == torch.float32
     torch.testing.assert_close(made, wanted.float(), rtol=0, atol=1e-5)
+
+
+def test_settings_that_cannot_be_reached_are_not_guessed():
+    with pytest.raises(OSError, match=r"preprocessor_config\.json|offline|cache"):
+        pixels.of_folder("owner/never-fetched", 28)
 
 
 def test_oblong_preprocessing_is_refused(tmp_path):

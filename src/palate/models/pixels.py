@@ -84,14 +84,14 @@ def of_folder(where: str, size: int) -> Pixels:
 
 def _config(where: str) -> dict[str, Any] | None:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import RemoteEntryNotFoundError
 
     name = "preprocessor_config.json"
     path = Path(where) / name
     if not Path(where).exists():
         try:
             path = Path(hf_hub_download(where, name))
-        except EntryNotFoundError:
+        except RemoteEntryNotFoundError:  # it has none; one that cannot be reached may well have
             return None
     if not path.is_file():
         return None
