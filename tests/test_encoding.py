@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -15,14 +16,14 @@ from PIL import Image
 
 from palate import datasets
 from palate.datasets import parquet
-from palate.doors import encoding
+from palate.doors import encoder, encoding, standing
 from palate.durable import StorageError
 from palate.media import DatasetError
 from palate.models import geometry
 from palate.models.diffusion import DiffusionPolicy
 from palate.records import Medium, Preference
 from palate.training import cache as caches
-from palate.training.cache import TensorCache
+from palate.training.cache import CacheError, TensorCache
 from palate.training.processes import Processes
 from palate.training.sources import collate
 from palate.training.stored import StoredRows
@@ -107,6 +108,52 @@ def test_a_second_run_encodes_nothing(policy, data, tmp_path, monkeypatch):
     assert torch.equal(again.facts(), first.facts()) and same(again[3], first[3])
 
 
+def seen_by(monkeypatch) -> list:
+    """Media that are read from here on."""
+    seen, real = [], encoder.medium_bytes
+    monkeypatch.setattr(encoder, "medium_bytes", lambda medium, root: (seen.append(medium), real(medium, root))[1])
+    return seen
+
+
+def test_a_run_that_goes_on_reads_no_medium_while_nothing_has_changed(policy, data, tmp_path, monkeypatch, capsys):
+    own = tmp_path / "data"
+    shutil.copytree(data, own)
+    first = rows_of(policy, own, tmp_path)
+    seen = seen_by(monkeypatch)
+    again = rows_of(policy, own, tmp_path)
+    assert not seen and torch.equal(again.facts(), first.facts()) and same(again[3], first[3])
+    assert "8 rows stand as they were listed" in capsys.readouterr().out
+    shard = next(own.glob("*.parquet"))
+    reasons = {
+        "other files": lambda: os.utime(shard, (0, 0)),
+        "an entry that is gone": lambda: again.cache._path(again.line(2).media[0]).unlink(),
+        "a note that is cut": lambda: (tmp_path / "run" / standing.KNOWN_BY).write_text('{"made'),
+        "no index": lambda: (tmp_path / "run" / encoding.INDEX).unlink(),
+    }
+    for reason, happen in reasons.items():
+        happen()
+        seen.clear()
+        assert torch.equal(rows_of(policy, own, tmp_path).facts(), first.facts()) and len(seen) == 16, reason
+        seen.clear()
+        assert rows_of(policy, own, tmp_path) is not None and not seen, reason
+    rows_of(policy, own, tmp_path, bad=0.5)
+    assert len(seen) == 16, "another setting"
+    changed = DiffusionPolicy(_changed())
+    rows_of(changed, own, tmp_path, bad=0.5)
+    assert len(seen) == 32, "another model"
+
+
+def test_what_a_disk_has_damaged_is_found_when_it_is_read_and_mended_by_the_next_start(policy, data, tmp_path):
+    expected = rows_of(policy, data, tmp_path)[2]
+    again = rows_of(policy, data, tmp_path)
+    path = again.cache._path(again.line(2).media[0])
+    whole = path.read_bytes()
+    path.write_bytes(bytes([*whole[:-5], whole[-5] ^ 1, *whole[-4:]]))
+    with pytest.raises(CacheError, match="run the same command again"):
+        again[2]
+    assert same(rows_of(policy, data, tmp_path)[2], expected)
+
+
 class Killed(BaseException):
     pass
 
@@ -160,6 +207,8 @@ def _changed():
 
 def test_processes_share_the_work_and_the_order_stays(policy, data, tmp_path, monkeypatch):
     monkeypatch.setattr(Processes, "wait", lambda self: None)
+    monkeypatch.setattr(Processes, "tell", lambda self, message: None)
+    monkeypatch.setattr(Processes, "sums", lambda self, own: own)
     merge = encoding.merge
     monkeypatch.setattr(encoding, "merge", lambda parts, path: None)
     write, blank = encoding.write_lines, tmp_path / "run" / encoding.INDEX
@@ -271,6 +320,19 @@ def test_candidates_of_a_prompt_share_a_bucket_and_its_conditions(tmp_path, name
     assert len({one.key for one in found}) == 3
     again = rows_of(policy, tmp_path / "data", tmp_path / "square")
     assert {tuple(one.x0.shape[1:]) for one in again} == {tuple(policy.latent_shape)}
+
+
+def test_each_process_predicts_at_the_sizes_that_others_encoded(tmp_path, monkeypatch):
+    """Rows are shuffled over processes after they were encoded; so are they when nothing is read again."""
+    parquet.write(tmp_path / "data", [row(0, media=(sized(16, 40), sized(16, 30, 1)))])
+    theirs = {"32 16": (1.0, 1.0)}
+    for _ in ("first", "again"):
+        policy = DiffusionPolicy(zoo.build("sd15"))
+        with monkeypatch.context() as patch:
+            patch.setattr(Processes, "sums", lambda self, own: own if "missing" in own else own | theirs)
+            rows_of(policy, tmp_path / "data", tmp_path, sizes=[(16, 32), (32, 16), (48, 8)])
+        shapes = {tuple(shape[-2:]) for shape in policy.captures}
+        assert len(shapes) == 3 and {(h, w) for w, h in shapes} == shapes, "its own size, and two more"
 
 
 def test_buckets_have_about_one_area():

@@ -37,7 +37,7 @@ class Relabel:
     def __init__(self, scorer: Scorer, temperature: float | None = None) -> None:
         if temperature is not None and temperature <= 0:
             raise ValueError(f"the temperature of relabelled preferences must be positive, got {temperature}")
-        self._scorer, self._temperature = scorer, temperature
+        self._scorer, self.temperature = scorer, temperature
 
     def __call__(self, row: Preference, media: Sequence[Any]) -> Preference:
         """media: K, decoded, None where there is none."""
@@ -45,7 +45,7 @@ class Relabel:
 
     def labelled(self, row: Preference, dimensions: tuple[str, ...], scores: Array) -> Preference:
         """The row with preferences of these scores [K, D]."""
-        prefer = preferred(scores.sum(1), self._temperature)
+        prefer = preferred(scores.sum(1), self.temperature)
         new = {"prefer": prefer.tolist(), "votes": (), "scores": scores.tolist(), "dimensions": dimensions}
         return replace(row, **new, aspects=(), id=row.id)
 

@@ -104,7 +104,9 @@ def _measured(content: bytes) -> Size | None:
 
 
 class Encoder:
-    """Rows into entries of a cache. census: of the media. rows: so far. resized: pictures that were not as drawn."""
+    """Rows into entries of a cache. census: of the media. rows: so far. resized: pictures that were not as drawn.
+    met: sizes that rows were brought to. codec, words: what the model encodes media and prompts by.
+    """
 
     def __init__(
         self,
@@ -118,11 +120,12 @@ class Encoder:
         """sizes: buckets that pictures are brought to; none for the one size that the model draws."""
         self._policy, self._cache, self._reader, self._change = policy, cache, reader, change
         self.census, self.rows, self.resized, self._bytes = census, 0, 0, 0
-        self._codec, self._words = codec_identity(policy), prompt_identity(policy)
+        self.codec, self.words = codec_identity(policy), prompt_identity(policy)
         self._alone = policy.device.type == "cpu"  # there the bits of a latent must not depend on its neighbours
         self.drawn = geometry.size_of(policy)
         self._sizes = list(sizes) or ([self.drawn] if self.drawn else [])
         self._views: dict[Size | None, DiffusionPolicy] = {None: policy, self.drawn: policy}
+        self.met: set[Size] = set()
         self._nulls: dict[str, str] = {}
 
     def line(self, row: Preference, place: int) -> Line | None:
@@ -133,9 +136,9 @@ class Encoder:
             row = self._change(row, Shown(place, content, partial(self._decoded, row, found)))
         sizes = [one.size for one in found if one is not None and one.size is not None]
         size = geometry.nearest(sizes, self._sizes) if sizes and self._sizes else None
-        view = self._view(size)
+        view = self.view(size)
         where = identity.geometry(view)
-        keys = [None if one is None else _key(self._codec, where, one.digest.hex()) for one in found]
+        keys = [None if one is None else _key(self.codec, where, one.digest.hex()) for one in found]
         keys = self._encode(view, row, size, keys, found)
         if not any(keys):
             return None
@@ -183,12 +186,24 @@ class Encoder:
             number = self._reader.number
             self.census.check(expected=number and number * len(row.media))
 
-    def _view(self, size: Size | None) -> DiffusionPolicy:
-        """The policy at a size, which is learned and proven once."""
+    def view(self, size: Size | None) -> DiffusionPolicy:
+        """The policy at a size, which is learned and proven once; from then on the policy itself predicts there."""
+        if size is not None:
+            self.met.add(size)
         if size not in self._views:
             assert size is not None
             self._views[size] = self._policy.at(height=size[0], width=size[1])
         return self._views[size]
+
+    def met_by_all(self, processes: Processes) -> list[Size]:
+        """The sizes that any process has met; waits for all of them."""
+        names = processes.sums({f"{height} {width}": (1.0, 1.0) for height, width in self.met})
+        return sorted((int(height), int(width)) for height, width in map(str.split, names))
+
+    def see(self, sizes: Sequence[Size]) -> None:
+        """Learns how the policy draws these sizes, so that it predicts there."""
+        for size in sizes:
+            self.view(size)
 
     def _encode(
         self,
@@ -220,7 +235,7 @@ class Encoder:
         return good
 
     def _condition(self, view: DiffusionPolicy, where: str, prompt: str) -> str:
-        key = _key(self._words, where, prompt)
+        key = _key(self.words, where, prompt)
         if not self._cache.holds(key):
             self._bytes += save_condition(self._cache, key, view.condition([prompt]), self._trims)
         return key

@@ -16,6 +16,7 @@ import torch
 
 from palate import datasets, views
 from palate.config import ConfigError
+from palate.doors import standing
 from palate.doors.encoder import Census, Change, Encoder, decoded, latents_of, media_of
 from palate.models import geometry
 from palate.models.diffusion import DiffusionPolicy, check_prediction_kind
@@ -114,12 +115,23 @@ def stored(
     """The reader's rows with all that they need in the cache, and their index in the run's folder.
 
     Each process encodes its share of the rows. What the cache holds is not encoded again, and what a killed process
-    had encoded is there. dimension: of the preferences. change: of each row before it is used.
-    sizes: buckets, of which each row is brought to one; none for the one size that the model draws.
+    had encoded is there. Where nothing has changed since the rows were listed, no medium is read again.
+    dimension: of the preferences. change: of each row before it is used. sizes: buckets, of which each row is brought
+    to one; none for the one size that the model draws.
     Raises DatasetError for more unreadable media or rows than allowed; StorageError where they do not fit.
     """
     processes = processes or join(policy.device)
     encoder = Encoder(policy, cache, reader, Census(max_bad_fraction, reader.source.name), change, sizes)
+    index, digest, known = folder / INDEX, None, change is None or hasattr(change, "made_by")
+    if processes.first and known:
+        how = {"bad": max_bad_fraction, "dimension": dimension, "sizes": sizes, "by": getattr(change, "made_by", None)}
+        digest = standing.made_of(reader, policy, encoder.codec, encoder.words, **how)
+    if (found := standing.standing(index, digest, cache, processes)) is not None:
+        rows, met = found
+        encoder.see(met)
+        if processes.first:
+            print(f"{len(rows)} rows stand as they were listed in {index}: their media are not read again")
+        return rows
     parts = [folder / f"{INDEX}.part-{rank}" for rank in range(processes.world)]
     number = reader.number
     bar = Progress(number or 0, 0, shown=processes.first, what="encoded" if number else "encoded rows")
@@ -141,14 +153,17 @@ def stored(
         processes.wait()  # until room was made: what another process finds in the cache then stays there
         write_lines(parts[processes.rank], chain(head, made))
     encoder.census.check(reader.flaws)
-    processes.wait()  # until all have written theirs
+    met = encoder.met_by_all(processes)  # when all have written theirs
+    encoder.see(met)  # a row is trained on by any process, whichever encoded it
     if processes.first:
-        merge(parts, folder / INDEX)
+        standing.forget(index)
+        merge(parts, index)
+        standing.note(index, digest, met)
         cache.evict()
         for said in encoder.said():
             print(said)
     processes.wait()
-    return StoredRows(folder / INDEX, cache)
+    return StoredRows(index, cache)
 
 
 def _until_one(lines: Iterator[Line | None]) -> Iterator[Line | None]:

@@ -111,6 +111,24 @@ class TensorCache:
             path.unlink()
         return None
 
+    def stands(self, key: str) -> bool:
+        """Whether there is an entry of its full length; if so it counts as used now. Reads no more than its header:
+        content that is damaged is found, and removed, when it is read."""
+        path = self._path(key)
+        try:
+            with contextlib.suppress(PermissionError):
+                os.utime(path)
+            with path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                length = int.from_bytes(file.read(8), "little")
+                if not 0 < length <= size - 8:
+                    return False
+                header = json.loads(file.read(length))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+            return size == 8 + length + max(ends, default=0)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return False
+
     def get(self, key: str) -> dict[str, Tensor]:
         """The entry's tensors, on the CPU. Raises CacheError if it is not there any more, or damaged."""
         return self.entry(key)[0]
@@ -123,6 +141,8 @@ class TensorCache:
     def _needed(self, key: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         found = self._read(key)
         if found is None:
+            with contextlib.suppress(OSError):  # so that the next start does not rely on it
+                self._path(key).unlink()
             raise CacheError(
                 f"{self._path(key)} is gone or damaged: run the same command again, and what it held is encoded anew"
             )

@@ -45,6 +45,7 @@ class Labels:
     def __init__(self, relabel: Relabel, folder: Path, made_by: Mapping[str, float], rank: int = 0) -> None:
         """made_by: the scorers and their weights; what others gave is not used. Raises StorageError, one line."""
         self._relabel, self._made_by = relabel, json.dumps(dict(made_by), sort_keys=True)
+        self.made_by = [self._made_by, relabel.temperature]  # all that labels depend on, but for the rows
         self._path = folder / f"labels-{rank}.jsonl"
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -65,7 +65,7 @@ def write_lines(path: Path, lines: Iterable[Line | None]) -> None:
 
     Raises StorageError, one line, for a disk that is full or forbidden.
     """
-    with _whole(path) as write:
+    with write_whole(path) as write:
         for line in lines:
             write(("" if line is None else json.dumps(asdict(line), separators=(",", ":"))) + "\n")
 
@@ -75,7 +75,7 @@ def merge(parts: Sequence[Path], path: Path) -> None:
 
     Raises StorageError, one line, for a disk that is full or forbidden.
     """
-    with contextlib.ExitStack() as opened, _whole(path, sum(part.stat().st_size for part in parts)) as write:
+    with contextlib.ExitStack() as opened, write_whole(path, sum(part.stat().st_size for part in parts)) as write:
         files = [opened.enter_context(part.open(encoding="utf-8")) for part in parts]
         for lines in zip_longest(*files, fillvalue="\n"):
             for line in lines:
@@ -86,7 +86,7 @@ def merge(parts: Sequence[Path], path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _whole(path: Path, needs: int = 0) -> Iterator[Callable[[str], None]]:
+def write_whole(path: Path, needs: int = 0) -> Iterator[Callable[[str], None]]:
     """What writes a text file that is there whole and durable when the block ends well, and not at all if it does not.
 
     Only what the disk says of this file becomes a StorageError: the lines may come from where other things fail.
