@@ -117,6 +117,8 @@ class Person(threading.Thread):
             self._label()
         except BaseException as error:
             self.error = error
+        finally:
+            self._close()
 
     def _label(self) -> None:
         number = 0
@@ -358,8 +360,8 @@ def line(run: dict[str, Any]) -> str:
         f"{run['database']:10} think {run['think_s']:.1f} s: acked {run['acked']}, lost {run['acked_lost']}, "
         f"twice {run['duplicates']}, pairs with exactly {run['overlap']} raters {run['pairs_with_exactly_k']} of "
         f"{run['pairs']}; answer p50 {run['answer_ms']['p50']:.0f} p95 {run['answer_ms']['p95']:.0f} ms, "
-        f"lease p95 {run['lease_ms']['p95']:.0f} ms, {run['votes_per_s']:.0f} votes/s, {run['cpu_ms_per_vote']:.1f} ms of "
-        f"the server's processor each; kill to first vote {restarts} s; "
+        f"lease p95 {run['lease_ms']['p95']:.0f} ms, {run['votes_per_s']:.0f} votes/s, "
+        f"{run['cpu_ms_per_vote']:.1f} ms of the server's processor each; kill to first vote {restarts} s; "
         f"{run['replies_dropped']} replies dropped, {run['retries']} retries"
         + (f"; NOT HELD: {'; '.join(run['failures'])}" if run["failures"] else "")
     )
