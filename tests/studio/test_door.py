@@ -28,7 +28,10 @@ def test_it_starts_at_once_serves_and_stops_on_ctrl_c(tmp_path):
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     started = time.monotonic()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as run:
-        base = re.search(r"http://[\d.:]+", run.stdout.readline())[0]
+        told = ""
+        while "Ctrl-C" not in told:
+            told += run.stdout.readline()
+        base = re.search(r"http://[\d.:]+", told)[0]
         assert httpx2.get(f"{base}/join").status_code == 200
         took = time.monotonic() - started
         token = next(token for _, role, token in TokenFile(tmp_path / "p").read() if role == "rater")
@@ -39,7 +42,7 @@ def test_it_starts_at_once_serves_and_stops_on_ctrl_c(tmp_path):
         out, errors = run.communicate(timeout=20)
         assert run.returncode == 0 and "acknowledged" in out
         assert errors == ""
-        assert token not in errors and out.count(token) == 1
+        assert (told + out).count(token) == 1
     print(f"from the command to the first page: {took:.2f} s")
     assert took < 15  # alone on two cores it is under 2
 

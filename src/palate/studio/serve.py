@@ -135,15 +135,17 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
         family, kind, protocol, _, address = found[0]
-        listening = socket.socket(family, kind, protocol)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
+        with contextlib.ExitStack() as held:
+            listening = held.enter_context(socket.socket(family, kind, protocol))
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(address)
+            listening.listen(256)
+            held.pop_all()
+        return listening
     except OSError as error:
         raise StudioError(
             f"{host} port {port} cannot be used ({error.strerror or error}); choose another by --port, 0 for any"
         ) from None
-    listening.listen(256)
-    return listening
 
 
 def reached_by(host: str, names: Iterable[str]) -> set[str]:
