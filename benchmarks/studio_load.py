@@ -80,9 +80,8 @@ class Server:
 
     def start(self) -> None:
         command = [sys.executable, "-m", "palate", "label", "--project", str(self.folder), "--port", str(self.port)]
-        self.process = subprocess.Popen(
-            command, env=self.environment, stdout=subprocess.DEVNULL, stderr=(self.folder / "server.log").open("ab")
-        )
+        with (self.folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(command, env=self.environment, stdout=subprocess.DEVNULL, stderr=log)
 
     def kill(self) -> None:
         self.process.kill()
@@ -177,8 +176,8 @@ class Person(threading.Thread):
         until, pause = time.monotonic() + PATIENCE_S, 0.05
         while True:
             try:
-                reply = self._send(path, body).getresponse()
-                content = reply.read()
+                with contextlib.closing(self._send(path, body).getresponse()) as reply:
+                    content = reply.read()
                 if reply.status == 200:
                     return json.loads(content)
                 if reply.status < 500:
