@@ -7,9 +7,9 @@ from collections import Counter
 
 import pytest
 
-from palate.records import Comparison
+from palate.records import Comparison, Vote
 from palate.store import Store, StoreError
-from tests.store.make import filled, pair, sample
+from tests.store.make import TIME, filled, pair, sample
 
 LEFT = {"overall": "left"}
 
@@ -243,6 +243,25 @@ def test_many_raters_at_once_get_exactly_the_overlap(opened):
     for rater, ids in keys.items():  # each rater's own order is kept
         numbers = [int(name.split("/")[1][1:]) for name in ids]
         assert numbers == sorted(numbers), rater
+
+
+def test_a_snapshot_reads_the_same_whatever_comes_in(opened):
+    """Also what began before it and ends after it is not in it: rows are numbered before they are there."""
+    store = filled(opened(), 1)
+    taken: list[tuple[object, list[str]]] = []
+
+    def work(number: int) -> None:
+        for at in range(12):
+            if number == 0:
+                snapshot = store.snapshot()
+                taken.append((snapshot, [vote.id for vote in store.votes(snapshot=snapshot)]))
+            else:
+                store.add_votes([Vote(f"{number} {at} {n}", "s0", "s1", "a", "ada", TIME) for n in range(3)])
+
+    together(6, work)
+    for snapshot, ids in taken:
+        assert [vote.id for vote in store.votes(snapshot=snapshot)] == ids
+    assert len({len(ids) for _, ids in taken}) > 1 and len(list(store.votes())) == 180
 
 
 def together(n: int, work) -> None:
