@@ -117,6 +117,23 @@ def test_known_and_repeated_ones_look_like_all_others(tmp_path):
         assert any(vote.comparison.startswith("known") for vote in store.votes())
 
 
+def test_blurred_and_spared(tmp_path):
+    with make.project(tmp_path / "p", 0, blur=True) as store:
+        make.fill(store, 4)
+        pair = [Sample(f"x{i}", "sensitive", Medium("image/png", make.picture(i)), "m", now()) for i in range(2)]
+        store.add_samples(pair)
+        store.add_comparisons([Comparison("sensitive", "sensitive", ("x0", "x1"), 3, sensitive=True)])
+        with TestClient(create(store), base_url=make.BASE) as client:
+            rater = make.person(client, store)
+            seen = {lease["prompt"]: lease["veiled"] for lease in rater.lease(5)}
+            assert seen == {f"prompt {i}": False for i in range(4)} | {"sensitive": True}
+            assert rater.post("/api/preference", {"blur": True}).status_code == 200
+            assert all(lease["veiled"] for lease in rater.lease(5))
+            assert rater.post("/api/preference", {"blur": False, "opted_out": True}).status_code == 200
+            prompts = {lease["prompt"] for lease in rater.lease(5)}
+            assert prompts == {f"prompt {i}" for i in range(4)}  # at once, though it was given before
+
+
 # --- what is sent of a file -------------------------------------------------------------------------------------------
 
 

@@ -74,8 +74,10 @@ def routes(studio: Studio) -> APIRouter:
     @router.post("/api/lease")
     def lease(asked: Ask, request: Request) -> dict[str, Any]:
         rater: Rater = request.state.rater
-        given = [shown(one, rater) for one in store.lease(rater.id, asked.n)]
-        return {"leases": given, "progress": standing(rater)}
+        # What a rater held when they asked to be spared runs out by itself; until then it is beside what they see.
+        spared = sum(spares(rater, one) for one in store.held(rater.id)) if rater.opted_out else 0
+        leases = [one for one in store.lease(rater.id, asked.n + spared) if not spares(rater, one)]
+        return {"leases": [shown(one, rater) for one in leases[: asked.n]], "progress": standing(rater)}
 
     @router.post("/api/answer")
     def answer(given: Answer, request: Request) -> dict[str, Any]:
@@ -124,6 +126,10 @@ def routes(studio: Studio) -> APIRouter:
         }
 
     return router
+
+
+def spares(rater: Rater, lease: Lease) -> bool:
+    return rater.opted_out and lease.comparison.sensitive
 
 
 def sent(view: View, wanted: str | None) -> Response:
