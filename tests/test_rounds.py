@@ -160,6 +160,25 @@ def test_held_to_the_policy_that_drew_each_round_starts_anew(model, tmp_path):
         assert json.loads(rows[0])["loss"] == pytest.approx(np.log(2), abs=1e-6)
 
 
+def test_people_compare_base_and_tuned_in_the_end(model, tmp_path):
+    rounds.rounds(recipe(tmp_path, model, n=1, verdict=2))
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    verdict = result["wins"]["people"]
+    assert (verdict["n"], verdict["n_prompts"]) == (4, 2)  # two people on each pair
+    assert len(result["pairs"]) == 2 and result["votes"] == 6  # those of the verdict are not learnt from
+    with Store.open(tmp_path / "project", write=False) as store:
+        judged = {c.prompt for c in store.comparisons(batch="run/verdict")}
+        assert not judged & {c.prompt for c in store.comparisons(batch="run/000")}
+        of = {sample.id: sample.source for sample in store.samples()}
+        redder = {"a": 1.0, "b": 0.0, "tie": 0.5}
+        won = [
+            redder[vote.choice] if of[vote.a].endswith("tuned") else 1 - redder[vote.choice]
+            for vote in store.votes()
+            if vote.comparison in {c.id for c in store.comparisons(batch="run/verdict")}
+        ]
+    assert verdict["rate"] == pytest.approx(np.mean(won))
+
+
 def test_scorers_can_vote(model, tmp_path):
     rounds.rounds(recipe(tmp_path, model, people="scorers", n=1, votes=1))
     with Store.open(tmp_path / "project", write=False) as store:
@@ -191,9 +210,10 @@ def test_missing_counts_different_people_and_no_skips(tmp_path):
 
     with Store.open(tmp_path / "project", create=True) as store:
         pictures = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue", "green")]
-        how = {"source": "m", "batch": "b", "wanted": 2, "seed": 0}
-        ids = asking.show(store, ["a"] * 3, pictures, **how)
-        assert asking.show(store, ["a"] * 3, pictures, **how) == ids
+        ids = asking.add(store, ["a"] * 3, pictures, "m", 0)
+        assert asking.add(store, ["a"] * 3, pictures, "m", 0) == ids
+        for _ in range(2):
+            asking.show(store, ["a"] * 3, ids, "b", wanted=2)
         lacking = asking.missing(store, "b")
         assert [n for _, n in lacking] == [2, 2, 2]
         comparison = lacking[0][0]

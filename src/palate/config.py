@@ -222,16 +222,26 @@ class Recipe(Strict):
         """What can be judged is judged ten times a run. A fixed set of pairs is soon learnt by heart: an offline run
         stops where its held-out loss no longer falls, unless told not to."""
         held_out = self.data is not None and self.data.held_out > 0
-        every, patience = self.training.evaluate_every, self.training.early_stopping
-        if patience and not held_out:
+        if self.training.early_stopping and not held_out:
             raise ValueError("training.early_stopping needs preferences kept aside: data.held_out above 0")
-        if every is None and (held_out or self.evaluation):
-            every = max(1, self.training.max_steps // 10)
-        if patience is None and held_out:
-            patience = 3
-        training = self.training.model_copy(update={"evaluate_every": every, "early_stopping": patience})
-        object.__setattr__(self, "training", training)
+        update = {name: value for name, value in self.usual().items() if getattr(self.training, name) is None}
+        object.__setattr__(self, "training", self.training.model_copy(update=update))
         return self
+
+    def usual(self) -> dict[str, int | None]:
+        """Of `training`, what is filled in by the rest of the recipe where nothing is written."""
+        held_out = self.data is not None and self.data.held_out > 0
+        every = max(1, self.training.max_steps // 10) if held_out or self.evaluation else None
+        return {"evaluate_every": every, "early_stopping": 3 if held_out else None}
+
+    def changes(self, other: Recipe) -> list[str]:
+        """As `difference`, without what only follows from another change."""
+        usual = [
+            f"training.{name}:"
+            for name, value in self.usual().items()
+            if getattr(self.training, name) == value and getattr(other.training, name) == other.usual()[name]
+        ]
+        return [line for line in difference(self, other) if not line.startswith(tuple(usual))]
 
 
 class RoundsSettings(Strict):
@@ -253,6 +263,9 @@ class RoundsSettings(Strict):
     learn_from: Literal["all", "last"] = Field("all", description="Votes of all rounds so far, or of the last alone.")
     reference: Literal["base", "previous"] = Field(
         "base", description="What the policy is held to: the base, or the policy that drew the round."
+    )
+    verdict: int = Field(
+        0, ge=0, description="Prompts kept aside, on which the same people compare base and tuned in the end, blind."
     )
     batch_size: int = Field(8, ge=1, description="Candidates sampled at once; speed only.")
     num_inference_steps: int | None = Field(None, ge=1, description="Denoising steps; null for the model's own.")

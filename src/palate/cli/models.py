@@ -13,13 +13,25 @@ from palate.cli.options import BatchSize, Eta, Guidance, Out, Seed, Steps, app
 @app.command()
 def demo(
     method: Annotated[str, typer.Option(help="Which algorithm to run.")] = "diffusion_dpo",
-    out: Out = Path("demo"),
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder of the results [default: demo, or demo-human].")
+    ] = None,
     seed: Seed = 0,
+    human: Annotated[
+        bool, typer.Option("--human", help="With your own votes, some 70 of them, in the browser.")
+    ] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="With --human: where the studio listens.")] = 8765,
 ) -> None:
     """The whole loop on the built-in world.
 
     Samples, judges, trains, compares and reports, in a few minutes on a laptop.
     """
+    if human:
+        from palate.doors.human import run as with_you
+
+        with_you(out=out or Path("demo-human"), seed=seed, port=port)
+        return
+    out = out or Path("demo")
     from palate.doors.demo import run
 
     run(method=method, out=out, seed=seed)
@@ -51,6 +63,10 @@ def sample(
         int | None, typer.Option(min=1, help="With --project: comparisons of each prompt [default: all].")
     ] = None,
     batch: Annotated[str, typer.Option(help="With --project: what they are drawn for, such as a round.")] = "",
+    layout: Annotated[
+        str | None,
+        typer.Option(help="Also in a benchmark's folders: geneval, dpg, hpsv2 or partiprompts, of its prompt file."),
+    ] = None,
 ) -> None:
     """Draw candidates for prompts, each with its seed.
 
@@ -92,6 +108,7 @@ def sample(
         batch_size=batch_size,
         image=image,
         strength=strength,
+        layout=layout,
     )
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import numpy as np
 from PIL import Image
@@ -22,7 +22,6 @@ from palate.records import Choice, Comparison, Sample, Vote, now
 from palate.store import Store
 from palate.worlds.shapes import annotators
 
-Say = Callable[[str], None]
 PEOPLE = 5  # simulated ones
 
 
@@ -36,30 +35,29 @@ class Asker(Protocol):
     def __call__(self, store: Store, batch: str) -> None: ...
 
 
-def show(
-    store: Store,
-    prompts: Sequence[str],
-    media: Sequence[Media],
-    *,
-    source: str,
-    batch: str,
-    wanted: int,
-    seed: int,
-    pairs: int | None = None,
-) -> list[str]:
-    """Adds n media, each of its prompt, to the project, and pairs of every prompt as comparisons of the batch.
+def add(store: Store, prompts: Sequence[str], media: Sequence[Media], source: str, seed: int) -> list[str]:
+    """Adds n media, each of its prompt, to the project.
 
-    Returns the samples' ids [n], made of what is shown, so that the same medium again is the same sample. pairs: of a
-    prompt, those first in an order keyed by what they are; None for all. Pairs of one and the same medium are none.
+    Returns the samples' ids [n], made of what is shown, so that the same medium again is the same sample.
     """
     at = now()
-    samples = [_sample(store, prompt, medium, source, seed, at) for prompt, medium in zip(prompts, media, strict=True)]
+    made = [_sample(store, prompt, medium, source, seed, at) for prompt, medium in zip(prompts, media, strict=True)]
     known = {sample.id for sample in store.samples()}
-    store.add_samples({sample.id: sample for sample in samples if sample.id not in known}.values())
+    store.add_samples({sample.id: sample for sample in made if sample.id not in known}.values())
+    return [sample.id for sample in made]
+
+
+def show(
+    store: Store, prompts: Sequence[str], ids: Sequence[str], batch: str, *, wanted: int, pairs: int | None = None
+) -> None:
+    """Has people compare samples [n] of prompts [n]: pairs of every prompt become comparisons of the batch.
+
+    pairs: of a prompt, those first in an order keyed by what they are; None for all. wanted: judgements of each.
+    """
     groups: dict[str, dict[str, None]] = {}
-    for sample in samples:
-        groups.setdefault(sample.prompt, {})[sample.id] = None
-    known = {comparison.id for comparison in store.comparisons(batch=batch)}
+    for prompt, name in zip(prompts, ids, strict=True):
+        groups.setdefault(prompt, {})[name] = None
+    known, at = {comparison.id for comparison in store.comparisons(batch=batch)}, now()
     comparisons = []
     for prompt, group in groups.items():
         found = sorted(combinations(group, 2), key=lambda pair: randomness.key(batch, *pair))
@@ -68,7 +66,6 @@ def show(
             if name not in known:
                 comparisons.append(Comparison(name, prompt, (a, b), wanted, batch=batch, time=at))
     store.add_comparisons(comparisons)
-    return [sample.id for sample in samples]
 
 
 def _sample(store: Store, prompt: str, medium: Media, source: str, seed: int, at: str) -> Sample:
@@ -163,15 +160,20 @@ def _scores(scorer: Scorer, samples: Sequence[Sample], media: Sequence[Media]) -
     return {name: np.asarray(values, float) for name, values in scorer(prompts, media).items()}
 
 
+def votes_of(store: Store, batch: str) -> Iterator[tuple[Vote, float]]:
+    """The judgements of a batch, and how much the first sample of each won: 1, 0 or, of a tie, a half."""
+    asked = {comparison.id for comparison in store.comparisons(batch=batch)}
+    for vote in store.votes():
+        share = {"a": 1.0, "b": 0.0, "tie": 0.5}.get(vote.choice)
+        if share is not None and vote.comparison in asked and not vote.repeat:
+            yield vote, share
+
+
 def win_shares(store: Store, batch: str, ids: Sequence[str]) -> np.ndarray:
     """[n], each sample's share of the judgements it was in, a tie half; NaN where nobody judged it."""
     won: dict[str, float] = {}
     shown: dict[str, int] = {}
-    batch_of = {comparison.id for comparison in store.comparisons(batch=batch)}
-    for vote in store.votes():
-        share: Any = {"a": 1.0, "b": 0.0, "tie": 0.5}.get(vote.choice)
-        if share is None or vote.comparison not in batch_of or vote.repeat:
-            continue
+    for vote, share in votes_of(store, batch):
         for name, part in ((vote.a, share), (vote.b, 1 - share)):
             won[name], shown[name] = won.get(name, 0.0) + part, shown.get(name, 0) + 1
     return np.array([won[name] / shown[name] if name in shown else np.nan for name in ids])

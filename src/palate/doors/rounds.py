@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from palate import config, durable, plugins, randomness, sampling, views
 from palate.config import AlgorithmSettings, ConfigError, RolloutSettings, RoundsRecipe
 from palate.datasets import parquet
 from palate.doors import asking, assembly, encoding, judging, lookup
-from palate.evaluation import report
+from palate.evaluation import grids, report, win_rate
 from palate.models.condition import Condition
 from palate.models.contracts import Media, Rollout
 from palate.models.diffusion import DiffusionPolicy
@@ -111,11 +111,13 @@ class _Run:
         self.recipe, self.algorithm, self.options, self.folder, self.beside = recipe, algorithm, options, folder, beside
         self.store, self.ask, self.wanted, self.seed = store, ask, recipe.rounds, recipe.training.seed
         self.prompts = list(dict.fromkeys(lookup.read_prompts(self.wanted.prompts, beside)))
-        if self.wanted.prompts_per_round > len(self.prompts):
+        if self.wanted.prompts_per_round > len(self.prompts) - self.wanted.verdict:
+            kept = f", {self.wanted.verdict} of them kept for the verdict" if self.wanted.verdict else ""
             raise ConfigError(
                 f"rounds.prompts_per_round is {self.wanted.prompts_per_round} but there are {len(self.prompts)} "
-                "different prompts: lower it, and raise k or pairs for more votes"
+                f"different prompts{kept}: lower it, and raise k or pairs for more votes"
             )
+        self._order = sorted(self.prompts, key=lambda prompt: randomness.key(self.seed, "round's prompt", prompt))
         if self.wanted.scorers:
             lookup.weighted(self.wanted.scorers).check(self.prompts)
         if recipe.evaluation:
@@ -130,7 +132,7 @@ class _Run:
 
     def asked_in(self, index: int) -> list[str]:
         """A round's prompts: the next of their keyed order, which begins again when it is used up."""
-        order = sorted(self.prompts, key=lambda prompt: randomness.key(self.seed, "round's prompt", prompt))
+        order = self._order[self.wanted.verdict :]
         start = index * self.wanted.prompts_per_round
         return [order[i % len(order)] for i in range(start, start + self.wanted.prompts_per_round)]
 
@@ -149,7 +151,7 @@ class _Run:
             self._draw(index, place)
             self.ask(self.store, self.name(index))
             facts = self._learn(index, place)
-            self._note(index + 1, facts | evaluate(index + 1))
+            self._note(index + 1, {**facts, **evaluate(index + 1)})
             judging.write_json(place / OVER, facts)
         self._take_up(self.wanted.n)
 
@@ -179,16 +181,11 @@ class _Run:
         judging.write_json(drawn, {"samples": shown})
 
     def _show(self, index: int, prompts: Sequence[str], media: Sequence[Media]) -> list[str]:
-        return asking.show(
-            self.store,
-            prompts,
-            media,
-            source=f"{self.recipe.model.name}, {self.folder.resolve().name} before round {index + 1}",
-            batch=self.name(index),
-            wanted=self.wanted.votes,
-            seed=self.seed,
-            pairs=self.wanted.pairs,
-        )
+        """Adds a round's samples to the project, to be compared; their ids."""
+        source = f"{self.recipe.model.name}, {self.folder.resolve().name} before round {index + 1}"
+        ids = asking.add(self.store, prompts, media, source, self.seed)
+        asking.show(self.store, prompts, ids, self.name(index), wanted=self.wanted.votes, pairs=self.wanted.pairs)
+        return ids
 
     def _learn(self, index: int, place: Path) -> dict[str, float]:
         """Trains on the votes of this round, or of all so far; returns what there was to learn from."""
@@ -339,8 +336,40 @@ class _Run:
             facts |= judging.judge(
                 self.policy, model.name, self.recipe.evaluation, self.folder, trained_on, self.beside, model.adapter
             )
+        if self.wanted.verdict:
+            said = self._verdict()
+            facts |= said | {"wins": said["wins"] | facts.get("wins", {})}
         judging.publish(self.folder, facts)
         say(f"done: {self.folder / 'report.html'}")
+
+    def _verdict(self) -> dict[str, Any]:
+        """The same people compare base and tuned, blind, on prompts kept for it, each pair from one noise."""
+        prompts, batch = self._order[: self.wanted.verdict], f"{self.folder.resolve().name}/verdict"
+        how = self.sampler | {"batch_size": self.wanted.batch_size}
+        seed = randomness.key(self.seed, "verdict")
+        say(f"drawing {2 * len(prompts)} samples to compare the tuned model with its base")
+        tuned = sampling.sample(self.policy, prompts, prompts, seed=seed, **how)
+        with judging.base_of(self.policy, self.recipe.model.name, self.recipe.model.adapter) as untouched:
+            base = sampling.sample(untouched, prompts, prompts, seed=seed, **how)
+        names = {
+            model: asking.add(self.store, prompts, media, f"{self.folder.resolve().name}, {model}", self.seed)
+            for model, media in (("tuned", tuned), ("base", base))
+        }
+        ids = [name for both in zip(names["tuned"], names["base"], strict=True) for name in both]
+        asking.show(self.store, [p for p in prompts for _ in range(2)], ids, batch, wanted=self.wanted.votes)
+        self.ask(self.store, batch)
+        prompt_of = dict(zip(names["tuned"], prompts, strict=True))
+        votes = [
+            (share, prompt_of[vote.a]) if vote.a in prompt_of else (1 - share, prompt_of[vote.b])
+            for vote, share in asking.votes_of(self.store, batch)
+        ]
+        if not votes:
+            return {"wins": {}, "warnings": ["nobody judged base against tuned: there is no verdict of people's"]}
+        won = win_rate.win_rate_of([share for share, _ in votes], [prompt for _, prompt in votes])
+        low, high = won.ci95
+        say(f"the tuned model wins {won.rate:.1%} of {won.n} judgements (95% interval {low:.1%} to {high:.1%})")
+        pairs = grids.write_pairs(self.folder / "samples", prompts, base, tuned)
+        return {"wins": {"people": asdict(won)}, **judging.headline(won), "pairs": pairs}
 
 
 def _parts(made: Rollout) -> dict[str, Any]:
