@@ -88,7 +88,7 @@ def tuning(tier: Tier) -> common.Arms:
 def reported(tier: Tier) -> common.Arms:
     n = tier.samples
     arms = {"base": base, "rounds": tuned}
-    return [(name, seed, partial(arm, tier, seed, n)) for seed in tier.seeds for name, arm in arms.items()]
+    return [(name, seed, partial(arm, tier, seed, n)) for name, arm in arms.items() for seed in tier.seeds]
 
 
 def flawed(found: dict[str, Any], dimension: str) -> np.ndarray:
