@@ -180,6 +180,14 @@ def test_several_problems_are_all_told_and_typos_come_first(recipe):
     ]
 
 
+def test_what_only_follows_from_a_change_is_no_change_of_its_own(recipe):
+    was, longer = load(recipe, ["training.max_steps=100"], Recipe), load(recipe, ["training.max_steps=1000"], Recipe)
+    assert was.training.evaluate_every != longer.training.evaluate_every
+    assert was.changes(longer) == ["training.max_steps: 100 -> 1000"]
+    own = load(recipe, ["training.max_steps=1000", "training.evaluate_every=7"], Recipe)
+    assert was.changes(own) == ["training.max_steps: 100 -> 1000", "training.evaluate_every: 10 -> 7"]
+
+
 # --- sections of others -----------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from palate.models import diffusion
 from palate.models.contracts import Condition
 from palate.models.diffusion import DiffusionPolicy, check_prediction_kind, resolve_model
 from palate.models.embeds import Memo
+from palate.models.loading import Sparing
 from tests import zoo
 
 NAMES = sorted(zoo.CALLS)
@@ -308,3 +310,14 @@ def test_pictures_unlike_all_that_a_model_knows_tell_no_kind() -> None:
     near.predict = lambda x_t, t, cond: 0.35 * told(x_t, t, cond)  # type: ignore[method-assign]
     assert "cannot be told" in check_prediction_kind(near, pictures(), ["a", "b"])
     assert check_prediction_kind(Knowing(held, "v", "v"), pictures(), ["a", "b"]) == ""
+
+
+def test_libraries_say_the_same_once_and_the_like_a_few_times() -> None:
+    sparing = Sparing()
+
+    def says(text: str) -> bool:
+        return sparing.filter(logging.LogRecord("diffusers.x", logging.WARNING, "", 0, text, (), None))
+
+    long = [f"The following part of your input was truncated: {n}" for n in range(5)]
+    assert [says(text) for text in [long[0], *long]] == [True, False, True, True, False, False]
+    assert says("something else")

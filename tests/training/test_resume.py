@@ -194,6 +194,33 @@ def test_a_signal_finishes_the_step_saves_and_exits_75(kind, number, straight, t
     assert end == {name: value for name, value in straight[kind].items() if name != "folders"}
 
 
+def test_a_stop_does_not_wait_for_an_evaluation_and_the_next_start_owes_it(tmp_path):
+    def make(folder: Path, judge) -> trainer.Trainer:
+        run = tiny.offline(folder, evaluate_every=2)
+        run._evaluate = judge
+        return run
+
+    def judge(step: int) -> dict[str, float]:
+        return {"evaluation/x": float(step)}
+
+    make(tmp_path / "straight", judge).run()
+    stopped = make(tmp_path / "cut", judge)
+    real = stopped._optimise
+
+    def optimise(feed, stop):
+        stop.asked = stopped.step == 3
+        if stop.asked:
+            stopped._evaluate = lambda step: pytest.fail("evaluated")
+        return real(feed, stop)
+
+    stopped._optimise = optimise
+    with pytest.raises(SystemExit):
+        stopped.run()
+    make(tmp_path / "cut", judge).run()
+    straight, cut = (forks.fingerprint(tmp_path / name) for name in ("straight", "cut"))
+    assert {**cut, "folders": None} == {**straight, "folders": None}
+
+
 def test_a_second_signal_exits_at_once_and_loses_no_saved_step(straight, tmp_path):
     def work() -> None:
         run = tiny.offline(tmp_path)

@@ -572,7 +572,7 @@ def test_progress_is_plain_lines_when_there_is_no_terminal(tmp_path, capfd):
     run._progress = True
     run.run()
     lines = capfd.readouterr().err.splitlines()
-    assert re.fullmatch(r"step 6/6  loss 0\.\d+  reward/accuracy .*left", lines[-1])
+    assert re.fullmatch(r"step 6/6  loss 0\.\d+  reward/accuracy .*\d", lines[-1])
 
 
 def test_progress_of_an_online_run_shows_the_mean_score_and_the_sampling(tmp_path, capfd, monkeypatch):
@@ -598,13 +598,25 @@ def test_progress_is_a_bar_on_a_terminal(tmp_path, monkeypatch, capfd):
     assert "6/6" in capfd.readouterr().err
 
 
+def test_no_time_left_is_told_before_a_few_steps_were_timed(monkeypatch, capfd):
+    """The first step compiles, and an evaluation may come before it: an hour of that is no pace."""
+    clock = iter([1000.0, 1001.0, 1002.0, 1003.0, 1004.0])
+    monkeypatch.setattr(logs.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(logs, "_QUIET_S", 0.0)
+    bar = logs.Progress(10, 0)
+    for step in range(1, 6):
+        bar.update(step, {})
+    lines = capfd.readouterr().err.splitlines()
+    assert lines == ["step 1/10", "step 2/10", "step 3/10", "step 4/10  0:06 left", "step 5/10  0:05 left"]
+
+
 def test_a_second_signal_ends_the_process(monkeypatch, capfd):
     ended = []
     monkeypatch.setattr(os, "_exit", ended.append)
     request = StopRequest()
     request(15, None)
     assert request.asked and not ended
-    assert capfd.readouterr().err == "\nstopping after this step and saving; again to exit at once, unsaved\n"
+    assert "after this step, or the evaluation in progress, and saving; again to exit" in capfd.readouterr().err
     request(15, None)
     assert ended == [143]
 

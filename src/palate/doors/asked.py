@@ -66,7 +66,7 @@ def finished(recipe: Recipe) -> bool:
     begun = any((folder / "checkpoints").glob("step-*")) or result.is_file()
     if not held.is_file() or not begun:  # one that failed before its first checkpoint may be mended
         return False
-    if changes := config.difference(config.load(held, (), Recipe), recipe):
+    if changes := config.load(held, (), Recipe).changes(recipe):
         raise ConfigError(f"{folder} was begun with another recipe: {'; '.join(changes)}; choose another output")
     return result.is_file()
 

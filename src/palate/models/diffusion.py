@@ -30,7 +30,7 @@ from palate.models.dialect import GUIDER
 from palate.models.embeds import Memo, encoder_of, memoised_encoding, size_of
 from palate.models.forms import Moment
 from palate.models.kinds import check_prediction_kind, prediction_kind_errors
-from palate.models.loading import absent_components, call_defaults, channels_last, quietly, resolve_model
+from palate.models.loading import absent_components, call_defaults, channels_last, quietly, resolve_model, sparingly
 from palate.models.probe import Pass, Stepped, call, call_parameters, listening, override_step, swapped
 from palate.models.proof import prove
 from palate.models.residency import Residency
@@ -131,6 +131,7 @@ class DiffusionPolicy:
                 f"{model}: cannot be read as a diffusers pipeline ({reason}); "
                 "give a folder written by `save_pretrained` with safetensors, or a hub id that can be reached"
             ) from error
+        sparingly()
         altered = prepare(pipeline) if prepare is not None else None
         policy = cls(channels_last(pipeline.to(device)), call={**call_defaults(model), **(call or {})})
         policy.residency.source, policy.residency.altered = source, frozenset(altered or ())

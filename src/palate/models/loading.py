@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,6 +12,37 @@ from torch import nn
 
 from palate.models.naming import call_defaults as call_defaults
 from palate.models.naming import resolve_model as resolve_model
+
+
+class Sparing(logging.Filter):
+    """Lets a library say the same thing once, and things that begin alike a few times: a long prompt is told, and
+    thousands of them are not."""
+
+    ALIKE, BEGINNING = 3, 40
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: dict[str, int] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        beginning = text[: self.BEGINNING]
+        told = self._said.get(beginning, 0)
+        if told >= self.ALIKE or text in self._said:
+            return False
+        self._said[beginning] = told + 1
+        self._said[text] = 1
+        if told + 1 == self.ALIKE:
+            record.msg, record.args = f"{text} (more like it are not told)", ()
+        return True
+
+
+def sparingly() -> None:
+    """From now on what diffusers and transformers say comes through a `Sparing` filter."""
+    for library in ("diffusers", "transformers"):
+        for handler in logging.getLogger(library).handlers:
+            if not any(isinstance(held, Sparing) for held in handler.filters):
+                handler.addFilter(Sparing())
 
 
 @contextlib.contextmanager

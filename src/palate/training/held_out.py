@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from palate.config import TrainingSettings
 from palate.training.processes import Processes
 
 
@@ -20,6 +21,12 @@ def judgement(metrics: Mapping[str, float], processes: Processes, *, judged: boo
     told = processes.tell(json.dumps([metrics.get("guard/loss"), metrics.get("guard/alarm", 0.0) > 0]))
     loss, alarm = json.loads(told or "[null, false]")
     return loss, bool(alarm)
+
+
+def due(step: int, settings: TrainingSettings) -> bool:
+    """Whether an evaluation follows the step."""
+    every = settings.evaluate_every
+    return every is not None and (step % every == 0 or step == settings.max_steps)
 
 
 class HeldOut:

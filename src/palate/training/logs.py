@@ -12,6 +12,7 @@ from typing import IO, Any
 
 _KEY_NUMBERS = ("loss", "reward/accuracy", "reward/margin", "kl", "validation/loss")
 _SAMPLES = "samples/"  # mean scores of a round's samples: they stand until the next round's
+_TIMED = 3  # updates whose time is known before any time left is told
 _QUIET_S = 10.0  # seconds between progress lines when the output is no terminal
 
 
@@ -63,21 +64,23 @@ class Progress:
 
     def __init__(self, total: int, step: int, *, shown: bool = True, what: str = "step") -> None:
         """what: is counted, and named in front of the count."""
-        self._total, self._first, self._start, self._said = total, step, time.monotonic(), 0.0
+        self._total, self._first, self._said = total, step, 0.0
         self._what, self._done = what, step
+        self._timed: tuple[int, float] | None = None  # the count and the time from which on the pace is taken
+        self._seen = 0  # updates since
         self._samples: dict[str, float] = {}
         self._bar: Any = None
         self._shown = shown
         if shown and sys.stderr.isatty():
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
             from rich.progress import Progress as Bar
 
-            numbers = TextColumn("{task.description}")
-            columns = (what, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), numbers)
+            left, numbers = TextColumn("{task.fields[left]}"), TextColumn("{task.description}")
+            columns = (what, BarColumn(), MofNCompleteColumn(), left, numbers)
             self._bar = Bar(*columns, console=Console(stderr=True))
             self._bar.start()
-            self._task = self._bar.add_task("", total=total, completed=step)
+            self._task = self._bar.add_task("", total=total, completed=step, left="")
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
         """After a step."""
@@ -85,14 +88,28 @@ class Progress:
         self._samples |= {name: value for name, value in metrics.items() if name.startswith(_SAMPLES)}
         shown = {name: metrics[name] for name in _KEY_NUMBERS if name in metrics} | self._samples
         numbers = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
-        if self._bar is not None:
-            self._bar.update(self._task, completed=step, description=numbers)
-            return
         now = time.monotonic()
-        if self._shown and (now - self._said >= _QUIET_S or step == self._total):
+        left = self._left(step, now)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, description=numbers, left=left)
+        elif self._shown and (now - self._said >= _QUIET_S or step == self._total):
             self._said = now
-            left = (now - self._start) / max(step - self._first, 1) * (self._total - step)
-            print(f"{self._what} {step}/{self._total}  {numbers}  {_clock(left)} left", file=sys.stderr, flush=True)
+            print(
+                "  ".join(filter(None, (f"{self._what} {step}/{self._total}", numbers, left))),
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def _left(self, step: int, now: float) -> str:
+        """The time left by the pace since the first step, which loads and compiles and is no measure; "" at first."""
+        if self._timed is None:
+            self._timed = (step, now) if step > self._first else None
+            return ""
+        self._seen += 1
+        begun, start = self._timed
+        if self._seen < _TIMED or step <= begun or step >= self._total:
+            return ""
+        return f"{_clock((now - start) / (step - begun) * (self._total - step))} left"
 
     def advance(self, more: int) -> None:
         """So many more are done."""

@@ -13,7 +13,8 @@ class TrainingError(RuntimeError):
 @dataclass(frozen=True)
 class Result:
     """step: optimiser steps taken. reason: why it ended. exported: `best`, `ema` or `last`, the weights of which step,
-    and where they lie. metrics: the last row written. warnings: what speaks against relying on them.
+    and where they lie. metrics: the last row written. warnings: what speaks against relying on them. loss: on held-out
+    rows, of weights that are the best by it.
     """
 
     step: int
@@ -23,3 +24,4 @@ class Result:
     folder: Path
     metrics: dict[str, float]
     warnings: tuple[str, ...] = ()
+    loss: float | None = None

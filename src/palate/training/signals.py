@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 
 EXIT_INTERRUPTED = 75  # "try again": the same command continues
-_HEARD = b"\nstopping after this step and saving; again to exit at once, unsaved\n"
+_HEARD = b"\nstopping after this step, or the evaluation in progress, and saving; again to exit at once, unsaved\n"
 
 
 class StopRequest:

@@ -25,7 +25,7 @@ from palate.models.contracts import Draw, LossOutput, State, select
 from palate.remote import RemoteError
 from palate.training import adapters, census, checkpoint, hooks, optimisation, randoms
 from palate.training.export import export
-from palate.training.held_out import HeldOut, judgement
+from palate.training.held_out import HeldOut, due, judgement
 from palate.training.logs import Logs, Progress
 from palate.training.outcome import Result as Result
 from palate.training.outcome import TrainingError as TrainingError
@@ -132,8 +132,9 @@ class Trainer:
     def _settle(self, began: float, asked: bool = False) -> None:
         """Evaluates the step just taken, if that is due, logs it, and saves, if that is due or a stop was asked for."""
         assert self._owed is not None
-        self._record(self._owed | self._evaluation(), time.perf_counter() - began)
-        self._owed = None
+        if not (asked and due(self.step, self.settings)):  # a stop does not wait for one: the next start owes it
+            self._record(self._owed | self._evaluation(), time.perf_counter() - began)
+            self._owed = None
         if self._bad_in_a_row >= BAD_STEPS:
             self.save()
             raise TrainingError(
@@ -239,8 +240,7 @@ class Trainer:
 
     def _evaluation(self) -> dict[str, float]:
         """Held-out loss and the caller's evaluation, of the averaged weights if there are any, when they are due."""
-        every, step = self.settings.evaluate_every, self.step
-        if not every or (step % every and step != self.settings.max_steps):
+        if not due(step := self.step, self.settings):
             return {}
         with torch.no_grad(), self.ema.swapped_in() if self.ema else contextlib.nullcontext():
             metrics = self._validate()
@@ -394,4 +394,5 @@ class Trainer:
         out = export(self.policy, self.folder) if self.processes.first else self.folder
         for warning in (verdict := self._held_out.warnings()):
             self._progress_bar.say(f"warning: {warning}")
-        return Result(self.step, self._reason, kind, step, out, self._last, (*self._warnings, *verdict))
+        loss = best["loss"] if best else None
+        return Result(self.step, self._reason, kind, step, out, self._last, (*self._warnings, *verdict), loss)
