@@ -63,7 +63,7 @@ def test_a_run_goes_on_with_the_labels_it_began_with(tmp_path, model, pairs, mon
 def test_what_is_judged_anew_has_no_dimension_of_before(tmp_path, pairs):  # noqa: F811
     data = {"relabel": {"jpeg_size": 1.0}, "dimension": "motion"}
     with pytest.raises(ValueError, match=r"data\.relabel judges all anew, so that no data\.dimension is left"):
-        train(tmp_path, Path("nowhere"), pairs, data, name="mapo")
+        train(tmp_path, Path("world:shapes"), pairs, data, name="mapo")
 
 
 def test_mapo_trains_without_a_reference(tmp_path, model, pairs):  # noqa: F811
@@ -77,4 +77,4 @@ def test_mapo_trains_without_a_reference(tmp_path, model, pairs):  # noqa: F811
 
 def test_a_scorer_that_there_is_not_is_found_before_a_model_is_loaded(tmp_path, pairs):  # noqa: F811
     with pytest.raises(ValueError, match="unknown scorer 'jpeg_sise'; did you mean 'jpeg_size'"):
-        train(tmp_path, Path("nowhere"), pairs, {"relabel": {"jpeg_sise": 1.0}}, name="mapo")
+        train(tmp_path, Path("world:shapes"), pairs, {"relabel": {"jpeg_sise": 1.0}}, name="mapo")
