@@ -11,9 +11,11 @@ import torch
 import yaml
 from PIL import Image
 
-from palate.doors import comparing
-from palate.evaluation import verdict
+from palate.doors import comparing, polling
+from palate.evaluation import people, verdict
 from palate.evaluation.compare import Arm
+from palate.records import Vote
+from palate.store import Store
 from tests import zoo
 
 
@@ -154,6 +156,74 @@ def test_several_models_a_held_out_judge_and_what_was_trained_on(comparison, mod
 def test_judges_that_cannot_be_held_out(scorers, held_out, says):
     with pytest.raises(ValueError, match=says):
         comparing.Judges(scorers, held_out)
+
+
+# --- by people --------------------------------------------------------------------------------------------------------
+
+
+def test_people_judge_in_a_project_and_the_same_command_counts(model, tmp_path, capsys):
+    """Five raters prefer the other model's picture, but for one who ties throughout; one pair is skipped by one."""
+    pipeline = zoo.build("sd15")
+    torch.manual_seed(2)
+    for weight in pipeline.unet.parameters():
+        torch.nn.init.normal_(weight, std=0.05)
+    other = tmp_path / "other"
+    pipeline.save_pretrained(other)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red cat\na blue dog\na green hat\n")
+    models, project = [str(model), str(other)], tmp_path / "project"
+
+    def again():
+        how = {"n": 1, "seed": 0, "num_inference_steps": 2}
+        out = polling.compare(models, prompts=prompts, project=project, out=tmp_path / "out", **how)
+        return json.loads((out / "result.json").read_text())
+
+    facts = again()
+    assert facts["verdicts"] == [] and facts["people"]["wanted"] == 15
+    assert "0 of 15 votes wanted" in capsys.readouterr().out
+    with Store.open(project) as store:
+        held = list(store.comparisons())
+        assert [c.wanted for c in held] == [5] * 3 and not any(name in str(held) for name in models)
+        crowd = [store.add_rater(f"rater {i}")[0] for i in range(6)]
+        for person in crowd:
+            while leases := store.lease(person, n=1):
+                left = leases[0].samples[0].source == models[1]
+                choice = "tie" if person == crowd[0] else "left" if left else "right"
+                if person == crowd[1] and leases[0].comparison.id == held[0].id:
+                    choice = "skip"
+                store.answer(person, leases[0].id, f"{person}/{leases[0].id}", {"overall": choice}, seconds=2.0)
+    facts = again()
+    (verdict_of,) = facts["verdicts"]
+    assert verdict_of["rate"] == 1.0 and verdict_of["n"] == 3 and verdict_of["b"] == models[1]
+    (single,) = facts["people"]["each_vote"]
+    assert single["rate"] == pytest.approx((12 + 1.5) / 15) and single["n"] == 15
+    assert facts["people"]["votes"] == 16 and len(facts["people"]["raters"]) == 6
+    said = capsys.readouterr().out
+    assert "each vote by itself, people" in said and "16 of 15 votes" in said
+    html = (tmp_path / "out" / "report.html").read_text()
+    assert "The people" in html and html.count("data:image/png") == 6
+
+
+def test_majorities_and_single_votes_by_hand():
+    time = "2026-11-21T10:00:00+00:00"
+    shown = [people.Shown(0, 1, (f"a{k}", f"b{k}"), f"p{k}") for k in range(4)]
+
+    def vote(k, who, choice, turned=False, **more):
+        a, b = (f"b{k}", f"a{k}") if turned else (f"a{k}", f"b{k}")
+        return Vote(f"{k}{who}{len(more)}", a, b, choice, who, time, **more)
+
+    votes = [
+        vote(0, "x", "b"), vote(0, "y", "a", turned=True), vote(0, "z", "a"),  # two of three for b
+        vote(1, "x", "tie"), vote(1, "y", "a"), vote(1, "z", "b", turned=True),  # for a
+        vote(2, "x", "a"), vote(2, "y", "b"), vote(2, "z", "tie"),  # neither has more
+        vote(3, "x", "both_bad"), vote(3, "y", "skip"),  # compared by nobody
+        vote(0, "x", "a", repeat=True), vote(0, "y", "a", dimension="motion"),
+    ]  # fmt: skip
+    found = people.majorities(shown, votes)[0, 1]
+    np.testing.assert_equal(found.won, [1, 0, 0.5, np.nan])
+    (single,) = people.each_vote(shown, votes, ["base", "tuned"])
+    assert (single["n"], single["raters"], single["b"]) == (9, 3, "tuned")
+    assert single["rate"] == pytest.approx((2 + 0.5 + 0 + 1.5) / 9)
 
 
 # --- the numbers ------------------------------------------------------------------------------------------------------

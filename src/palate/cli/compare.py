@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,15 +20,17 @@ def compare(
     ],
     prompts: Prompts,
     scorer: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             help="Scorer by name or dotted path; may be repeated. Each score has a verdict of its own, "
             "unless NAME=WEIGHT says how to add them up."
         ),
-    ],
+    ] = None,
     held_out_scorer: Annotated[
         list[str] | None, typer.Option(help="A judge kept apart from what was trained on; may be repeated.")
     ] = None,
+    people: Annotated[bool, typer.Option("--people", help="People judge, in the project's studio.")] = False,
+    project: Annotated[Path | None, typer.Option(help="Folder of the project that people vote in.")] = None,
     n: Annotated[int, typer.Option("-n", min=1, help="Seeds of each prompt.")] = 2,
     out: Out = Path("runs/compare"),
     seed: Seed = 0,
@@ -39,24 +41,26 @@ def compare(
 ) -> None:
     """Win rates of two or more models on the same prompts and seeds.
 
-    The same command again prints what it found.
+    Judged by scorers, or by people: then the pairs go into a project, and when votes are in, the same command counts
+    them. The same command again prints what it found.
     """
-    from palate.doors import asked
+    how: dict[str, Any] = {
+        "num_inference_steps": steps,
+        "guidance_scale": guidance,
+        "eta": eta,
+        "batch_size": batch_size,
+    }
+    if people or project:
+        if not (people and project) or scorer or held_out_scorer:
+            raise typer.BadParameter(
+                "give --people with --project and without scorers, or --scorer", param_hint="--people"
+            )
+        from palate.doors.polling import compare as poll
 
-    asked.sampling(models, prompts)
-    asked.scorers(name.partition("=")[0] for name in [*scorer, *(held_out_scorer or ())])
+        poll(models, prompts=prompts, project=project, n=n, out=out, seed=seed, **how)
+        return
+    if not scorer:
+        raise typer.BadParameter("say who judges: --scorer NAME, or --people --project DIR", param_hint="--scorer")
     from palate.doors.comparing import compare as run
 
-    run(
-        models,
-        prompts=prompts,
-        scorers=scorer,
-        held_out=held_out_scorer or (),
-        n=n,
-        out=out,
-        seed=seed,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        eta=eta,
-        batch_size=batch_size,
-    )
+    run(models, prompts=prompts, scorers=scorer, held_out=held_out_scorer or (), n=n, out=out, seed=seed, **how)

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from palate import config, durable, editing, sampling
 from palate.config import ConfigError
 from palate.doors import judging, lookup
+from palate.evaluation import layouts
 from palate.media import PICTURE_FORMATS, MediaError, decode, type_of_path
 from palate.models.diffusion import DiffusionPolicy
 from palate.records import Medium
@@ -39,13 +40,17 @@ def sample(
     batch_size: int = 8,
     image: str | Path | None = None,
     strength: float | None = None,
+    layout: str | None = None,
 ) -> Path:
     """k pictures of each prompt under out/, and samples.jsonl saying which is which. Again: only what is missing.
 
     image: a picture, or a folder of them in the order of their names, that the prompts change by `strength` (SDEdit,
     `palate.editing`): one for all prompts, or one prompt for all, or as many of each. They are scaled to cover the size
-    that the model draws, and cropped to its middle.
+    that the model draws, and cropped to its middle. layout: of a benchmark (`palate.evaluation.layouts`), whose folder
+    is then written as out/<layout>, too.
     """
+    if layout:
+        layouts.check(layout, lookup.prompt_lines(prompts), k)
     asked = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, "eta": eta}
     order = ordered(model, prompts, seed=seed, image=image, strength=strength, **asked)
     with durable.locked(out):
@@ -62,6 +67,10 @@ def sample(
             for j in range(k)
         ]
         (out / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in made), encoding="utf-8")
+        if layout:
+            place = {text: i for i, (text, _) in enumerate(order.rows)}
+            rows = lookup.prompt_lines(prompts)
+            layouts.write(layout, rows, lambda row, j: _picture(out, place[row.text], j), k, out / layout)
     print(f"{len(made)} pictures in {out} ({len(wanted)} new)")
     return out
 

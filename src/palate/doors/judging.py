@@ -62,7 +62,7 @@ class Watch:
         self._policy, self._folder, self._note, self._weights = policy, folder, note, weights
         self._prompts, self._scorer = judged_on(wanted, beside)[:32], lookup.weighted(wanted.scorers)
         self.keeps_best = wanted.guard == "stop"
-        self._how = {
+        self._how: dict[str, Any] = {
             "n": 2 if self.keeps_best else 1,  # diversity is of two candidates of a prompt
             "seed": wanted.seed,
             "settings": sampler_of(policy, model, wanted) | {"batch_size": wanted.batch_size},

@@ -33,6 +33,7 @@ def write(folder: Path, path: Path) -> None:
 
 def render(facts: Mapping[str, Any], pictures: Path) -> str:
     """The page as text. pictures: the folder of those that `shown` names."""
+    facts = {"means": {}, "warnings": [], "data": {}, "sampling": {}, "versions": {}, **facts}
     models = [str(model) for model in facts["models"]]
     names = dict(zip(models, short_names(models), strict=True))
     shown = [
