@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 
 import pytest
 import torch
 
 from palate.algorithms import diffusion_dpo
+from palate.durable import StorageError
 from palate.training import adapters, known
 from palate.training.offline import Offline
 from palate.training.processes import Processes
@@ -180,3 +182,14 @@ def test_a_row_nobody_asked_about_is_an_error():
     with pytest.raises(LookupError, match="begin the run anew"):
         errors.get("", [(1, 0)], 2)
     assert errors.get("", [(0, 0)], 4).shape == (1, 4)
+
+
+def test_a_full_disk_is_told_in_one_line_and_not_filled_further(tmp_path, monkeypatch):
+    def save(tables, path, metadata):
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(known, "save_file", save)
+    with pytest.raises(StorageError, match=r"disk full: .*reference-0\.safetensors .*make room"):
+        known._save(tmp_path / "reference-0.safetensors", known.KnownErrors(), "x")
+    assert not list(tmp_path.iterdir())

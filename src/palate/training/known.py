@@ -152,6 +152,8 @@ def _save(path: Path, known: KnownErrors, made_of: str) -> None:
         durable.fsync(aside)
         aside.replace(path)
     except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):  # half of it would only fill the disk
+            aside.unlink()
         raise durable.StorageError(durable.explained(error, path, 0) or str(error)) from error
 
 
