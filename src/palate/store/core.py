@@ -285,9 +285,9 @@ class Store:
         if late:
             self._write(lambda connection: leases.expire(connection, at))
         if len(mine) < n:
-            self._write(lambda connection: leases.take(connection, rater, n, at, self.settings))
+            mine = self._write(lambda connection: leases.take(connection, rater, n, at, self.settings))
         with self._database.read() as connection:
-            return leases.filled(connection, leases.held(connection, rater, at)[:n])
+            return leases.filled(connection, mine[:n])
 
     def answer(
         self,

@@ -13,6 +13,7 @@ import json
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import sqlalchemy as sa
@@ -107,10 +108,14 @@ def locked_rater(connection: sa.Connection, rater: str) -> Any:
     return row
 
 
-def take(connection: sa.Connection, rater: str, n: int, now: float, settings: ProjectSettings) -> None:
-    """Leases the rater up to n in all, with those that they hold. Raises StoreError for who is not of the project."""
+def take(connection: sa.Connection, rater: str, n: int, now: float, settings: ProjectSettings) -> Sequence[Any]:
+    """Leases the rater up to n in all, with those that they hold, and returns these rows.
+
+    Raises StoreError for who is not of the project.
+    """
     row = locked_rater(connection, rater)
-    missing = n - len(held(connection, rater, now))
+    before = held(connection, rater, now)
+    missing = n - len(before)
     made: list[dict[str, Any]] = []
     for number in range(row.given, row.given + missing):
         lease = _next(connection, row, number, settings)
@@ -122,6 +127,7 @@ def take(connection: sa.Connection, rater: str, n: int, now: float, settings: Pr
         made.append(lease)
     if made:
         connection.execute(_GIVEN, {"rater_of": rater, "given": row.given + len(made)})
+    return [*before, *(SimpleNamespace(**lease) for lease in made)]
 
 
 def _unseen(*also: sa.ColumnElement[bool]) -> sa.Select[Any]:
@@ -208,22 +214,22 @@ def _key(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest(), "little")
 
 
+_SHOWN = sa.select(schema.comparisons).where(schema.comparisons.c.id.in_(sa.bindparam("ids", expanding=True)))
+_SAMPLES = facts.sample_query().where(schema.samples.c.id.in_(sa.bindparam("ids", expanding=True)))
+
+
 def filled(connection: sa.Connection, rows: Sequence[Any]) -> list[Lease]:
     """Rows of leases with the comparisons and samples they are about."""
     if not rows:
         return []
-    query = sa.select(schema.comparisons).where(schema.comparisons.c.id.in_([row.comparison for row in rows]))
-    comparisons = {row.id: facts.COMPARISONS.record(row) for row in connection.execute(query)}
-    ids = [sample for row in rows for sample in json.loads(row.shown)]
-    found = facts.sample_query().where(schema.samples.c.id.in_(ids))
-    samples = {row.id: facts.SAMPLES.record(row) for row in connection.execute(found)}
+    shown = {row.id: json.loads(row.shown) for row in rows}
+    asked = {"ids": [row.comparison for row in rows]}
+    comparisons = {row.id: facts.COMPARISONS.record(row) for row in connection.execute(_SHOWN, asked)}
+    ids = {"ids": sorted({sample for names in shown.values() for sample in names})}
+    samples = {row.id: facts.SAMPLES.record(row) for row in connection.execute(_SAMPLES, ids)}
     return [
         Lease(
-            row.id,
-            comparisons[row.comparison],
-            tuple(samples[sample] for sample in json.loads(row.shown)),
-            row.repeat,
-            row.expires,
+            row.id, comparisons[row.comparison], tuple(samples[name] for name in shown[row.id]), row.repeat, row.expires
         )
         for row in rows
     ]
