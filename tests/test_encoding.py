@@ -368,3 +368,14 @@ def test_the_folder_is_the_users_own_unless_one_is_named(monkeypatch, tmp_path):
     assert caches.default_folder() == tmp_path / "palate"
     monkeypatch.setenv("PALATE_CACHE", str(tmp_path / "own"))
     assert caches.default_folder() == tmp_path / "own"
+
+
+def test_a_damaged_picture_is_named_alone(tmp_path):
+    """Not its row with both files: one of them is good."""
+    pair = (Medium("image/png", path="chosen/1.png"), Medium("image/png", path="rejected/1.png"))
+    (tmp_path / "chosen").mkdir()
+    (tmp_path / "chosen" / "1.png").write_bytes(b"no picture")
+    row = Preference("a", pair, ((float("nan"), 1.0), (0.0, float("nan"))), where="chosen/1.png, rejected/1.png")
+    census = encoder.Census(0.0, "pairs")
+    assert encoder.decoded(row.media[0], tmp_path, row, census) is None
+    assert census.bad[0].startswith("chosen/1.png: not a PNG, JPEG or WebP picture")

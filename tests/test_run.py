@@ -256,7 +256,7 @@ def test_a_corrupt_picture_is_named_and_stops_before_training(tmp_path, model):
     good, cut = Medium("image/png", picture(0)), Medium("image/png", picture(1)[:60])
     parquet.write(tmp_path / "bad", [Preference("a cat", (good, cut), ((nan, 1.0), (0.0, nan)))])
     recipe = offline(tmp_path, model, tmp_path / "bad")
-    with pytest.raises(ValueError, match=r"row 0"):
+    with pytest.raises(ValueError, match=r"row 0, candidate 1: not a readable PNG"):
         run.train(recipe)
     assert not (tmp_path / "run" / "checkpoints").exists()
 

@@ -32,7 +32,21 @@ def test_suffixes_and_ties(tmp_path):
     reader = datasets.open(tmp_path)
     rows = {row.prompt: row for row in reader}
     assert known(rows["a star, red"]) == {(0, 1): 1.0} and known(rows["a ring"]) == {(0, 1): 0.5}
-    assert reader.flaws.counts == {"bad media": 2}
+    assert reader.flaws.counts == {"bad media": 1, "without a partner": 1}
+    (lone,) = reader.flaws.first["without a partner"]
+    assert (lone.where, lone.reason) == ("lone_w.png", "lone_l.png is missing")
+
+
+def test_a_picture_without_a_partner_says_which_file_is_missing(tmp_path):
+    for name in ("chosen/3.png", "rejected/4.png"):
+        save(tmp_path / name)
+    reader = datasets.open(tmp_path)
+    assert not list(reader)
+    flaws = reader.flaws.first["without a partner"]
+    assert [(flaw.where, flaw.reason) for flaw in flaws] == [
+        ("chosen/3.png", "rejected/3.png is missing"),
+        ("rejected/4.png", "chosen/4.png is missing"),
+    ]
 
 
 def test_two_of_one_name_on_a_side_are_a_flaw(tmp_path):
@@ -50,6 +64,8 @@ def test_prompts_that_cannot_be_read(tmp_path):
     (tmp_path / "star.txt").write_bytes(b"\xff\xfe\xfa")
     reader = datasets.open(tmp_path)
     assert not list(reader) and reader.flaws.total == 1
+    (flaw,) = reader.flaws.first["bad prompt"]
+    assert flaw.reason.endswith("star.txt is not UTF-8 text; save it as UTF-8")
     (tmp_path / "prompts.jsonl").write_text('{"name": 3}\n')
     with pytest.raises(DatasetError, match=r"prompts.jsonl row 0: must have `name` and `prompt`"):
         list(reader)
@@ -67,7 +83,10 @@ def test_a_split_of_what_has_none_is_refused(tmp_path, format):
 
 
 def test_what_is_no_data_set_says_so(tmp_path):
-    with pytest.raises(DatasetError, match=r"holds no table, which no format knows .*folders"):
+    with pytest.raises(DatasetError, match=r" is empty: put the data there, or give another folder"):
+        datasets.open(tmp_path)
+    (tmp_path / "notes.md").write_text("nothing")
+    with pytest.raises(DatasetError, match=r"holds no table, .*which no format knows .*folders.*by --format"):
         datasets.open(tmp_path)
     with pytest.raises(DatasetError, match="no such file or folder, and it is no hub id"):
         datasets.open(tmp_path / "nowhere")

@@ -107,8 +107,13 @@ def sniffed(source: Source) -> str:
         if plugins.find("datasets", name).sniff(source):
             return name
     columns = ", ".join(sorted(source.first)) if source.path is None or source.files else ""
-    found = f"has the columns {columns}" if columns else "holds no table"
-    raise DatasetError(f"{source.name} {found}, which no format knows ({', '.join(formats())}): say format=")
+    if not columns and source.path is not None and source.path.is_dir() and not any(source.path.iterdir()):
+        raise DatasetError(f"{source.name} is empty: put the data there, or give another folder")
+    found = f"has the columns {columns}," if columns else "holds no table, and no pictures in pairs,"
+    raise DatasetError(
+        f"{source.name} {found} which no format knows ({', '.join(formats())}): name it by --format (data.format in a "
+        "recipe)"
+    )
 
 
 def formats() -> list[str]:

@@ -52,15 +52,32 @@ def rows(source: Source) -> Iterator[Preference | Flaw]:
         if _TWICE in sides:
             raise RecordError("media", f"stand twice on one side, under several endings ({sides[_TWICE].name})")
         if set(sides) not in ({"w", "l"}, {"e1", "e2"}):
-            raise RecordError("media", "lack a partner of the same name" if len(sides) == 1 else "have two verdicts")
-        paths = [file.relative_to(folder).as_posix() for file in files]
+            raise RecordError("media", "have two verdicts")
+        paths = [_shown(file, folder) for file in files]
         media = tuple(Medium(type_of_path(path), path=path) for path in paths)
         return Preference(
             _prompt(name, files, prompts), media, **pair(1.0 if "w" in sides else 0.5), where=", ".join(paths)
         )
 
     for name, sides in sorted(_pairs(folder).items()):
-        yield converted(convert, sides, name)
+        yield _lone(folder, sides) or converted(convert, sides, name)
+
+
+def _shown(file: Path, folder: Path) -> str:
+    return file.relative_to(folder).as_posix()
+
+
+def _lone(folder: Path, sides: Mapping[str, Path]) -> Flaw | None:
+    """A picture of which there is no other side, and where that is looked for."""
+    if len(sides) != 1:
+        return None
+    ((side, file),) = sides.items()
+    if (folders := _sides(folder)) is not None:
+        partner = f"{folders[side == 'w'].name}/{file.name}"
+    else:
+        other = {"w": "l", "l": "w", "e1": "e2", "e2": "e1"}[side]
+        partner = file.with_stem(file.stem.removesuffix(side) + other).name
+    return Flaw(_shown(file, folder), f"{partner} is missing", "without a partner")
 
 
 def count(source: Source) -> int:
@@ -127,5 +144,13 @@ def _prompt(name: str, files: list[Path], prompts: Mapping[str, str]) -> str:
     for file in files:
         for text in (file.with_suffix(".txt"), file.with_name(f"{name}.txt"), file.parent.parent / f"{name}.txt"):
             if text.is_file() and text.stat().st_size < 2**20:
-                return " ".join(text.read_text(encoding="utf-8-sig").split())
+                return _text(text)
     raise RecordError("prompt", f"is missing: write it into {name}.txt, or into prompts.csv or prompts.jsonl")
+
+
+def _text(file: Path) -> str:
+    try:
+        return " ".join(file.read_text(encoding="utf-8-sig").split())
+    except UnicodeDecodeError:
+        place = "/".join(file.parts[-2:])
+        raise RecordError("prompt", f"cannot be read: {place} is not UTF-8 text; save it as UTF-8") from None

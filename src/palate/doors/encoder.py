@@ -64,8 +64,16 @@ def decoded(medium: Medium | None, root: Path | None, row: Preference, census: C
     try:
         return decode(medium, root)
     except MediaError as error:
-        census.bad.append(f"{row.where or row.id}: {error}")
+        census.bad.append(f"{_named(row, medium)}: {error}")
         return None
+
+
+def _named(row: Preference, medium: Medium) -> str:
+    """Where a medium is: its own file, or which candidate of its row."""
+    where = row.where or row.id
+    if medium.path:
+        return medium.path if medium.path in where else f"{where} ({medium.path})"
+    return f"{where}, candidate {next(k for k, other in enumerate(row.media) if other is medium)}"
 
 
 def latents_of(policy: DiffusionPolicy, media: Sequence[Any], row: Preference) -> torch.Tensor:
@@ -83,12 +91,13 @@ def latents_of(policy: DiffusionPolicy, media: Sequence[Any], row: Preference) -
 @dataclass
 class _Found:
     """A medium that was read. size: of a picture, as it stands upright. decoded: where something had to look at it.
-    damaged: it was looked at, and cannot be decoded.
+    damaged: it was looked at, and cannot be decoded. name: where it is.
     """
 
     content: Medium
     digest: bytes
     size: Size | None
+    name: str
     decoded: Any = None
     damaged: bool = False
 
@@ -161,10 +170,10 @@ class Encoder:
         if medium is None:
             return None
         self.census.media += 1
-        with self._counted(row):
+        with self._counted(row, name := _named(row, medium)):
             content = Medium(medium.type, bytes=medium_bytes(medium, self._reader.root))
             digest = hashlib.sha256(content.bytes or b"").digest()
-            return _Found(content, digest, _measured(content.bytes or b""))
+            return _Found(content, digest, _measured(content.bytes or b""), name)
         return None
 
     def _decoded(self, row: Preference, found: Sequence[_Found | None]) -> list[Any]:
@@ -172,17 +181,17 @@ class Encoder:
         for one in found:
             if one is not None and one.decoded is None:
                 one.damaged = True
-                with self._counted(row):
+                with self._counted(row, one.name):
                     one.decoded, one.damaged = decode(one.content), False
         return [None if one is None else one.decoded for one in found]
 
     @contextlib.contextmanager
-    def _counted(self, row: Preference) -> Iterator[None]:
+    def _counted(self, row: Preference, name: str) -> Iterator[None]:
         """A medium that cannot be read is counted; so many of them end it."""
         try:
             yield
         except MediaError as error:
-            self.census.bad.append(f"{row.where or row.id}: {error}")
+            self.census.bad.append(f"{name}: {error}")
             number = self._reader.number
             self.census.check(expected=number and number * len(row.media))
 
@@ -224,7 +233,7 @@ class Encoder:
             good[place] = None
             if one.damaged:
                 continue
-            with self._counted(row):
+            with self._counted(row, one.name):
                 medium = one.decoded if one.decoded is not None else decode(one.content)
                 missing[key] = geometry.fitted(medium, size) if size else medium
                 good[place] = key

@@ -103,7 +103,8 @@ class Offline:
                 f"none of the {len(reasons)} held-out rows has anything to say, so there is no held-out loss: "
                 f"{next(iter(reasons.values()))}; or {mend}"
             ]
-        few = f"the held-out loss is of only {len(judging)} prompts, fewer than {FEW}, and mostly chance; {mend}"
+        some = f"{len(judging)} prompt{'s' * (len(judging) > 1)}"
+        few = f"the held-out loss is of only {some}, fewer than {FEW}, and mostly chance; {mend}"
         return [few] if len(judging) < FEW else []
 
     def next(self, state: State) -> Feed | None:
