@@ -45,12 +45,13 @@ def brighter_first(i: int) -> list[int]:
     return random.Random(i).sample(range(20, 236), 2)
 
 
-def fill(store: Store, n: int, *, size: int = 16, show: int = 2, prompt: str = "prompt {}", **options) -> None:
+def fill(store: Store, n: int, *, size: int = 16, show: int = 2, prompt: str = "prompt {}", wanted: int = 3) -> None:
     """n comparisons; samples tell everything that raters must not learn."""
+    samples, comparisons = [], []
     for i in range(n):
         shades = random.Random(i).sample(range(20, 236), show) if show != 2 else brighter_first(i)
         text = prompt.format(i)
-        samples = [
+        mine = [
             Sample(
                 f"sample-{i}-{j}",
                 text,
@@ -61,9 +62,11 @@ def fill(store: Store, n: int, *, size: int = 16, show: int = 2, prompt: str = "
             )
             for j, shade in enumerate(shades)
         ]
-        store.add_samples(samples)
-        names = tuple(sample.id for sample in samples)
-        store.add_comparisons([Comparison(f"comparison-{i}", text, names, wanted=options.get("wanted", 3))])
+        samples += mine
+        names = tuple(sample.id for sample in mine)
+        comparisons.append(Comparison(f"comparison-{i}", text, names, wanted=wanted))
+    store.add_samples(samples)
+    store.add_comparisons(comparisons)
 
 
 @contextmanager

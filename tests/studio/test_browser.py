@@ -94,6 +94,7 @@ def test_undo_skip_and_questions_in_order(tmp_path, chromium):
             assert len(list(store.votes())) == 2
 
 
+@pytest.mark.slow
 def test_a_key_that_is_held_down_answers_once(study):
     with study.open() as page:
         ready(page)
@@ -139,6 +140,7 @@ def test_answers_survive_a_reload(study):
         study.votes(1)
 
 
+@pytest.mark.slow
 def test_a_lost_reply_counts_once(study):
     with study.open() as page:
         lost = []
@@ -154,6 +156,7 @@ def test_a_lost_reply_counts_once(study):
         assert len(lost) == 2 and len(study.votes(1)) == 1
 
 
+@pytest.mark.slow
 def test_a_server_that_fails_is_asked_again(study):
     with study.open() as page:
         page.route("**/api/answer", lambda route: route.fulfill(status=503, json={"error": "busy"}), times=2)
@@ -162,6 +165,7 @@ def test_a_server_that_fails_is_asked_again(study):
         state(page, "1 saved")
 
 
+@pytest.mark.slow
 def test_what_is_refused_for_good_is_told(study):
     with study.open() as page:
         page.route("**/api/answer", lambda route: route.fulfill(status=422, json={"error": "no such lease"}), times=1)
@@ -170,6 +174,7 @@ def test_what_is_refused_for_good_is_told(study):
         assert "no such lease" in page.text_content("#toasts")
 
 
+@pytest.mark.slow
 def test_an_answer_that_comes_too_late_is_told(study):
     with study.open() as page:
         page.route("**/api/answer", lambda route: route.fulfill(json={"status": "late"}), times=1)
@@ -195,6 +200,7 @@ def test_two_tabs_share_the_work(study):
         assert len({vote.comparison for vote in study.votes(6)}) == 6
 
 
+@pytest.mark.slow
 def test_voting_waits_for_both_pictures(study):
     with study.open() as page:
         held = []
@@ -214,6 +220,7 @@ def test_voting_waits_for_both_pictures(study):
         state(page, "1 saved")
 
 
+@pytest.mark.slow
 def test_zoom_shows_the_same_region_in_both(study):
     with study.open() as page:
         press(page, "z")
@@ -248,6 +255,7 @@ def test_on_a_phone_all_is_in_reach(study):
         state(page, "2 saved")
 
 
+@pytest.mark.slow
 def test_by_button_and_focus_alone(study):
     with study.open() as page:
         ready(page)
@@ -303,6 +311,7 @@ def drag(page, start, end) -> None:
         act()
 
 
+@pytest.mark.slow
 def test_a_link_that_is_no_good_says_so(study, chromium):
     with browsing(chromium, study.base) as page:
         page.goto(f"{study.base}/join#nonsense")
@@ -312,6 +321,7 @@ def test_a_link_that_is_no_good_says_so(study, chromium):
         assert "join link" in page.text_content("h1")
 
 
+@pytest.mark.slow
 def test_signed_out_in_the_middle_keeps_the_answer(study):
     with study.open() as page:
         ready(page)

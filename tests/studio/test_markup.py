@@ -171,11 +171,13 @@ def hostile(tmp_path):
     )
     (tmp_path / "p" / "instructions.md").write_text("\n\n".join(STRINGS), encoding="utf-8")
     with Store.open(tmp_path / "p") as store:
+        samples, comparisons = [], []
         for i, text in enumerate(STRINGS):
             media = [Medium("text/plain", f"{text}{side}".encode()) for side in "ab"]
-            samples = [Sample(f"s{i}{j}", text, m, STRINGS[4 + j], now()) for j, m in enumerate(media)]
-            store.add_samples(samples)
-            store.add_comparisons([Comparison(f"c{i}", text, (samples[0].id, samples[1].id), 1)])
+            samples += [Sample(f"s{i}{j}", text, m, STRINGS[4 + j], now()) for j, m in enumerate(media)]
+            comparisons.append(Comparison(f"c{i}", text, (f"s{i}0", f"s{i}1"), 1))
+        store.add_samples(samples)
+        store.add_comparisons(comparisons)
         yield store
 
 
@@ -211,10 +213,11 @@ def test_texts_are_sent_as_texts(hostile):
         assert reply.headers["x-content-type-options"] == "nosniff"
 
 
-@pytest.mark.parametrize("kind", ["image/svg+xml", "text/html", "image/png", "application/xhtml+xml", "text/xml"])
-def test_svg_and_html_do_not_even_come_in(hostile, kind):
-    with pytest.raises(MediaError):
-        hostile.add_media(b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'/>", kind)
+def test_svg_and_html_do_not_even_come_in(tmp_path):
+    with make.project(tmp_path / "p", 0) as store:
+        for kind in ("image/svg+xml", "text/html", "image/png", "application/xhtml+xml", "text/xml"):
+            with pytest.raises(MediaError):
+                store.add_media(b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'/>", kind)
 
 
 def test_scripts_never_write_markup_from_data():
