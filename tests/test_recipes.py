@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from palate import config, plugins
-from palate.config import Recipe
+from palate.config import Recipe, RoundsRecipe
 from palate.datasets import parquet
 from palate.doors import lookup, run
 from palate.records import Medium, Preference
@@ -51,6 +51,14 @@ def test_a_recipe_is_whole(path):
     config.section(recipe.algorithm.options, algorithm.Config, "algorithm", path)
     assert algorithm.NEEDS.source == ("offline" if recipe.data else "online")
     assert recipe.output == f"runs/{path.stem}"
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("rounds/*.yaml")), ids=lambda path: path.stem)
+def test_a_recipe_of_rounds_is_whole(path):
+    recipe = config.load(path, (), RoundsRecipe)
+    algorithm = plugins.find("algorithms", recipe.algorithm.name)
+    config.section(recipe.algorithm.options, algorithm.Config, "algorithm", path)
+    assert recipe.output == f"runs/rounds_{path.stem}"
 
 
 @pytest.mark.parametrize("path", PAPERS, ids=lambda path: path.stem)
