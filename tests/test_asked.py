@@ -103,6 +103,25 @@ def test_pictures_and_prompts_of_samples_are_looked_for_first(tmp_path):
         asked.sampling(["./nope"], prompts)
 
 
+def test_each_comparison_has_a_folder_of_its_own():
+    names = [["world:shapes", "runs/mine"], ["world:shapes", "runs/other"], ["a/b", "/tmp/x/", "world:shapes"]]
+    folders = [asked.comparison_folder(models) for models in names]
+    assert [folder.as_posix() for folder in folders] == [
+        "runs/compare/world-shapes-vs-mine",
+        "runs/compare/world-shapes-vs-other",
+        "runs/compare/a-b-vs-tmp-x-vs-world-shapes",
+    ]
+
+
+def test_a_file_where_a_folder_is_wanted_is_said_to_be_one(tmp_path):
+    (tmp_path / "mine.yaml").write_text("")
+    with (
+        pytest.raises(OSError, match=r"mine.yaml is a file, and a folder is wanted"),
+        durable.locked(tmp_path / "mine.yaml"),
+    ):
+        pass
+
+
 @contextlib.contextmanager
 def in_folder(folder: Path):
     with durable.unmade(folder, unless_more_than=(durable.LOCK,)), durable.locked(folder):

@@ -144,6 +144,8 @@ def locked(folder: Path, holder: str = "run") -> Iterator[None]:
     holder: what such a process is, in words.
     """
     path = folder / LOCK
+    if folder.exists() and not folder.is_dir():
+        raise StorageError(f"{folder} is a file, and a folder is wanted: choose another name")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock: IO[str] = path.open("a+")

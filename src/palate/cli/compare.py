@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from palate.cli.options import BatchSize, Eta, Guidance, Out, Prompts, Seed, Steps, app
+from palate.cli.options import BatchSize, Eta, Guidance, Prompts, Seed, Steps, app
 
 
 @app.command()
@@ -32,7 +32,9 @@ def compare(
     people: Annotated[bool, typer.Option("--people", help="People judge, in the project's studio.")] = False,
     project: Annotated[Path | None, typer.Option(help="Folder of the project that people vote in.")] = None,
     n: Annotated[int, typer.Option("-n", min=1, help="Seeds of each prompt.")] = 2,
-    out: Out = Path("runs/compare"),
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder of the results [default: runs/compare/A-vs-B].")
+    ] = None,
     seed: Seed = 0,
     steps: Steps = None,
     guidance: Guidance = None,
@@ -50,6 +52,11 @@ def compare(
         "eta": eta,
         "batch_size": batch_size,
     }
+    from palate.doors import asked
+
+    asked.sampling(models, prompts)
+    asked.scorers(name.partition("=")[0] for name in [*(scorer or ()), *(held_out_scorer or ())])
+    out = out or asked.comparison_folder(models)
     if people or project:
         if not (people and project) or scorer or held_out_scorer:
             raise typer.BadParameter(

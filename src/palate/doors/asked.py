@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,12 @@ def sampling(models: Iterable[str], prompts: str | Path, *, image: Path | None =
     prompt_lines(prompts)
     if image is not None and not image.exists():
         raise ConfigError(f"--image {image}: there is no such file or folder; give a picture, or a folder of them")
+
+
+def comparison_folder(models: Sequence[str]) -> Path:
+    """Where a comparison goes that is told no folder: each of other models has its own."""
+    slugs = (re.sub(r"[^\w.-]+", "-", name.removeprefix("runs/")).strip("-.") for name in models)
+    return Path("runs/compare") / "-vs-".join(slugs)[:120]
 
 
 def model(name: str) -> None:
