@@ -136,6 +136,7 @@ def test_what_was_said_is_kept_and_told(whole, capsys):
     place = whole("diffusion_dpo")
     result = json.loads((place / "run" / "result.json").read_text())
     assert (result["rounds"], result["votes"]) == (2, 12)
+    assert result["trained_on"]["rows"] == 5 and result["local"] == ["model.name"]
     assert (place / "run" / "report.html").is_file()
     rounds.rounds(place / "rounds.yaml")
     assert "is finished" in capsys.readouterr().out

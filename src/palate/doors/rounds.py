@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,9 @@ from safetensors.torch import load_file, save_file
 from palate import config, durable, plugins, randomness, sampling, views
 from palate.config import AlgorithmSettings, ConfigError, RolloutSettings, RoundsRecipe
 from palate.datasets import parquet
-from palate.doors import asking, assembly, encoding, judging, lookup
-from palate.evaluation import grids, report, win_rate
+from palate.doors import asking, assembly, blind, encoding, judging, lookup
+from palate.doors.run import local_places
+from palate.evaluation import report
 from palate.models.condition import Condition
 from palate.models.contracts import Media, Rollout
 from palate.models.diffusion import DiffusionPolicy
@@ -36,6 +37,8 @@ from palate.store import Store
 from palate.training import adapters, checkpoint
 from palate.training.export import export
 from palate.training.logs import Progress
+from palate.training.offline import Offline
+from palate.training.online import Online
 from palate.training.sources import PreferenceRow
 from palate.training.trainer import Result
 
@@ -124,7 +127,7 @@ class _Run:
             lookup.weighted(recipe.evaluation.scorers).check(judging.judged_on(recipe.evaluation, beside))
         self.policy = lookup.load_policy(recipe.model, self.seed)
         self.sampler = judging.sampler_of(self.policy, recipe.model.name, self.wanted)
-        self.result: Result | None = None
+        self.learnt: dict[str, Any] = {}  # of the last training: what it was on, and its warnings
 
     def name(self, index: int) -> str:
         """The batch of a round's comparisons in the project, which other runs may use, too."""
@@ -152,7 +155,7 @@ class _Run:
             self.ask(self.store, self.name(index))
             facts = self._learn(index, place)
             self._note(index + 1, {**facts, **evaluate(index + 1)})
-            judging.write_json(place / OVER, facts)
+            judging.write_json(place / OVER, {**facts, **self.learnt})
         self._take_up(self.wanted.n)
 
     def _take_up(self, index: int) -> None:
@@ -209,16 +212,21 @@ class _Run:
         reference = assembly.reference_for(self.policy, self.algorithm, options)
         if reference is not None and self.wanted.reference == "previous":
             reference = adapters.reference_of(self.policy, "start")
-        self.result = assembly.fit(
+        source = assembly.offline_source(self.policy, rows, self.algorithm, options, settings, 0.0)
+        result = assembly.fit(
             self.policy,
             self.algorithm,
             options,
-            assembly.offline_source(self.policy, rows, self.algorithm, options, settings, 0.0),
+            source,
             settings,
             place / "training",
             reference=reference,
             starts_at_reference=index == 0 or self.wanted.reference == "previous",
         )
+        self._remember(source, result)
+
+    def _remember(self, source: Offline | Online, result: Result) -> None:
+        self.learnt = {"trained_on": assembly.trained_on(source), "warnings": list(result.warnings)}
 
     def _preferences(self, index: int, folder: Path) -> None:
         """What people said, written down once: votes that come later belong to a later round."""
@@ -267,7 +275,7 @@ class _Run:
             reference,
             around=lambda draw: partial(self._kept, self.folder / "rounds", draw),
         )
-        self.result = assembly.fit(
+        result = assembly.fit(
             self.policy,
             self.algorithm,
             self.options,
@@ -278,6 +286,7 @@ class _Run:
             evaluate=self._evaluation(),
             locked=True,
         )
+        self._remember(self.source, result)
 
     def _votes(self, prompts: Sequence[str], media: Sequence[Media]) -> Mapping[str, np.ndarray]:
         """The round's samples as people see them: each one's share of the judgements that it was in."""
@@ -328,7 +337,8 @@ class _Run:
             "rounds": self.wanted.n,
             "votes": len(counted),
             "people": len({vote.source for vote in counted}),
-            "warnings": list(self.result.warnings) if self.result else [],
+            **self._learnt_last(),
+            "local": local_places(self.recipe, self.beside),
             "versions": report.versions(),
         }
         if self.recipe.evaluation:
@@ -337,39 +347,29 @@ class _Run:
                 self.policy, model.name, self.recipe.evaluation, self.folder, trained_on, self.beside, model.adapter
             )
         if self.wanted.verdict:
-            said = self._verdict()
+            said = blind.verdict(
+                self.policy,
+                self.recipe.model,
+                self.store,
+                self.ask,
+                self._order[: self.wanted.verdict],
+                self.folder,
+                seed=self.seed,
+                wanted=self.wanted.votes,
+                sampler=self.sampler | {"batch_size": self.wanted.batch_size},
+            )
             facts |= said | {"wins": said["wins"] | facts.get("wins", {})}
         judging.publish(self.folder, facts)
         say(f"done: {self.folder / 'report.html'}")
 
-    def _verdict(self) -> dict[str, Any]:
-        """The same people compare base and tuned, blind, on prompts kept for it, each pair from one noise."""
-        prompts, batch = self._order[: self.wanted.verdict], f"{self.folder.resolve().name}/verdict"
-        how = self.sampler | {"batch_size": self.wanted.batch_size}
-        seed = randomness.key(self.seed, "verdict")
-        say(f"drawing {2 * len(prompts)} samples to compare the tuned model with its base")
-        tuned = sampling.sample(self.policy, prompts, prompts, seed=seed, **how)
-        with judging.base_of(self.policy, self.recipe.model.name, self.recipe.model.adapter) as untouched:
-            base = sampling.sample(untouched, prompts, prompts, seed=seed, **how)
-        names = {
-            model: asking.add(self.store, prompts, media, f"{self.folder.resolve().name}, {model}", self.seed)
-            for model, media in (("tuned", tuned), ("base", base))
-        }
-        ids = [name for both in zip(names["tuned"], names["base"], strict=True) for name in both]
-        asking.show(self.store, [p for p in prompts for _ in range(2)], ids, batch, wanted=self.wanted.votes)
-        self.ask(self.store, batch)
-        prompt_of = dict(zip(names["tuned"], prompts, strict=True))
-        votes = [
-            (share, prompt_of[vote.a]) if vote.a in prompt_of else (1 - share, prompt_of[vote.b])
-            for vote, share in asking.votes_of(self.store, batch)
-        ]
-        if not votes:
-            return {"wins": {}, "warnings": ["nobody judged base against tuned: there is no verdict of people's"]}
-        won = win_rate.win_rate_of([share for share, _ in votes], [prompt for _, prompt in votes])
-        low, high = won.ci95
-        say(f"the tuned model wins {won.rate:.1%} of {won.n} judgements (95% interval {low:.1%} to {high:.1%})")
-        pairs = grids.write_pairs(self.folder / "samples", prompts, base, tuned)
-        return {"wins": {"people": asdict(won)}, **judging.headline(won), "pairs": pairs}
+    def _learnt_last(self) -> dict[str, Any]:
+        """What the weights were trained on: of the last round that learnt, also if that was before this start."""
+        for index in reversed(range(self.wanted.n)):
+            path = self.folder / "rounds" / f"{index:03d}" / OVER
+            told = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else self.learnt
+            if "trained_on" in told:
+                return {name: told[name] for name in ("trained_on", "warnings")}
+        return {"warnings": []}
 
 
 def _parts(made: Rollout) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from palate import config, durable, views
-from palate.config import DataSettings, Recipe
+from palate.config import DataSettings, Recipe, RoundsRecipe
 from palate.doors import asked, assembly, encoding, judging, lookup
 from palate.evaluation import report
 from palate.models.diffusion import DiffusionPolicy
@@ -216,7 +216,7 @@ def _conclude(
         print(f"warning: {warning}")
 
 
-def local_places(recipe: Recipe, beside: Path) -> list[str]:
+def local_places(recipe: Recipe | RoundsRecipe, beside: Path) -> list[str]:
     """The recipe's keys whose values are files or folders here, not names on a hub, although they may look like some.
 
     beside: the recipe's folder, from which they may be meant, too.
