@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 READY = """() => document.querySelectorAll('.frame').length > 1
     && ![...document.querySelectorAll('.frame .loading')].some(node => !node.hidden)"""
-WAIT = 8000  # milliseconds
+WAIT = 20_000  # milliseconds; other tests may want the machine, too
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import { Tabs } from "./tabs.js";
 import { viewer } from "./viewers.js";
 import { pairStage, player, reveal, Zoom } from "./stage.js";
 import { rankingStage } from "./ranking.js";
+import { heard, struck, toast } from "./tell.js";
 
 const page = JSON.parse(document.body.dataset.page);
 const AHEAD = 4;  // tasks at hand, the one that is shown included
@@ -312,23 +313,6 @@ function drawState() {
     $("done").textContent = `all together ${Math.floor(100 * (progress.whole ?? 0))}%`;
     $("thread").style.transform = `scaleX(${progress.whole ?? 0})`;
   }
-}
-
-function toast(words, grave = false) {
-  const made = element("p", { className: grave ? "toast grave" : "toast", textContent: words });
-  $("toasts").replaceChildren(made);
-  setTimeout(() => made.remove(), grave ? 9000 : 2600);
-}
-
-function heard(words) {
-  $("heard").textContent = words;
-}
-
-function struck(selector) {
-  const button = desk.querySelector(selector);
-  if (!button) return;
-  button.classList.add("struck");
-  setTimeout(() => button.classList.remove("struck"), 140);
 }
 
 // --- keys and buttons --------------------------------------------------------------------------------------------------
