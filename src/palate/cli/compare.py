@@ -41,7 +41,7 @@ def compare(
     eta: Eta = None,
     batch_size: BatchSize = 8,
 ) -> None:
-    """Win rates of two or more models on the same prompts and seeds.
+    """Win rates of models on the same prompts and seeds.
 
     Judged by scorers, or by people: then the pairs go into a project, and when votes are in, the same command counts
     them. The same command again prints what it found.

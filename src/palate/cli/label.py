@@ -27,7 +27,7 @@ def label(
         float, typer.Option(min=0.001, max=0.5, help="With --plan: half of the interval of a win rate, at 95%.")
     ] = 0.05,
 ) -> None:
-    """The studio: judge in a browser, alone or with others by join links.
+    """The studio: judge in a browser, alone or with others.
 
     Every answer is on disk when the page says so; stop it with Ctrl-C and start it again at any time.
     """
