@@ -64,6 +64,23 @@ def test_a_slip_is_told_without_torch(tmp_path, pairs, sections, said):
     assert said in done.stdout and done.stdout.endswith("set()\n")
 
 
+def test_doctor_and_train_tell_a_slip_in_a_second(tmp_path, pairs):
+    path = recipe(tmp_path, pairs, training={"max_stps": 3})
+    for verb in ("doctor", "train"):
+        script = (
+            "import sys\nfrom palate import cli\n"
+            "try: cli.main(sys.argv[1:])\n"
+            "except SystemExit as left: assert left.code == 1\n"
+            "assert not {'torch', 'diffusers', 'transformers'} & set(sys.modules)"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", script, verb, str(path)], capture_output=True, text=True, check=False
+        )
+        assert (
+            done.returncode == 0 and "unknown key 'training.max_stps'; did you mean 'training.max_steps'" in done.stderr
+        )
+
+
 def test_an_output_that_is_no_runs_folder_is_refused(tmp_path, pairs):
     with pytest.raises(ValueError, match=r"output is .*pairs, which is no run's folder and not empty \(chosen, rejec"):
         asked.training(recipe(tmp_path, pairs, output=str(pairs)))
@@ -99,6 +116,8 @@ def test_pictures_and_prompts_of_samples_are_looked_for_first(tmp_path):
     asked.sampling(["world:shapes"], prompts)
     with pytest.raises(ValueError, match=r"--image .*none.png: there is no such file or folder"):
         asked.sampling(["world:shapes"], prompts, image=tmp_path / "none.png")
+    with pytest.raises(ValueError, match=r"--out .*prompts.txt is a file, and a folder is wanted"):
+        asked.sampling(["world:shapes"], prompts, out=prompts)
     with pytest.raises(OSError, match="nope: no such folder"):
         asked.sampling(["./nope"], prompts)
 

@@ -54,7 +54,7 @@ def compare(
     }
     from palate.doors import asked
 
-    asked.sampling(models, prompts)
+    asked.sampling(models, prompts, out=out)
     asked.scorers(name.partition("=")[0] for name in [*(scorer or ()), *(held_out_scorer or ())])
     out = out or asked.comparison_folder(models)
     if people or project:

@@ -74,7 +74,7 @@ def sample(
     """
     from palate.doors import asked
 
-    asked.sampling([model], prompts, image=image)
+    asked.sampling([model], prompts, image=image, out=out)
     if project is not None:
         from palate.doors.projects import sample as into
 
@@ -178,6 +178,10 @@ def doctor(
     Of this installation; or, with a recipe, what memory and time it takes, before it is run.
     """
     if recipe is not None:
+        from palate.doors import asked
+
+        model = asked.looked_at(recipe, overrides or ()).model.name
+        typer.echo(f"following a step of {model} from its configs alone ...", err=True)
         from palate.doors.estimate import of_recipe
 
         of_recipe(recipe, overrides or (), fetch=fetch_configs)

@@ -35,12 +35,10 @@ def training(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, A
     Raises ConfigError, PluginError, DatasetError, FileNotFoundError or StorageError, one line each, for whatever can be
     seen to be wrong without a model.
     """
-    recipe = config.load(path, overrides, Recipe)
+    recipe = looked_at(path, overrides)
     beside, first = Path(path).parent, os.environ.get("RANK", "0") == "0"
-    plugins.check("algorithms", recipe.algorithm.name)
     if first:
         _check_output(Path(recipe.output), Path(path))
-    model(recipe.model.name)
     if recipe.data:
         reader(recipe.data, Path(path))
         scorers(recipe.data.relabel or {})
@@ -58,6 +56,14 @@ def training(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, A
     if first:
         finished(recipe)
     return recipe, algorithm, options
+
+
+def looked_at(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe as it is written. Raises as `training` for its keys, and for the names of its method and model."""
+    recipe = config.load(path, overrides, Recipe)
+    plugins.check("algorithms", recipe.algorithm.name)
+    model(recipe.model.name)
+    return recipe
 
 
 def finished(recipe: Recipe) -> bool:
@@ -152,8 +158,11 @@ def reader(data: DataSettings, path: Path) -> datasets.Reader:
 # --- models, prompts, scorers -----------------------------------------------------------------------------------------
 
 
-def sampling(models: Iterable[str], prompts: str | Path, *, image: Path | None = None) -> None:
-    """Raises ConfigError or FileNotFoundError for models, prompts or pictures that are not there."""
+def sampling(models: Iterable[str], prompts: str | Path, *, image: Path | None = None, out: Path | None = None) -> None:
+    """Raises ConfigError or FileNotFoundError for models, prompts or pictures that are not there, or an `out` that is a
+    file."""
+    if out is not None and out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out} is a file, and a folder is wanted: choose another name")
     for name in models:
         model(name)
     prompt_lines(prompts)

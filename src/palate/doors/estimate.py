@@ -172,7 +172,6 @@ def of_recipe(path: str | Path, overrides: Sequence[str] = (), *, fetch: bool = 
     recipe = config.load(path, overrides, Recipe)
     algorithm = plugins.find("algorithms", recipe.algorithm.name)
     options = config.section(recipe.algorithm.options, algorithm.Config, "algorithm", path)
-    print(f"following a step of {recipe.model.name} from its configs alone ...", file=sys.stderr, flush=True)
     try:
         if fetch:
             fetch_configs(recipe.model.name)
