@@ -64,21 +64,17 @@ def test_a_slip_is_told_without_torch(tmp_path, pairs, sections, said):
     assert said in done.stdout and done.stdout.endswith("set()\n")
 
 
-def test_doctor_and_train_tell_a_slip_in_a_second(tmp_path, pairs):
+@pytest.mark.parametrize("verb", ["doctor", "train", "rounds"])
+def test_a_slip_is_told_in_a_second_by_every_verb_that_takes_a_recipe(tmp_path, pairs, verb):
     path = recipe(tmp_path, pairs, training={"max_stps": 3})
-    for verb in ("doctor", "train"):
-        script = (
-            "import sys\nfrom palate import cli\n"
-            "try: cli.main(sys.argv[1:])\n"
-            "except SystemExit as left: assert left.code == 1\n"
-            "assert not {'torch', 'diffusers', 'transformers'} & set(sys.modules)"
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", script, verb, str(path)], capture_output=True, text=True, check=False
-        )
-        assert (
-            done.returncode == 0 and "unknown key 'training.max_stps'; did you mean 'training.max_steps'" in done.stderr
-        )
+    script = (
+        "import sys\nfrom palate import cli\n"
+        "try: cli.main(sys.argv[1:])\n"
+        "except SystemExit as left: assert left.code == 1\n"
+        "assert not {'torch', 'diffusers', 'transformers'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, verb, str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "unknown key 'training.max_stps'; did you mean 'training.max_steps'" in done.stderr
 
 
 def test_an_output_that_is_no_runs_folder_is_refused(tmp_path, pairs):

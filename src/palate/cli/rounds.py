@@ -21,6 +21,9 @@ def rounds(
 
     The same command again goes on wherever it was stopped: votes and drawings are kept.
     """
+    from palate import config
+
+    config.load(recipe, overrides or [], config.RoundsRecipe)  # a slip is told before torch is imported
     from palate.doors.rounds import rounds as run
 
     run(recipe, overrides or [])
