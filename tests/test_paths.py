@@ -226,9 +226,7 @@ def test_where_nothing_is_left_of_the_data() -> None:
     with pytest.raises(ValueError, match="holds 1000; this model's lie from 0 to 999"):
         check_times(DDPMPath(table()), [1000])
     for path in (FlowPath(), CosinePath()):  # one of them is no flow's
-        with pytest.raises(
-            ValueError, match="times are all those from 0 to 1, with no training timesteps"
-        ):
+        with pytest.raises(ValueError, match="times are all those from 0 to 1, with no training timesteps"):
             check_times(path, [1])
     assert noise_error_weight(DDPMPath(table(zero=True), "v"), torch.tensor([999])).item() == 0
 

@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import load_file
 
 from palate.config import ConfigError, RoundsRecipe, load
-from palate.doors import asking, rounds
+from palate.doors import asking, awaited, rounds
 from palate.records import Vote, now
 from palate.store import Store
 from tests import zoo
@@ -215,7 +215,7 @@ def test_missing_counts_different_people_and_no_skips(tmp_path):
         assert asking.add(store, ["a"] * 3, pictures, "m", 0) == ids
         for _ in range(2):
             asking.show(store, ["a"] * 3, ids, "b", wanted=2)
-        lacking = asking.missing(store, "b")
+        lacking = awaited.missing(store, "b")
         assert [n for _, n in lacking] == [2, 2, 2]
         comparison = lacking[0][0]
         a, b = comparison.samples
@@ -224,7 +224,7 @@ def test_missing_counts_different_people_and_no_skips(tmp_path):
             return Vote(name, a, b, choice, source, now(), comparison=comparison.id, left=a)
 
         store.add_votes([vote("1", "a", "x"), vote("2", "skip", "y")])
-        assert {c.id: n for c, n in asking.missing(store, "b")}[comparison.id] == 1
+        assert {c.id: n for c, n in awaited.missing(store, "b")}[comparison.id] == 1
         store.add_votes([vote("3", "tie", "z")])
         shares = dict(zip(ids, asking.win_shares(store, "b", ids), strict=True))
         assert (shares[a], shares[b]) == (0.75, 0.25)

@@ -13,7 +13,7 @@ import time
 import httpx2
 import pytest
 
-from palate.doors import labelling
+from palate.doors import awaited, labelling
 from palate.records import Ranking, now
 from palate.studio.joining import TokenFile
 from palate.studio.serve import StudioError, listen, opened, reached_by
@@ -77,7 +77,7 @@ def test_the_browser_is_opened_without_a_token_in_a_command_line(tmp_path, monke
 def test_waiting_for_the_votes_of_a_batch(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(labelling, "POLL_SECONDS", 0.02)
     with make.project(tmp_path / "p", 2, wanted=2) as store, labelling.open_studio(store, port=0) as studio:
-        assert labelling.still_wanted(store, "") == 4
+        assert awaited.lacking(store, "") == 4
         waiting = threading.Thread(target=studio.wait, args=(store, ""))
         waiting.start()
         with make.http(studio.base) as client:
@@ -86,16 +86,20 @@ def test_waiting_for_the_votes_of_a_batch(tmp_path, monkeypatch, capsys):
                 first, second = rater.lease(2)
                 if name == "Ada":
                     assert rater.answer(first["id"], "ada-skips", overall="skip").json()["status"] == "saved"
-                    assert labelling.still_wanted(store, "") == 4  # it wants another in her place
+                    assert awaited.lacking(store, "") == 4  # it wants another in her place
                 else:
                     rater.answer(first["id"], "bob-first", overall="left")
                 rater.answer(second["id"], f"{name}-second", overall="tie")
-            assert waiting.is_alive() and labelling.still_wanted(store, "") == 1
+            assert waiting.is_alive() and awaited.lacking(store, "") == 1
+            said, end = "", time.monotonic() + 20
+            while "1 judgement of" not in said and time.monotonic() < end:
+                time.sleep(0.02)
+                said += capsys.readouterr().out
+            assert "1 judgement of" in said
             rater = make.person(client, store, "Cy", origin=studio.base)
             rater.answer(rater.lease(1)[0]["id"], "cy-first", overall="right")
         waiting.join(10)
         assert not waiting.is_alive()
-    assert "1 judgement of" in capsys.readouterr().out
 
 
 def test_what_a_ranking_says_of_pairs():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Protocol, cast
 
@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from palate import randomness
+from palate.doors.awaited import missing, votes_of
 from palate.media import MediaError, decode
 from palate.models.contracts import Media, Scorer
 from palate.records import Choice, Comparison, Sample, Vote, now
@@ -76,16 +77,6 @@ def _sample(store: Store, prompt: str, medium: Media, source: str, seed: int, at
     content = buffer.getvalue()
     name = hashlib.blake2b(content, digest_size=12, key=hashlib.sha256(f"{source}\x1f{prompt}".encode()).digest())
     return Sample(name.hexdigest(), prompt, store.add_media(content, "image/png"), source, at, seed)
-
-
-def missing(store: Store, batch: str) -> list[tuple[Comparison, int]]:
-    """The comparisons of a batch that lack votes, and how many each lacks."""
-    given: dict[str, set[str]] = {}
-    for vote in store.votes():
-        if vote.choice != "skip" and not vote.repeat:
-            given.setdefault(vote.comparison, set()).add(vote.source)
-    lacks = ((c, c.wanted - len(given.get(c.id, ()))) for c in store.comparisons(batch=batch))
-    return [(comparison, n) for comparison, n in lacks if n > 0]
 
 
 def _looked_at(store: Store, asked: Iterable[Comparison]) -> tuple[list[Sample], list[Media]]:
@@ -158,15 +149,6 @@ def _vote(comparison: Comparison, name: str, choice: str, source: str, at: str) 
 def _scores(scorer: Scorer, samples: Sequence[Sample], media: Sequence[Media]) -> Mapping[str, np.ndarray]:
     prompts = [sample.prompt for sample in samples]
     return {name: np.asarray(values, float) for name, values in scorer(prompts, media).items()}
-
-
-def votes_of(store: Store, batch: str) -> Iterator[tuple[Vote, float]]:
-    """The judgements of a batch, and how much the first sample of each won: 1, 0 or, of a tie, a half."""
-    asked = {comparison.id for comparison in store.comparisons(batch=batch)}
-    for vote in store.votes():
-        share = {"a": 1.0, "b": 0.0, "tie": 0.5}.get(vote.choice)
-        if share is not None and vote.comparison in asked and not vote.repeat:
-            yield vote, share
 
 
 def win_shares(store: Store, batch: str, ids: Sequence[str]) -> np.ndarray:

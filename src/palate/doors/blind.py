@@ -9,7 +9,7 @@ from typing import Any
 
 from palate import randomness, sampling
 from palate.config import ModelSettings
-from palate.doors import asking, judging
+from palate.doors import asking, awaited, judging
 from palate.evaluation import grids, win_rate
 from palate.models.diffusion import DiffusionPolicy
 from palate.store import Store
@@ -44,7 +44,7 @@ def verdict(
     prompt_of = dict(zip(ours, prompts, strict=True))
     votes = [
         (share, prompt_of[vote.a]) if vote.a in prompt_of else (1 - share, prompt_of[vote.b])
-        for vote, share in asking.votes_of(store, batch)
+        for vote, share in awaited.votes_of(store, batch)
     ]
     if not votes:
         return {"wins": {}, "warnings": ["nobody judged base against tuned: there is no verdict of people's"]}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from palate.doors import awaited
 from palate.evaluation.win_rate import win_rate_of
 from palate.records import Ranking, Vote
 from palate.store import Store
@@ -42,7 +43,7 @@ class Waiting:
         while True:
             votes = store.progress().votes  # first: what comes in while counting is looked at again
             if votes != seen:
-                seen, missing = votes, still_wanted(store, batch)
+                seen, missing = votes, awaited.lacking(store, batch)
                 if not missing:
                     return
                 if missing != told:
@@ -56,18 +57,6 @@ def open_studio(store: Store, *, port: int = 8765) -> Iterator[Waiting]:
     """The studio of a store that is open for writing, as long as the block."""
     with beside(store, port=port, win_rates=win_rates_so_far) as base:
         yield Waiting(base)
-
-
-def still_wanted(store: Store, batch: str) -> int:
-    """How many judgements a batch of comparisons lacks; a skip, a repeat and one that was taken back are none."""
-    wanted = {comparison.id: comparison.wanted for comparison in store.comparisons(batch=batch)}
-    judged: dict[str, set[str]] = defaultdict(set)
-    judgements: list[Vote | Ranking] = [*store.votes(), *store.rankings()]
-    for judgement in judgements:
-        skipped = isinstance(judgement, Vote) and judgement.choice == "skip"
-        if judgement.comparison in wanted and not judgement.repeat and not skipped:
-            judged[judgement.comparison].add(judgement.source)
-    return sum(max(0, most - len(judged[name])) for name, most in wanted.items())
 
 
 def win_rates_so_far(store: Store) -> list[Wins]:
