@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -31,6 +30,7 @@ from benchmarks import speed
 from palate import likelihood, plugins, randomness
 from palate.config import LoraSettings, ModelSettings, TrainingSettings
 from palate.doors import assembly, lookup
+from palate.memory import peak_bytes
 from palate.models.contracts import Condition, Draw, PreferenceBatch
 from palate.paths import DDPMPath, FlowPath
 from palate.training import adapters
@@ -202,8 +202,7 @@ def used(device: str) -> int:
     """The most bytes in use so far."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated()
-    scale = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+    return peak_bytes()
 
 
 def measure(model: str, mode: Mode, pairs: int, device: str) -> int:

@@ -16,8 +16,6 @@ import io
 import json
 import platform
 import random
-import re
-import resource
 import subprocess
 import sys
 import tempfile
@@ -29,6 +27,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+
+from palate.memory import peak_bytes
 
 SHARD_ROWS, GROUP_ROWS, BATCH = 10_000, 1000, 16
 FIRST_BATCH_S, GROWTH_MB = 10.0, 300.0
@@ -73,7 +73,7 @@ def read(folder: Path) -> dict[str, float]:
     """What reading all of it takes, in this process."""
     from palate import datasets, media
 
-    before = _peak_mb()
+    before = peak_bytes() / 2**20
     start = time.perf_counter()
     rows = iter(datasets.open(folder))
     for row in islice(rows, BATCH):
@@ -87,7 +87,7 @@ def read(folder: Path) -> dict[str, float]:
         "rows": count,
         "first_batch_s": round(first, 3),
         "rows_per_s": round(count / seconds, 1),
-        "growth_mb": round(_peak_mb() - before, 1),
+        "growth_mb": round(peak_bytes() / 2**20 - before, 1),
     }
 
 
@@ -95,23 +95,15 @@ def check(folder: Path) -> dict[str, float]:
     """What `palate dataset check` of all of it takes, in this process."""
     from palate import checking, datasets
 
-    before = _peak_mb()
+    before = peak_bytes() / 2**20
     start = time.perf_counter()
     found = checking.check(datasets.open(folder))
     seconds = time.perf_counter() - start
     assert found.good, found
     return {
         "check_rows_per_s": round(found.rows / seconds, 1),
-        "check_growth_mb": round(_peak_mb() - before, 1),
+        "check_growth_mb": round(peak_bytes() / 2**20 - before, 1),
     }
-
-
-def _peak_mb() -> float:
-    """The highest resident memory so far. (Linux carries that of rusage over from the parent process.)"""
-    status = Path("/proc/self/status")
-    if status.exists():
-        return float(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) / 2**10  # type: ignore[index]
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def apart(what: str, folder: Path) -> dict[str, float]:

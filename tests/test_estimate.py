@@ -116,17 +116,17 @@ def test_the_table_names_what_would_take_less(capsys, hollows, tiny, monkeypatch
 
 
 MEASURED = """
-import resource, sys, torch
+from palate.memory import peak_bytes
 from palate.doors import lookup
 from palate.config import ModelSettings
 from benchmarks import speed
 policy = lookup.load_policy(ModelSettings(name="world:shapes", device="cpu"))
 batch, draw = speed.pairs(policy, 2)
 speed.trainer_seconds(policy, "diffusion_dpo", speed.Same(batch, draw))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_bytes()
 batch, draw = speed.pairs(policy, 48)
 speed.trainer_seconds(policy, "diffusion_dpo", speed.Same(batch, draw))
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+print(peak_bytes() - before)
 """
 
 

@@ -27,6 +27,7 @@ FLOORS = [
             "duplicates",
             "store",
             "durable",
+            "memory",
             "agreement",
             "planning",
             "prompts",

@@ -181,11 +181,13 @@ def test_a_lora_of_the_hub_brings_what_it_was_trained_on_top_of(model, own, tmp_
     folder = export.export(first, tmp_path)
     asked = []
 
-    def snapshot_download(name, allow_patterns):
+    def snapshot_download(name, allow_patterns, local_files_only):
+        assert not local_files_only  # the hub was reached
         asked.append((name, allow_patterns))
         return str(folder if name == "me/mine" else tmp_path)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    monkeypatch.setattr(loras.hub, "reached", lambda *where: True)
     policy = lookup.load_policy(settings.model_copy(update={"adapter": "me/mine"}))
     assert adapters.base_adapters(policy.module) == ["base", "base_2"]
     assert (picture(policy.pipeline) == picture(first.pipeline)).all()

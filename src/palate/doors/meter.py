@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from palate.doors import judging
+from palate.memory import peak_bytes
 
 
 class Meter:
@@ -28,7 +28,7 @@ class Meter:
     @property
     def peak_memory_gb(self) -> float:
         """The most main memory that a process held, in GB of 10^9 bytes."""
-        return float(max(self._peak, peak_memory_gb()))
+        return float(max(self._peak, peak_bytes() / 1e9))
 
     def keep(self) -> None:
         judging.write_json(self._path, {"seconds": self.seconds, "peak_memory_gb": self.peak_memory_gb})
@@ -42,13 +42,3 @@ def metered(folder: Path) -> Iterator[Meter]:
         yield meter
     finally:
         meter.keep()
-
-
-def peak_memory_gb() -> float:
-    """The most main memory that this process has held, in GB of 10^9 bytes; 0 where the system does not say."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0.0
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
