@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import tempfile
 import time
 from pathlib import Path
 
@@ -122,12 +123,18 @@ def test_a_disk_without_locks_is_no_error_and_loses_nothing(tmp_path, monkeypatc
 
 
 @pytest.fixture
-def somebody(tmp_path):
+def place():
+    """A folder that other users can reach, as those of pytest's cannot be."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+@pytest.fixture
+def somebody():
     """Runs work as another user, who may read what is there and write what he is let; tests run as root or nobody."""
     if os.geteuid() != 0:
         pytest.skip("only root can be another user")
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
 
     def run(work) -> None:
         def as_another():
@@ -141,9 +148,9 @@ def somebody(tmp_path):
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_a_cache_of_several_users(tmp_path, somebody, shared):
+def test_a_cache_of_several_users(place, somebody, shared):
     """What one made the other uses; where the folder is open to all he adds to it and evicts, else he is told."""
-    folder = tmp_path / "cache"
+    folder = place / "cache"
     folder.mkdir()
     folder.chmod(0o777 if shared else 0o755)
     with TensorCache(folder) as mine:
