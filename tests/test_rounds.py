@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from palate.config import ConfigError, RoundsRecipe, load
 from palate.doors import asking, awaited, rounds
+from palate.project import ProjectSettings, create
 from palate.records import Vote, now
 from palate.store import Store
 from tests import zoo
@@ -64,6 +65,11 @@ def recipe(place: Path, model: Path, method: str = "diffusion_dpo", **changes) -
 def weights(place: Path) -> dict[str, np.ndarray]:
     (found,) = (place / "run" / "adapter").glob("*.safetensors")
     return {name: value.numpy() for name, value in load_file(found).items()}
+
+
+def batch(place: Path, part: str) -> str:
+    """The name of a round's comparisons, or of the verdict's."""
+    return f"{json.loads((place / 'run' / 'rounds' / 'name.json').read_text())['name']}/{part}"
 
 
 def stopping_at(monkeypatch, what: str, time: int, first: bool = False):
@@ -143,8 +149,9 @@ def test_what_was_said_is_kept_and_told(whole, capsys):
 
 
 def test_no_prompt_comes_twice_before_all_have_come(whole):
-    with Store.open(whole("diffusion_dpo") / "project", write=False) as store:
-        first, second = ({c.prompt for c in store.comparisons(batch=f"run/{i:03d}")} for i in (0, 1))
+    place = whole("diffusion_dpo")
+    with Store.open(place / "project", write=False) as store:
+        first, second = ({c.prompt for c in store.comparisons(batch=batch(place, f"{i:03d}"))} for i in (0, 1))
     assert len(first) == len(second) == 3
     assert len(first | second) == len(PROMPTS)
 
@@ -161,21 +168,29 @@ def test_held_to_the_policy_that_drew_each_round_starts_anew(model, tmp_path):
         assert json.loads(rows[0])["loss"] == pytest.approx(np.log(2), abs=1e-6)
 
 
-def test_people_compare_base_and_tuned_in_the_end(model, tmp_path):
-    rounds.rounds(recipe(tmp_path, model, n=1, verdict=2))
+@pytest.mark.parametrize("method", ["diffusion_dpo", "d3po"])
+def test_people_compare_base_and_tuned_in_the_end(method, model, tmp_path, monkeypatch):
+    path = recipe(tmp_path, model, method, n=1, verdict=2)
+    with monkeypatch.context() as patch:  # the power fails while they are asked: they are asked about the same pairs
+        stopping_at(patch, "ask", 2, first=True)
+        with pytest.raises(Stopped):
+            rounds.rounds(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(rounds.blind.sampling, "sample", lambda *a, **k: pytest.fail("drawn again"))
+        rounds.rounds(path)
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     verdict = result["wins"]["people"]
     assert (verdict["n"], verdict["n_prompts"]) == (4, 2)  # two people on each pair
     assert len(result["pairs"]) == 2 and result["votes"] == 6  # those of the verdict are not learnt from
     with Store.open(tmp_path / "project", write=False) as store:
-        judged = {c.prompt for c in store.comparisons(batch="run/verdict")}
-        assert not judged & {c.prompt for c in store.comparisons(batch="run/000")}
+        verdicts = {c.id: c.prompt for c in store.comparisons(batch=batch(tmp_path, "verdict"))}
+        assert not set(verdicts.values()) & {c.prompt for c in store.comparisons(batch=batch(tmp_path, "000"))}
         of = {sample.id: sample.source for sample in store.samples()}
         redder = {"a": 1.0, "b": 0.0, "tie": 0.5}
         won = [
             redder[vote.choice] if of[vote.a].endswith("tuned") else 1 - redder[vote.choice]
             for vote in store.votes()
-            if vote.comparison in {c.id for c in store.comparisons(batch="run/verdict")}
+            if vote.comparison in verdicts
         ]
     assert verdict["rate"] == pytest.approx(np.mean(won))
 
@@ -192,10 +207,48 @@ def test_a_round_of_ties_teaches_nothing_and_the_next_one_comes(model, tmp_path,
     assert (tmp_path / "run" / "result.json").is_file()
 
 
+class AllBad:
+    """People who like nothing."""
+
+    def __init__(self, *_):
+        pass
+
+    def __call__(self, store, batch):
+        store.add_votes(
+            Vote(f"{c.id}#me", *c.samples, "both_bad", "me", now(), awaited.question(store), comparison=c.id)
+            for c, _ in awaited.missing(store, batch)
+        )
+
+
+def test_a_round_that_nobody_likes_teaches_nothing_and_the_next_one_comes(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(asking, "Simulated", AllBad)
+    rounds.rounds(recipe(tmp_path, model, votes=1))
+    assert capsys.readouterr().out.count("nothing is learnt") == 2
+
+
+def test_the_first_question_is_learnt_and_the_others_are_kept_beside(model, tmp_path):
+    questions = {"appeal": "Which is nicer?", "alignment": "Which fits?"}
+    create(tmp_path / "project", ProjectSettings(questions=questions))
+    rounds.rounds(recipe(tmp_path, model, n=1, votes=1, verdict=1))
+    with Store.open(tmp_path / "project", write=False) as store:
+        assert {vote.dimension for vote in store.votes()} == {"appeal"}
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["wins"]["people"]["n"] == 1
+
+
+def test_runs_of_one_name_in_one_project_do_not_mix(model, tmp_path):
+    shared = str(tmp_path / "project")
+    for place in ("a", "b"):
+        rounds.rounds(recipe(tmp_path / place, model, n=1, votes=1, verdict=1, project=shared))
+    with Store.open(shared, write=False) as store:
+        batches = {comparison.batch for comparison in store.comparisons()}
+    assert len(batches) == 4
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"people": "studio"}, "scorers"),
+        ({"people": "scorers"}, "scorers vote as one"),
         ({"prompts_per_round": 9}, "different prompts"),
         ({"scorers": {"jpeg_siz": 1}}, "jpeg_size"),
     ],
@@ -223,8 +276,10 @@ def test_missing_counts_different_people_and_no_skips(tmp_path):
         def vote(name, choice, source):
             return Vote(name, a, b, choice, source, now(), comparison=comparison.id, left=a)
 
-        store.add_votes([vote("1", "a", "x"), vote("2", "skip", "y")])
+        store.add_votes([vote("1", "a", "x")])
         assert {c.id: n for c, n in awaited.missing(store, "b")}[comparison.id] == 1
+        store.add_votes([vote("2", "skip", "y")])  # who skips is not asked again, and is not waited for
+        assert comparison.id not in {c.id for c, _ in awaited.missing(store, "b")}
         store.add_votes([vote("3", "tie", "z")])
         shares = dict(zip(ids, asking.win_shares(store, "b", ids), strict=True))
         assert (shares[a], shares[b]) == (0.75, 0.25)

@@ -276,6 +276,8 @@ class RoundsSettings(Strict):
     def _judges(self) -> RoundsSettings:
         if (self.people == "studio") != (self.scorers is None):
             raise ValueError("give 'scorers' where people are 'simulated' or 'scorers', and nowhere else")
+        if self.people == "scorers" and self.votes > 1:
+            raise ValueError("scorers vote as one: leave 'votes' at 1")
         return self
 
 
@@ -289,3 +291,9 @@ class RoundsRecipe(Strict):
     evaluation: EvaluationSettings | None = Field(None, description="Comparison with the base; null for none.")
     card: CardSettings | None = Field(None, description="Licence and words of the model card; null for none.")
     output: str = Field(min_length=1, description="The folder of all rounds.")
+
+    @model_validator(mode="after")
+    def _no_guard(self) -> RoundsRecipe:
+        if self.evaluation and self.evaluation.guard == "stop":
+            raise ValueError("evaluation.guard: rounds end when they are over; leave it at 'report'")
+        return self

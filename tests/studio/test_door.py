@@ -81,23 +81,20 @@ def test_waiting_for_the_votes_of_a_batch(tmp_path, monkeypatch, capsys):
         waiting = threading.Thread(target=studio.wait, args=(store, ""))
         waiting.start()
         with make.http(studio.base) as client:
-            for name in ("Ada", "Bob"):
-                rater = make.person(client, store, name, origin=studio.base)
-                first, second = rater.lease(2)
-                if name == "Ada":
-                    assert rater.answer(first["id"], "ada-skips", overall="skip").json()["status"] == "saved"
-                    assert awaited.lacking(store, "") == 4  # it wants another in her place
-                else:
-                    rater.answer(first["id"], "bob-first", overall="left")
-                rater.answer(second["id"], f"{name}-second", overall="tie")
+            ada, bob = (make.person(client, store, name, origin=studio.base) for name in ("Ada", "Bob"))
+            first, second = ada.lease(2)
+            assert ada.answer(first["id"], "ada-skips", overall="skip").json()["status"] == "saved"
+            assert awaited.lacking(store, "") == 3  # who skips is not waited for
+            ada.answer(second["id"], "ada-second", overall="tie")
+            first, second = bob.lease(2)
+            bob.answer(second["id"], "bob-second", overall="tie")
             assert waiting.is_alive() and awaited.lacking(store, "") == 1
             said, end = "", time.monotonic() + 20
             while "1 judgement of" not in said and time.monotonic() < end:
                 time.sleep(0.02)
                 said += capsys.readouterr().out
             assert "1 judgement of" in said
-            rater = make.person(client, store, "Cy", origin=studio.base)
-            rater.answer(rater.lease(1)[0]["id"], "cy-first", overall="right")
+            bob.answer(first["id"], "bob-first", overall="left")
         waiting.join(10)
         assert not waiting.is_alive()
 

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from palate import randomness
-from palate.doors.awaited import missing, votes_of
+from palate.doors.awaited import missing, question, votes_of
 from palate.media import MediaError, decode
 from palate.models.contracts import Media, Scorer
 from palate.records import Choice, Comparison, Sample, Vote, now
@@ -61,7 +61,7 @@ def show(
     known, at = {comparison.id for comparison in store.comparisons(batch=batch)}, now()
     comparisons = []
     for prompt, group in groups.items():
-        found = sorted(combinations(group, 2), key=lambda pair: randomness.key(batch, *pair))
+        found = sorted(combinations(group, 2), key=lambda pair: randomness.key("pair", *pair))
         for a, b in found[:pairs]:
             name = hashlib.blake2b("\x1f".join((batch, a, b)).encode(), digest_size=12).hexdigest()
             if name not in known:
@@ -81,7 +81,11 @@ def _sample(store: Store, prompt: str, medium: Media, source: str, seed: int, at
 
 def _looked_at(store: Store, asked: Iterable[Comparison]) -> tuple[list[Sample], list[Media]]:
     """The samples of pairs, both of each, and their decoded media."""
-    wanted = [name for comparison in asked for name in comparison.samples]
+    return kept(store, [name for comparison in asked for name in comparison.samples])
+
+
+def kept(store: Store, wanted: Sequence[str]) -> tuple[list[Sample], list[Media]]:
+    """Samples by their ids, and their decoded media. Raises AskingError for one that cannot be shown."""
     known = {sample.id: sample for sample in store.samples()}
     decoded: dict[str, Media] = {}
     for name in dict.fromkeys(wanted):
@@ -110,40 +114,47 @@ class Simulated:
             seed=self._seed,
             temperature=self._temperature,
         )
-        names, at = [comparison.id for comparison, _ in lacking], now()
+        # Of what is shown, so that the same run on the same pictures gets the same votes.
+        names, at = ["|".join(comparison.samples) for comparison, _ in lacking], now()
         most = len(people.annotators)
         answers, seats = people.votes(left, right, names, most), people.seats(names)
+        asked = question(store)
         store.add_votes(
-            _vote(c, f"{c.id}#{seat}", str(answer), f"simulated person {seat}", at)
+            _vote(c, f"{c.id}#{seat}", str(answer), f"simulated person {seat}", at, asked)
             for (c, _), given, sat in zip(lacking, answers, seats, strict=True)
             for answer, seat in list(zip(given, sat, strict=True))[: c.wanted]
         )
 
 
 class Judged:
-    """Scorers vote, each for the sample that it scores higher; alike is a tie, unknown a skip. One vote a scorer."""
+    """Scorers vote as one, for the sample whose scores add up to more; as much is a tie."""
 
     def __init__(self, scorer: Scorer) -> None:
         self._scorer = scorer
 
     def __call__(self, store: Store, batch: str) -> None:
+        """Raises AskingError for a sample that the scorers cannot judge."""
         asked = [comparison for comparison, _ in missing(store, batch)]
         if not asked:
             return
-        scores, at = _scores(self._scorer, *_looked_at(store, asked)), now()
-        total = np.sum(list(scores.values()), axis=0)
-        for comparison, a, b in zip(asked, total[::2], total[1::2], strict=True):
+        samples, media = _looked_at(store, asked)
+        once = {sample.id: i for i, sample in enumerate(samples)}
+        rows = list(once.values())
+        scores = _scores(self._scorer, [samples[i] for i in rows], [media[i] for i in rows])
+        total = dict(zip(once, np.sum(list(scores.values()), axis=0), strict=True))
+        votes, at, dimension = [], now(), question(store)
+        for comparison in asked:
+            a, b = (total[name] for name in comparison.samples)
             if not np.isfinite(a - b):
                 raise AskingError(f"the scorers know no score of a sample of {comparison.prompt!r}")
-        store.add_votes(
-            _vote(c, f"{c.id}#scorers", "tie" if a == b else "a" if a > b else "b", "scorers", at)
-            for c, a, b in zip(asked, total[::2], total[1::2], strict=True)
-        )
+            choice = "tie" if a == b else "a" if a > b else "b"
+            votes.append(_vote(comparison, f"{comparison.id}#scorers", choice, "scorers", at, dimension))
+        store.add_votes(votes)
 
 
-def _vote(comparison: Comparison, name: str, choice: str, source: str, at: str) -> Vote:
+def _vote(comparison: Comparison, name: str, choice: str, source: str, at: str, dimension: str) -> Vote:
     a, b = comparison.samples
-    return Vote(name, a, b, cast(Choice, choice), source, at, comparison=comparison.id, left=a)
+    return Vote(name, a, b, cast(Choice, choice), source, at, dimension, comparison=comparison.id, left=a)
 
 
 def _scores(scorer: Scorer, samples: Sequence[Sample], media: Sequence[Media]) -> Mapping[str, np.ndarray]:

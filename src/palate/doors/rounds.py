@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,12 @@ from safetensors.torch import load_file, save_file
 from palate import config, durable, plugins, randomness, sampling, views
 from palate.config import AlgorithmSettings, ConfigError, RolloutSettings, RoundsRecipe
 from palate.datasets import parquet
-from palate.doors import asking, assembly, blind, encoding, judging, lookup
+from palate.doors import asking, assembly, awaited, blind, encoding, judging, lookup, trajectories
 from palate.doors.run import local_places
 from palate.evaluation import report
-from palate.models.condition import Condition
 from palate.models.contracts import Media, Rollout
-from palate.models.diffusion import DiffusionPolicy
 from palate.store import Store
-from palate.training import adapters, checkpoint
+from palate.training import adapters
 from palate.training.export import export
 from palate.training.logs import Progress
 from palate.training.offline import Offline
@@ -129,9 +128,18 @@ class _Run:
         self.sampler = judging.sampler_of(self.policy, recipe.model.name, self.wanted)
         self.learnt: dict[str, Any] = {}  # of the last training: what it was on, and its warnings
 
+    @cached_property
+    def run(self) -> str:
+        """The run's name in the project, which other runs, of other folders of that name, may use, too."""
+        path = self.folder / "rounds" / "name.json"
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            judging.write_json(path, {"name": f"{self.folder.resolve().name}-{secrets.token_hex(4)}"})
+        return str(json.loads(path.read_text(encoding="utf-8"))["name"])
+
     def name(self, index: int) -> str:
-        """The batch of a round's comparisons in the project, which other runs may use, too."""
-        return f"{self.folder.resolve().name}/{index:03d}"
+        """The batch of a round's comparisons in the project."""
+        return f"{self.run}/{index:03d}"
 
     def asked_in(self, index: int) -> list[str]:
         """A round's prompts: the next of their keyed order, which begins again when it is used up."""
@@ -193,7 +201,8 @@ class _Run:
     def _learn(self, index: int, place: Path) -> dict[str, float]:
         """Trains on the votes of this round, or of all so far; returns what there was to learn from."""
         self._preferences(index, place / "preferences")
-        stored = encoding.read_preferences(place / "preferences", 0.0)
+        there = (place / "preferences").is_dir()
+        stored = encoding.read_preferences(place / "preferences", 0.0) if there else []
         sure = [np.abs(np.nan_to_num(np.asarray(row.prefer), nan=0.5) - 0.5) > 0 for row, _ in stored]
         decided = sum(int(pairs.sum()) // 2 for pairs in sure)
         if decided:
@@ -229,7 +238,8 @@ class _Run:
         self.learnt = {"trained_on": assembly.trained_on(source), "warnings": list(result.warnings)}
 
     def _preferences(self, index: int, folder: Path) -> None:
-        """What people said, written down once: votes that come later belong to a later round."""
+        """What people said, written down once: votes that come later belong to a later round. Nothing if they compared
+        nothing."""
         if (folder / "manifest.json").is_file():
             return
         first = 0 if self.wanted.learn_from == "all" else index
@@ -238,10 +248,10 @@ class _Run:
         votes = [vote for vote in self.store.votes() if vote.comparison in shown and not vote.repeat]
         wanted = {name for pair in shown.values() for name in pair}
         samples = [sample for sample in self.store.samples() if sample.id in wanted]
-        rows = [self._held(row) for row in views.preferences(samples, votes)]
-        if not rows:
-            raise ConfigError(f"nobody said which sample is better: {self.store.folder}, batch {self.name(index)}")
-        parquet.write(folder, rows)
+        first_one, *others = self.store.settings.questions
+        told = views.preferences(samples, votes, dimension=first_one, aspects=others)
+        if rows := [self._held(row) for row in told]:
+            parquet.write(folder, rows)
 
     def _held(self, row: Any) -> Any:
         """The row with its media's bytes, so that the folder needs no project beside it."""
@@ -252,8 +262,9 @@ class _Run:
 
     def online(self) -> None:
         """One training whose samples people compare: the trainer's rounds are the rounds."""
+        prompts = self._order[self.wanted.verdict :]
         rollout = RolloutSettings(
-            prompts=self.prompts,
+            prompts=prompts,
             scorers={"people": 1.0},
             prompts_per_round=self.wanted.prompts_per_round,
             k=self.wanted.k,
@@ -267,13 +278,13 @@ class _Run:
             self.policy,
             self.algorithm,
             self.options,
-            self.prompts,
+            prompts,
             self._votes,
             rollout,
             self.recipe.training,
             sampler,
             reference,
-            around=lambda draw: partial(self._kept, self.folder / "rounds", draw),
+            around=lambda draw: partial(self._kept, draw),
         )
         result = assembly.fit(
             self.policy,
@@ -291,21 +302,23 @@ class _Run:
     def _votes(self, prompts: Sequence[str], media: Sequence[Media]) -> Mapping[str, np.ndarray]:
         """The round's samples as people see them: each one's share of the judgements that it was in."""
         index = self.source.round
-        ids = self._show(index, prompts, media)
+        shown = self.folder / "rounds" / f"shown-{index:03d}.json"  # whatever another decoding would make of it
+        if not shown.is_file():
+            judging.write_json(shown, {"samples": self._show(index, prompts, media)})
+        ids = json.loads(shown.read_text(encoding="utf-8"))["samples"]
         self.ask(self.store, self.name(index))
         return {"people": asking.win_shares(self.store, self.name(index), ids)}
 
-    def _kept(self, folder: Path, rollout: Callable[..., Rollout], *args: Any, **how: Any) -> Rollout:
+    def _kept(self, draw: Callable[..., Rollout], *args: Any, **how: Any) -> Rollout:
         """A round's trajectories, drawn once: what people were shown is what is trained on, whatever stops the run."""
         index = self.source.round
-        kept = checkpoint.newest(folder, say)
-        if kept is not None and (saved := checkpoint.load(kept)).step == index:
-            return _restored(saved.parts["rollout"], self.policy, self.policy.kernel(how.get("eta", 1.0)))
+        return trajectories.kept(
+            self.folder / "rounds", index, self.policy, partial(self._said, index, draw), *args, **how
+        )
+
+    def _said(self, index: int, draw: Callable[..., Rollout], *args: Any, **how: Any) -> Rollout:
         say(f"round {index + 1} of {self.wanted.n}: drawing {len(args[0])} samples")
-        made = rollout(*args, **how)
-        folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.save(folder, index, {"rollout": _parts(made)}, keep=1)
-        return made
+        return draw(*args, **how)
 
     # --- judging ------------------------------------------------------------------------------------------------------
 
@@ -313,7 +326,10 @@ class _Run:
         wanted = self.recipe.evaluation
         if wanted is None:
             return lambda step: {}
-        return judging.watch(self.policy, self.recipe.model.name, wanted, self.folder, self.beside, say)
+        rewards = list(self.wanted.scorers or ())
+        return judging.watch(
+            self.policy, self.recipe.model.name, wanted, self.folder, self.beside, say, rewards=rewards
+        )
 
     def _note(self, index: int, facts: Mapping[str, float]) -> None:
         """A row of the run's own metrics, whose steps are rounds."""
@@ -327,10 +343,10 @@ class _Run:
     def conclude(self) -> None:
         """The adapter of the whole run, result.json, and the report."""
         export(self.policy, self.folder)
-        trained_on = [prompt for index in range(self.wanted.n) for prompt in self.asked_in(index)]
-        votes = [vote for vote in self.store.votes() if vote.comparison and not vote.repeat]
-        ours = {c.id for index in range(self.wanted.n) for c in self.store.comparisons(batch=self.name(index))}
-        counted = [vote for vote in votes if vote.comparison in ours]
+        offline = self.algorithm.NEEDS.source == "offline"
+        asked = [prompt for index in range(self.wanted.n) for prompt in self.asked_in(index)]
+        trained_on = asked if offline else self._order[self.wanted.verdict :]
+        counted = [vote for index in range(self.wanted.n) for vote, _ in awaited.votes_of(self.store, self.name(index))]
         facts: dict[str, Any] = {
             "method": f"{self.recipe.algorithm.name}, {self.wanted.n} rounds",
             "seed": self.seed,
@@ -344,7 +360,14 @@ class _Run:
         if self.recipe.evaluation:
             model = self.recipe.model
             facts |= judging.judge(
-                self.policy, model.name, self.recipe.evaluation, self.folder, trained_on, self.beside, model.adapter
+                self.policy,
+                model.name,
+                self.recipe.evaluation,
+                self.folder,
+                trained_on,
+                self.beside,
+                model.adapter,
+                rewards=list(self.wanted.scorers or ()),
             )
         if self.wanted.verdict:
             said = blind.verdict(
@@ -353,12 +376,13 @@ class _Run:
                 self.store,
                 self.ask,
                 self._order[: self.wanted.verdict],
+                self.run,
                 self.folder,
                 seed=self.seed,
                 wanted=self.wanted.votes,
                 sampler=self.sampler | {"batch_size": self.wanted.batch_size},
             )
-            facts |= said | {"wins": said["wins"] | facts.get("wins", {})}
+            facts |= said | {"wins": said.get("wins", {}) | facts.get("wins", {})}
         judging.publish(self.folder, facts)
         say(f"done: {self.folder / 'report.html'}")
 
@@ -370,22 +394,6 @@ class _Run:
             if "trained_on" in told:
                 return {name: told[name] for name in ("trained_on", "warnings")}
         return {"warnings": []}
-
-
-def _parts(made: Rollout) -> dict[str, Any]:
-    """A rollout's tensors and names; its media are decoded again from its last latents."""
-    return {
-        "ids": made.ids, "prompts": made.prompts, "x": made.x, "t": made.t, "logps": made.logps, "std": made.std,
-        "cond": made.cond.state(), "guidance_scale": made.guidance_scale,
-    }  # fmt: skip
-
-
-@torch.no_grad()
-def _restored(parts: Mapping[str, Any], policy: DiffusionPolicy, kernel: Any, batch_size: int = 8) -> Rollout:
-    latents = parts["x"][:, -1]
-    media = [m for part in latents.split(batch_size) for m in policy.decode(part.to(policy.device))]
-    cond = Condition.restored(parts["cond"]).to(policy.device)
-    return Rollout(**{**parts, "cond": cond}, media=media, kernel=kernel)
 
 
 def say(message: str) -> None:
