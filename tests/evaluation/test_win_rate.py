@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binom, binomtest
 
 from palate.evaluation.win_rate import compare, mean, mean_difference, outcomes, wilson, win_rate, win_rate_of
 
@@ -34,8 +34,8 @@ def test_swapping_the_two_mirrors_everything() -> None:
 
 def test_seeded_and_blind_to_how_prompts_are_called() -> None:
     rng = np.random.default_rng(0)
-    a, b = rng.normal(size=(2, 60))
-    names = [i // 3 for i in range(60)]
+    a, b = rng.normal(size=(2, 150))
+    names = [i // 3 for i in range(150)]
     assert win_rate(a, b, names) == win_rate(a, b, [f"prompt {i}" for i in names])
     assert mean(a, names) == mean(a, names)
     assert mean(a, names).ci95 != mean(a, names, seed=1).ci95
@@ -57,16 +57,16 @@ def test_independent_pairs_agree_with_wilson() -> None:
 
 def test_prompts_of_unequal_size_against_a_plain_bootstrap() -> None:
     rng = np.random.default_rng(5)
-    sizes = rng.integers(1, 12, 25)
-    names = np.repeat(np.arange(25), sizes)
+    sizes = rng.integers(1, 12, 60)
+    names = np.repeat(np.arange(60), sizes)
     won = (rng.random(len(names)) < np.where(sizes > 6, 0.9, 0.2)[names]).astype(float)
     draws = []
     for _ in range(2000):
-        rows = np.concatenate([np.flatnonzero(names == prompt) for prompt in rng.integers(0, 25, 25)])
+        rows = np.concatenate([np.flatnonzero(names == prompt) for prompt in rng.integers(0, 60, 60)])
         draws.append(won[rows].mean())
     got = win_rate_of(won, list(names))
     assert got.ci95 == pytest.approx(np.quantile(draws, [0.025, 0.975]), abs=0.015)
-    assert (got.n, got.n_prompts) == (len(names), 25)
+    assert (got.n, got.n_prompts) == (len(names), 60)
 
 
 def test_unanimous_prompts_still_have_an_interval() -> None:
@@ -92,6 +92,32 @@ def test_intervals_cover_the_truth() -> None:
     share = covered / trials
     assert 0.90 <= share[0] <= 0.99 and 0.90 <= share[2] <= 0.99
     assert share[1] < 0.92 and share[1] < share[0]
+
+
+@pytest.mark.parametrize("prompts", [10, 20, 40])
+def test_intervals_of_few_prompts_cover(prompts: int) -> None:
+    """Four pairs of a prompt with a chance of its own, Beta(3, 2); the mean of what is normal. By percentiles: 90%."""
+    rng = np.random.default_rng(prompts)
+    names = list(np.repeat(np.arange(prompts), 4))
+    covered, trials = np.zeros(2), 1500
+    for _ in range(trials):
+        won = (rng.random(prompts * 4) < rng.beta(3, 2, prompts).repeat(4)).astype(float)
+        low, high = win_rate_of(won, names).ci95
+        scores = mean(rng.normal(size=prompts).repeat(4) + rng.normal(size=prompts * 4), names).ci95
+        covered += [low <= 0.6 <= high, scores[0] <= 0 <= scores[1]]
+    assert (covered / trials >= 0.93).all() and (covered / trials <= 0.97).all()
+
+
+@pytest.mark.parametrize("prompts", [10, 20, 40])
+def test_intervals_of_few_single_pairs_cover(prompts: int) -> None:
+    """Exactly, over all numbers of wins: on average over chances; single ones hop, since wins are whole."""
+    found = [
+        win_rate_of([1.0] * wins + [0.0] * (prompts - wins), list(range(prompts))).ci95 for wins in range(prompts + 1)
+    ]
+    chances = np.linspace(0.2, 0.8, 61)
+    inside = np.array([[low <= chance <= high for low, high in found] for chance in chances])
+    share = (binom.pmf(np.arange(prompts + 1), prompts, chances[:, None]) * inside).sum(1)
+    assert 0.93 <= share.mean() <= 0.97 and share.min() > 0.9
 
 
 def test_compare_by_dimension() -> None:

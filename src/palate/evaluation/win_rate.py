@@ -1,6 +1,8 @@
 """How often A beats B, with intervals that know prompts come in groups.
 
 Several pairs of one prompt are not independent evidence: intervals resample prompts, not pairs (a cluster bootstrap).
+Its percentiles are too close together where prompts are few; up to FEW of them the interval is Student's t, for a share
+in Wilson's form with the effective size (Dean and Pagano, 2015, Journal of Survey Statistics and Methodology 3(4)).
 Arrays are paired: entry i of each is about one prompt and, if the samples were made so, one seed. Pairs with a NaN in
 either score are left out. All is deterministic given `seed`.
 """
@@ -18,14 +20,15 @@ Array = NDArray[np.float64]
 Interval = tuple[float, float]
 _Z95 = 1.959963984540054  # the normal's 97.5% point
 NO_INTERVAL: Interval = (-math.inf, math.inf)  # one prompt says nothing of others
+FEW = 40  # prompts up to which intervals are not resampled
 _CHUNK = 256  # bootstrap resamples at a time, to bound memory
 
 
 @dataclass(frozen=True)
 class WinRate:
-    """rate: (wins + ties / 2) / n. ci95: prompts resampled. ties: their share. n: pairs. n_prompts: distinct ones.
+    """rate: (wins + ties / 2) / n. ci95: of prompts, as above. ties: their share. n: pairs. n_prompts: distinct ones.
 
-    decided: wins of A among the pairs that are no ties, NaN if all are, with its interval, prompts resampled.
+    decided: wins of A among the pairs that are no ties, NaN if all are, with its interval, likewise.
     wilson95: of the rate, if every pair were evidence of its own. p: the exact sign test over prompts.
     """
 
@@ -42,7 +45,7 @@ class WinRate:
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over n values of n_prompts prompts, with its 95% interval, prompts resampled."""
+    """A mean over n values of n_prompts prompts, with its 95% interval for other prompts."""
 
     mean: float
     ci95: Interval
@@ -103,8 +106,12 @@ def _share(values: Array, groups: NDArray[np.int64], seed: int, resamples: int) 
     groups = np.unique(groups, return_inverse=True)[1]
     rate, n = float(values.mean()), int(groups.max()) + 1
     means = np.bincount(groups, values) / np.bincount(groups)
-    if np.ptp(means) == 0:
+    independent = n == len(values) and bool(np.isin(values, (0, 1)).all())
+    if np.ptp(means) == 0 or (n <= FEW and independent):
         return rate, wilson(min(rate * n, n), n), n
+    if n <= FEW:
+        size = rate * (1 - rate) / _variance(values, groups)
+        return rate, _score(rate, size, _t(n - 1)), n
     return rate, _bootstrap(values, groups, seed, resamples), n
 
 
@@ -131,16 +138,37 @@ def wilson(wins: float, n: float) -> Interval:
     """Wilson's 95% interval of a share (1927), ties as half wins; it takes every judgement for independent."""
     if not 0 <= wins <= n or n <= 0:
         raise ValueError(f"wilson needs 0 <= wins <= n and n > 0, got {wins} of {n}")
-    rate, z2 = wins / n, _Z95**2
-    centre = (rate + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z95 / (1 + z2 / n) * math.sqrt(rate * (1 - rate) / n + z2 / (4 * n * n))
+    return _score(wins / n, n, _Z95)
+
+
+def _score(rate: float, n: float, z: float) -> Interval:
+    """Where a share would lie z standard errors of its own from what was seen."""
+    centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _variance(values: Array, groups: NDArray[np.int64]) -> float:
+    """Of the mean of values that come in groups: linearised, since groups differ in size, and for few corrected."""
+    off = np.bincount(groups, values - values.mean()) / len(values)
+    return float((off**2).sum() * len(off) / (len(off) - 1))
+
+
+def _t(freedom: float) -> float:
+    """Student's 97.5% point."""
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, freedom))
 
 
 def mean(values: ArrayLike, prompts: Sequence[Hashable], *, seed: int = 0, resamples: int = 4000) -> Mean:
     """The mean of values [n] with each value's prompt [n]; NaN is left out."""
     known, groups = _known(values, prompts)
-    return Mean(float(known.mean()), _bootstrap(known, groups, seed, resamples), len(known), int(groups.max()) + 1)
+    middle, n = float(known.mean()), int(groups.max()) + 1
+    if 2 <= n <= FEW:
+        half = _t(n - 1) * math.sqrt(_variance(known, groups))
+        return Mean(middle, (middle - half, middle + half), len(known), n)
+    return Mean(middle, _bootstrap(known, groups, seed, resamples), len(known), n)
 
 
 def mean_difference(
