@@ -7,6 +7,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.special import erf
 from torch import Tensor
 from transformers import BertTokenizer
@@ -154,7 +155,7 @@ def folder(tmp_path_factory):
 
 def expected(state: dict[str, Tensor], prompts: list[str], media: list) -> np.ndarray:
     blip, words = Blip(state), tokenizer()
-    pixels = Pixels(28, 28, mean=CLIP_MEAN, std=CLIP_STD)(media).double().numpy()
+    pixels = Pixels(28, 28, mean=CLIP_MEAN, std=CLIP_STD, half_even=True)(media).double().numpy()
     tokens = [words(prompt, truncation=True, max_length=35)["input_ids"] for prompt in prompts]
     states = np.stack([blip.read(t, blip.see(p)) for t, p in zip(tokens, pixels, strict=True)])
     return (parts.through_head(HEAD, states) - 0.16717362830052426) / 1.0333394966054072
@@ -170,6 +171,20 @@ def test_the_formula(folder):
         for scorer in parts.each_size(imagereward.load, where):
             np.testing.assert_allclose(scorer(parts.PROMPTS, media)["imagereward"], wanted, rtol=0, atol=3e-5)
     np.testing.assert_allclose(scorer(parts.PROMPTS[::-1], media)["imagereward"], mismatched, rtol=0, atol=3e-5)
+
+
+@pytest.mark.parametrize(("margin", "first"), [(1, 0), (2, 1), (3, 2), (4, 2), (5, 2), (7, 4)])
+def test_the_middle_is_the_one_that_torchvision_keeps(folder, margin, first):
+    """CenterCrop of torchvision.transforms.functional, from which the published scores come: round half to even."""
+    noise = np.random.default_rng(margin).integers(0, 255, (28 + margin, 28, 3), np.uint8)
+    scorer = imagereward.load(str(folder[0]))
+    for whole, middle in (
+        (noise, noise[first : first + 28]),
+        (noise.swapaxes(0, 1), noise[first:][:28].swapaxes(0, 1)),
+    ):
+        pair = [Image.fromarray(np.ascontiguousarray(array)) for array in (whole, middle)]
+        scores = scorer([parts.PROMPTS[0]] * 2, pair)["imagereward"]
+        assert scores[0] == pytest.approx(scores[1], abs=1e-6)
 
 
 def test_a_prompt_is_cut_at_35_tokens(folder, caplog):

@@ -26,7 +26,9 @@ class Pixels:
     """Pictures -> [n, 3, size, size] float32.
 
     fit: `crop`, the shorter side becomes `resize` and the middle is kept; `pad`, the longer side does and the rest is
-    black; `stretch`, both do. By bicubic resampling unless `resample` says otherwise.
+    black; `stretch`, both do. By bicubic resampling unless `resample` says otherwise. half_even: the first row and
+    column kept are round(margin / 2), half to even, as torchvision's CenterCrop has it, rather than margin // 2, as
+    transformers does: one pixel further for margins of 3, 7, 11 ...
     """
 
     size: int
@@ -35,6 +37,7 @@ class Pixels:
     mean: Triple = CLIP_MEAN
     std: Triple = CLIP_STD
     resample: int = Image.Resampling.BICUBIC
+    half_even: bool = False
 
     def __call__(self, pictures: Sequence[Image.Image]) -> Tensor:
         arrays = np.stack([np.asarray(self._square(picture.convert("RGB")), np.float32) for picture in pictures])
@@ -52,12 +55,13 @@ class Pixels:
             short = min(width, height)
             width, height = int(self.resize * width / short), int(self.resize * height / short)
         resized = picture.resize((width, height), self.resample)
-        left, top = _half(width - self.size), _half(height - self.size)
+        left, top = self._half(width - self.size), self._half(height - self.size)
         return resized.crop((left, top, left + self.size, top + self.size))  # beyond its edges it is black
 
-
-def _half(extra: int) -> int:
-    return extra // 2 if extra >= 0 else -(-extra // 2)
+    def _half(self, extra: int) -> int:
+        if extra < 0:
+            return -(-extra // 2)
+        return round(extra / 2) if self.half_even else extra // 2
 
 
 def of_folder(where: str, size: int) -> Pixels:

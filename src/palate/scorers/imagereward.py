@@ -58,7 +58,7 @@ class ImageReward:
         size = vision.config.image_size
         self._vision, self._text = (scoring.settle(part, device, dtype) for part in (vision, text))
         self._layers = scoring.settle(layers, device, "float32")
-        self._words, self._prepare = Words(NAME, tokenizer, TOKENS), Pixels(size, size)
+        self._words, self._prepare = Words(NAME, tokenizer, TOKENS), Pixels(size, size, half_even=True)
         self._device, self._dtype = device, getattr(torch, dtype)
         self._batch_size, self._frames = batch_size, frames
 
