@@ -102,6 +102,14 @@ def test_two_way_intervals_cover_at_length(how):
     assert 0.93 <= coverage(4000, **how) <= 0.97
 
 
+def test_unanimous_votes_still_have_an_interval():
+    """Six prompts, all won, by two raters: two people or six prompts, whichever are fewer."""
+    prompts, people = np.repeat(np.arange(6), 2).tolist(), [0, 1] * 6
+    assert clusters.two_way([1.0] * 12, prompts, people) == (1.0, pytest.approx(wilson(2, 2)))
+    assert clusters.two_way([0.0] * 6, list(range(6)), [0] * 6) == (0.0, pytest.approx(wilson(0, 6)))
+    assert clusters.two_way([7.0] * 6, list(range(6)), [0, 1] * 3)[1] == (-math.inf, math.inf)
+
+
 def test_two_way_by_hand():
     # each prompt judged by people of its own: raters and prompts are the same clusters, and so is the variance
     won = np.array([1, 0, 1, 1, 0, 1.0])

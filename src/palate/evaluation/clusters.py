@@ -8,7 +8,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from palate.evaluation.win_rate import NO_INTERVAL, Interval, numbered
+from palate.evaluation.win_rate import NO_INTERVAL, Interval, numbered, wilson
 
 Array = NDArray[np.float64]
 
@@ -18,7 +18,10 @@ def two_way(values: ArrayLike, prompts: Sequence[Hashable], raters: Sequence[Has
 
     The variance is that of Cameron, Gelbach and Miller (2011): clustered by prompt, plus by rater, less by both; the
     greatest of the three where they leave less. Student's t with Satterthwaite's degrees of freedom, since raters are
-    few. With a single prompt there is no interval; with a single rater it says nothing of others, and is by prompt.
+    few. Unanimous shares, which vary in nothing, have Wilson's interval over prompts or raters, whichever are fewer;
+    other values without variance none. With a single prompt there is no interval; with a single rater it says nothing
+    of others, and is by prompt.
+
     NaN is left out. Raises ValueError if nothing is left.
     """
     known, (of_prompt, of_rater) = numbered(values, prompts, raters)
@@ -35,6 +38,9 @@ def two_way(values: ArrayLike, prompts: Sequence[Hashable], raters: Sequence[Has
         of_people = max(whole - by_prompt, 0.0)
         parts = by_prompt**2 / (n_prompts - 1) + of_people**2 / (n_raters - 1)
         variance, freedom = whole, whole**2 / parts if parts > 0 else freedom
+    if variance < 1e-18:
+        few = min(n_prompts, n_raters) if n_raters > 1 else n_prompts
+        return mean, wilson(min(mean * few, few), few) if 0 <= mean <= 1 else NO_INTERVAL
     half = _t(freedom) * math.sqrt(variance)
     return mean, (mean - half, mean + half)
 
