@@ -77,6 +77,25 @@ def test_a_resumed_run_goes_on_with_what_it_saw_and_forgets_what_never_was(tmp_p
     assert [look["guard/alarm"] for look in found][-1] == 1.0 and found[0]["guard/loss"] == 0.0
 
 
+def test_a_judge_that_was_constant_at_the_start_does_not_decide_alone(tmp_path):
+    """It dips by a hair at the second look, where the other judge is clearly best; that look's weights are kept."""
+    rng = np.random.default_rng(0)
+    taste, safe = np.repeat(rng.normal(size=32), 2), np.ones(64)
+    hair = safe.copy()
+    hair[:2] -= 1e-3
+    looked = Guarding(tmp_path, lambda name: name == "reward", 3)
+    arms = [Arm(PROMPTS, [None] * 64, {"taste": t, "safe": s}) for t, s in ((taste, safe), (taste + 1, hair))]
+    losses = [looked.look(step, arm)["guard/loss"] for step, arm in enumerate(arms)]
+    assert losses[1] < losses[0] == 0.0
+    fallen = Arm(PROMPTS, [None] * 64, {"taste": taste, "safe": 0 * safe})
+    assert looked.look(2, fallen)["guard/loss"] == pytest.approx(3.0)  # all fell alike: no spread at all
+
+
+def test_few_prompts_that_changed_alike_show_nothing():
+    ends = [guard.change("x", [1.0] * n, [0.0] * n, list(range(n)), level=0.01) for n in (2, 6, 7)]
+    assert [np.isinf(found.high) for found in ends] == [True, True, False]
+
+
 def test_the_look_by_hand():
     prompts = list("pqrstuvw")
     zeros, up, down = [0.0] * 8, [1.0, 1.2] * 4, [-1.0, -1.2] * 4

@@ -16,6 +16,8 @@ from palate.evaluation import diversity, guard
 from palate.evaluation.compare import Arm
 from palate.evaluation.win_rate import per_prompt
 
+MOST = 3.0  # spreads that one judge may count for
+
 
 class Guarding:
     """What a run's looks say. is_reward: whether a score is one that training rewards; the others are held out.
@@ -29,7 +31,7 @@ class Guarding:
 
     def look(self, step: int, arm: Arm) -> dict[str, float]:
         """`guard/alarm`, 1 or 0, and `guard/loss`: how far the held-out judges are below the start, in units of their
-        spread over prompts at the start; the weights with the lowest are the ones to keep."""
+        spread over prompts; the weights with the lowest are the ones to keep."""
         seen = self._earlier(step)
         now = self._kept(step, arm)
         if not seen:
@@ -76,11 +78,17 @@ class Guarding:
 
 
 def _rise(before: Sequence[float], after: Sequence[float], prompts: Sequence[str]) -> float:
-    """The mean change over prompts in units of the spread before; 0 where nothing is known."""
+    """The mean change over prompts in units of the spread before; 0 where nothing is known.
+
+    A judge that said the same of all at the start has no spread then: that of the changes is the unit where it is
+    greater, and no judge counts for more than MOST units, so that none decides alone for having been constant.
+    """
     a, b = np.asarray(before, np.float64), np.asarray(after, np.float64)
     known = ~(np.isnan(a) | np.isnan(b))
     if not known.any():
         return 0.0
     names = [prompt for prompt, there in zip(prompts, known, strict=True) if there]
     start = per_prompt(a[known], names)
-    return float((per_prompt(b[known], names) - start).mean() / max(float(start.std()), 1e-12))
+    off = per_prompt(b[known], names) - start
+    unit = max(float(start.std()), float(off.std()), abs(float(off.mean())) / MOST)
+    return float(off.mean()) / unit if unit > 0 else 0.0

@@ -77,14 +77,15 @@ def look(
 def change(
     name: str, before: ArrayLike, after: ArrayLike, prompts: Sequence[Hashable], *, level: float = LEVEL
 ) -> Change:
-    """The mean of after - before over prompts; infinite ends where fewer than two prompts are known."""
+    """The mean of after - before over prompts; infinite ends where fewer than two prompts are known, or so few changed
+    by exactly the same that chance could have turned all of them one way at this level."""
     from scipy.stats import t
 
     off = np.asarray(after, np.float64) - np.asarray(before, np.float64)
     if np.isnan(off).all():
         return Change(name, math.nan, -math.inf, math.inf, 0)
     means = per_prompt(off, prompts)
-    if len(means) < 2:
+    if len(means) < 2 or (np.ptp(means) == 0 and means[0] != 0 and 0.5 ** len(means) > level):
         return Change(name, float(means.mean()), -math.inf, math.inf, len(means))
     half = float(t.ppf(1 - level, len(means) - 1)) * float(means.std(ddof=1)) / math.sqrt(len(means))
     middle = float(means.mean())
