@@ -223,6 +223,47 @@ def test_what_is_made_is_not_made_again(painters, tmp_path, monkeypatch):
     assert made == [0, 1, 2]
 
 
+def test_a_slip_does_not_claim_the_folder(painters, tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="no score 'sharpness'"):
+        run(tmp_path / "out", scorers=["judge/sharpness"])
+    with monkeypatch.context() as patch:
+
+        def absent(name):
+            raise ConfigError(f"there is no model {name}")
+
+        patch.setattr(lookup, "check_arm", absent)
+        with pytest.raises(ConfigError, match="no model brigth"):
+            run(tmp_path / "out", models=["brigth", "dark"])
+    run(tmp_path / "out")
+    assert len(list(parquet.read(tmp_path / "out"))) == len(PROMPTS)
+
+
+def test_a_data_set_of_others_is_not_taken_over(painters, tmp_path):
+    run(tmp_path / "out")
+    (tmp_path / "out" / "synthesis.json").unlink()
+    with pytest.raises(ConfigError, match="another data set; choose another --out"):
+        run(tmp_path / "out")
+    assert not (tmp_path / "out" / "synthesis.json").exists()
+
+
+def test_after_a_full_device_a_smaller_batch_goes_on(painters, tmp_path, monkeypatch):
+    real, made = synthesis.make_shard, []
+
+    def make_shard(job, number, *args):
+        if number == 1 and job.batch_size > 1:
+            raise torch.OutOfMemoryError("full")
+        made.append(number)
+        real(job, number, *args)
+
+    monkeypatch.setattr(synthesis, "make_shard", make_shard)
+    with pytest.raises(torch.OutOfMemoryError):
+        run(tmp_path / "out")
+    run(tmp_path / "out", batch_size=1)
+    assert made == [0, 1, 2]
+    run(tmp_path / "straight", batch_size=1)
+    assert files(tmp_path / "out") == files(tmp_path / "straight")
+
+
 @pytest.mark.parametrize(
     ("how", "said"),
     [

@@ -7,7 +7,8 @@ order of phi, and the scores are kept, of which `rankdpo` makes the same phi.
 
 A shard is a pure function of the job and its number: a range of prompts, each picture from a noise of its own keyed by
 (seed, prompt, candidate), written aside and renamed. So a run that was killed does what is missing, several machines
-may share the work by Ray Data, and the files are the same (to the bit on one kind of device and number of threads).
+may share the work by Ray Data, and the files are the same (to the bit on one kind of device, by one number of threads
+and one size of batch).
 """
 
 from __future__ import annotations
@@ -37,15 +38,17 @@ from palate.training.logs import Progress
 
 WORK = "work"  # of what is not yet the data set
 COST = "cost.json"
+MADE_OF = "synthesis.json"
 Cost = dict[str, Counter[str]]  # model or scorer -> what it took
 Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True)
 class Job:
-    """All that the files depend on. k: candidates of each model. scorers: weight by name, of which the sign counts.
+    """What is to be made, and how. k: candidates of each model. scorers: weight by name, of which the sign counts.
 
-    asked: sampling settings, None for a model's own. in_memory: models held at once, which changes no file.
+    asked: sampling settings, None for a model's own. batch_size and in_memory, the models held at once, are for speed:
+    a job goes on with others, since a smaller batch is what mends a full device.
     """
 
     out: Path
@@ -67,6 +70,7 @@ class Job:
         return self.out / WORK / f"shard-{number:05d}"
 
     def made_of(self) -> dict[str, Any]:
+        """All that says which data set this is."""
         return {
             "models": list(self.models),
             "scorers": dict(self.scorers),
@@ -74,7 +78,6 @@ class Job:
             "seed": self.seed,
             "prompts_sha256": drawing.digest(self.prompts),
             "prompts_per_shard": self.per_shard,
-            "batch_size": self.batch_size,
             **self.asked,
         }
 
@@ -129,8 +132,9 @@ def synthesize(
     if k * len(job.models) < 2:
         raise ConfigError("one candidate a prompt compares with none: raise -k, or give several models")
     with durable.locked(out):
-        drawing.same_folder(out / "synthesis.json", job.made_of(), "preferences")
-        if not (out / "manifest.json").is_file():
+        if not _finished(job):
+            _check(job)
+            drawing.same_folder(out / MADE_OF, job.made_of(), "preferences")
             _make(job, ray, workers)
         shutil.rmtree(out / WORK, ignore_errors=True)
         _tell(out)
@@ -149,11 +153,25 @@ def _signs(scorers: Sequence[str]) -> dict[str, float]:
     return signs
 
 
-def _make(job: Job, ray: bool, workers: int | None) -> None:
-    """What is missing of the shards, and the data set of all of them."""
+def _finished(job: Job) -> bool:
+    """Whether the folder holds all of this job. Raises ConfigError if it holds another."""
+    held, finished = job.out / MADE_OF, (job.out / "manifest.json").is_file()
+    if held.is_file():
+        drawing.same_folder(held, job.made_of(), "preferences")
+    elif finished:
+        raise ConfigError(f"{job.out} holds another data set; choose another --out")
+    return finished
+
+
+def _check(job: Job) -> None:
+    """Raises for scorers and models that cannot be had: before the folder is this job's, so that a slip leaves it."""
     lookup.weighted(job.scorers).check(job.prompts)
     for model in job.models:
         lookup.check_arm(model)
+
+
+def _make(job: Job, ray: bool, workers: int | None) -> None:
+    """What is missing of the shards, and the data set of all of them."""
     (job.out / WORK).mkdir(exist_ok=True)
     durable.sweep(job.out / WORK)
     missing = [number for number in job.shards if not job.folder(number).is_dir()]
