@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import stat
+from contextlib import closing
 
 import pytest
 from starlette.routing import Route
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
-from palate.store import Store
+from palate.store import Store, StoreUnavailable, database
 from palate.studio.app import create
 from palate.studio.guard import MAX_BODY
 from palate.studio.joining import Guesses, TokenFile
@@ -274,6 +276,37 @@ def test_one_rater_cannot_answer_anothers_lease(studio):
     assert foreign.status_code == missing.status_code == 422
     assert foreign.text.replace(lease, "x") == missing.text.replace("lease-that-is-not", "x")
     assert not list(store.votes())
+
+
+def test_a_database_that_is_busy_refuses_nothing_for_good(tmp_path, monkeypatch):
+    monkeypatch.setattr(database, "BUSY_MS", 30)
+    with make.project(tmp_path / "p", 1) as store, TestClient(create(store), base_url=make.BASE) as client:
+        rater = make.person(client, store)
+        lease = rater.lease()[0]["id"]
+        with closing(sqlite3.connect(tmp_path / "p" / database.FILE, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            busy = rater.answer(lease, "k" * 16, overall="left")
+            other.execute("ROLLBACK")
+        assert busy.status_code == 503  # a page tries again
+        assert database.FILE not in busy.text and "p" not in busy.json()["error"].split()
+        assert rater.answer(lease, "k" * 16, overall="left").json()["status"] == "saved"
+
+        def gone(token):
+            raise StoreUnavailable("postgresql://someone@host: the connection is lost")
+
+        app = create(store)
+        monkeypatch.setattr(app.user_middleware[0], "kwargs", app.user_middleware[0].kwargs | {"rater_of": gone})
+        with TestClient(app, base_url=make.BASE) as cut_off:
+            reply = make.Person(cut_off, make.client_cookie(store), rater.token).get("/")
+        assert reply.status_code == 503 and "someone" not in reply.text
+
+
+def test_cookies_of_others_lock_nobody_out(studio):
+    _, store, client = studio
+    mine = make.person(client, store).headers["cookie"]
+    for foreign in ('foo={"a": 1}', "a b=c", "=;;", "x", 'q="un;ended'):
+        for cookie in (f"{foreign}; {mine}", f"{mine};{foreign}"):
+            assert client.get("/", headers={"cookie": cookie}).status_code == 200, cookie
 
 
 def test_invited_and_revoked_from_the_dashboard(studio):

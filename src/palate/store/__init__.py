@@ -2,9 +2,9 @@
 
 from palate.store.answers import Receipt
 from palate.store.core import Progress, Store
-from palate.store.errors import StoreError, StoreFull
+from palate.store.errors import StoreError, StoreFull, StoreUnavailable
 from palate.store.leases import Lease
 from palate.store.raters import Rater
 from palate.store.snapshots import Snapshot
 
-__all__ = ["Lease", "Progress", "Rater", "Receipt", "Snapshot", "Store", "StoreError", "StoreFull"]
+__all__ = ["Lease", "Progress", "Rater", "Receipt", "Snapshot", "Store", "StoreError", "StoreFull", "StoreUnavailable"]

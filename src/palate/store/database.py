@@ -20,8 +20,9 @@ from typing import Any, Generic, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from palate.store.errors import StoreError, StoreFull
+from palate.store.errors import StoreError, StoreFull, StoreUnavailable
 
 FILE = "palate.db"
 BUSY_MS = 10_000
@@ -235,7 +236,11 @@ def _acknowledge_after_sync(connection: Any, _: Any) -> None:
 
 @contextmanager
 def explained(name: str) -> Iterator[None]:
-    """Errors of the database as one line that names it, without a password."""
+    """Errors of the database as one line that names it, without a password.
+
+    Raises StoreUnavailable for those that are of the database's state, not of the statement: it is locked, its disk
+    fails, its server went away or is shutting down, all its connections are taken.
+    """
     try:
         yield
     except StoreError:
@@ -244,12 +249,13 @@ def explained(name: str) -> Iterator[None]:
         cause = getattr(error, "orig", None) or error
         if _is_full(cause):
             raise StoreFull(f"{name}: the disk is full, nothing was stored; make room and try again") from error
-        if isinstance(error, OperationalError):
+        lost = isinstance(error, DBAPIError) and error.connection_invalidated
+        if lost or isinstance(error, OperationalError | PoolTimeoutError):
             said = " ".join(str(cause).split())
-            raise StoreError(f"{name} cannot be used: {said}") from error
+            raise StoreUnavailable(f"{name} cannot be used: {said}") from error
         raise
     except sqlite3.Error as error:
-        raise StoreError(f"{name} cannot be used: {error}") from error
+        raise StoreUnavailable(f"{name} cannot be used: {error}") from error
 
 
 def _is_full(cause: BaseException) -> bool:

@@ -10,10 +10,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from palate.store import Store, StoreError, StoreFull
+from palate.store import Store, StoreError, StoreFull, StoreUnavailable
 from palate.studio import dashboard, entrance, labelling
 from palate.studio.context import HERE, Studio, WinRates
-from palate.studio.guard import Guard
+from palate.studio.guard import UNAVAILABLE, Guard
 
 TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
 
@@ -72,6 +72,10 @@ def _errors(app: FastAPI) -> None:
     @app.exception_handler(StoreFull)
     async def full(_: Request, error: StoreFull) -> JSONResponse:
         return JSONResponse({"error": "the disk of the studio is full; nothing was stored"}, 507)
+
+    @app.exception_handler(StoreUnavailable)
+    async def unavailable(_: Request, error: StoreUnavailable) -> JSONResponse:
+        return JSONResponse({"error": UNAVAILABLE}, 503)  # which a page sends again; its message names the database
 
     @app.exception_handler(StoreError)
     async def refused(_: Request, error: StoreError) -> JSONResponse:

@@ -10,13 +10,14 @@ import asyncio
 import hashlib
 import hmac
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse, Response
+
+from palate.store import StoreUnavailable
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -26,6 +27,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN = ("/join", "/api/join")  # and the files below /static/, which are the same for everybody
 ADMIN = "/admin"
+UNAVAILABLE = "the studio cannot reach its database at this moment; try again"
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 MAX_BODY = 64 * 1024  # bytes; the longest honest answer has a few hundred
 BODY_SECONDS = 20.0  # for all of a body to arrive
@@ -100,7 +102,10 @@ class Guard:
         if path in OPEN or path.startswith("/static/"):
             return None
         token = self._token(headers)
-        rater = await run_in_threadpool(self.rater_of, token) if token else None
+        try:
+            rater = await run_in_threadpool(self.rater_of, token) if token else None
+        except StoreUnavailable:
+            return _said(UNAVAILABLE, 503)
         if rater is None:
             wants_page = method == "GET" and "text/html" in headers.get("accept", "")
             return self.refused_page() if wants_page else _said("no session: open your join link", 401)
@@ -113,11 +118,12 @@ class Guard:
         return None
 
     def _token(self, headers: Headers) -> str:
-        try:
-            morsel = SimpleCookie(headers.get("cookie", "")).get(self.cookie)
-        except CookieError:
-            return ""
-        return morsel.value if morsel is not None and len(morsel.value) <= 256 else ""
+        """The session's token; empty if there is none. Cookies of others may hold anything, and are not looked at."""
+        for part in headers.get("cookie", "").split(";"):
+            name, _, value = part.partition("=")
+            if name.strip() == self.cookie:
+                return value.strip() if len(value) <= 256 else ""
+        return ""
 
 
 class TooLarge(Exception):
