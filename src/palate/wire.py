@@ -2,7 +2,8 @@
 
     {"type": "image/png", "data": "<base64>"}               a picture; lossless, so that what is judged is what was made
     {"type": "video/png", "frames": ["<base64>", ...]}      a video: its frames, each a PNG
-    {"type": "audio/wav", "data": "<base64>"}               a waveform [C, L], 32-bit floats, at its rate in Hz
+    {"type": "audio/wav", "data": "<base64>"}               a waveform [C, L], 32-bit floats, at its rate in Hz; if
+                                                            that is not known 48,000, and "rate_known": false
     {"type": "text/plain", "text": "..."}                   a text
 
 What comes in is decoded by `palate.media`, whose caps on bytes and pixels hold.
@@ -28,6 +29,7 @@ from palate.records import Medium
 MAX_FRAMES = 1024
 MAX_CHANNELS = 32
 MAX_PIXELS_AT_ONCE = 4 * media.MAX_PIXELS  # of all media of a request, and of one video: a PNG of nothing is small
+MAX_RATE = 2**20  # Hz
 _RATE = 48_000  # written where a waveform does not say its own
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
 
@@ -40,9 +42,10 @@ class WireError(ValueError):
 
 
 def encode(medium: Any) -> dict[str, Any]:
-    """A medium as JSON: a picture, a list of them or an array [F, H, W, 3] in 0 to 1, a waveform [C, L], a text.
+    """A medium as JSON: a picture, a list of them or an array [F, H, W, 3] in 0 to 1, a text, a waveform [C, L] or [L],
+    with its rate in Hz as (waveform, rate) or in its attribute `rate`.
 
-    Raises WireError for anything else, and for pictures of more than `media.MAX_PIXELS`.
+    Raises WireError for anything else, for pictures of more than `media.MAX_PIXELS`, and for rates that are none.
     """
     if isinstance(medium, str):
         return {"type": "text/plain", "text": medium}
@@ -50,12 +53,23 @@ def encode(medium: Any) -> dict[str, Any]:
         return {"type": "image/png", "data": _base64(png(medium))}
     if isinstance(medium, Sequence) and medium and all(isinstance(frame, Image.Image) for frame in medium):
         return {"type": "video/png", "frames": [_base64(png(frame)) for frame in medium]}
-    array = _array(medium)
-    if array is not None and array.ndim <= 2:
-        return {"type": "audio/wav", "data": _base64(wav(array, int(getattr(medium, "rate", _RATE))))}
-    if array is not None and array.ndim == 4 and array.shape[-1] == 3:
+    wave, rate = medium if isinstance(medium, tuple) and len(medium) == 2 else (medium, getattr(medium, "rate", 0))
+    array = _array(wave)
+    if array is not None and array.ndim in (1, 2):
+        return _sound(array, rate, said=wave is not medium)
+    if array is not None and wave is medium and array.ndim == 4 and array.shape[-1] == 3:
         return encode([Image.fromarray(frame) for frame in (array.clip(0, 1) * 255).round().astype(np.uint8)])
     raise WireError(f"a {type(medium).__name__} cannot be sent: pictures, videos, waveforms and texts can")
+
+
+def _sound(wave: NDArray[np.float32], rate: Any, said: bool) -> dict[str, Any]:
+    """said: the rate came with the waveform, and 0 is no rate."""
+    if not isinstance(rate, int | np.integer) or not said <= rate <= MAX_RATE:
+        raise WireError(f"a sound at {rate!r:.40} Hz cannot be sent: its rate is a whole number, 1 to {MAX_RATE:,}")
+    if wave.ndim == 2 and len(wave) > MAX_CHANNELS:
+        raise WireError(f"a sound of {len(wave)} channels cannot be sent, {MAX_CHANNELS} can: is it [C, L]?")
+    entry = {"type": "audio/wav", "data": _base64(wav(wave, int(rate) or _RATE))}
+    return entry if rate else entry | {"rate_known": False}
 
 
 def pixels(medium: Any) -> int:
@@ -98,8 +112,7 @@ def wav(waveform: NDArray[np.float32], rate: int) -> bytes:
 
 
 def decode(entry: Any) -> Any:
-    """What `encode` was given: a picture, a list of them, a waveform [C, L] (an array with the rate in its `rate`), a
-    text. Raises WireError."""
+    """What `encode` was given: a picture, a list of them, a `Waveform` [C, L], a text. Raises WireError."""
     kind = entry.get("type") if isinstance(entry, Mapping) else None
     if kind == "text/plain":
         if not isinstance(entry.get("text"), str):
@@ -113,7 +126,10 @@ def decode(entry: Any) -> Any:
             raise WireError(f"a medium of type video/png needs `frames`, 1 to {MAX_FRAMES} of them")
         return _frames(frames)
     if kind == "audio/wav":
-        return unwav(_bytes(entry.get("data")))
+        wave = unwav(_bytes(entry.get("data")))
+        if entry.get("rate_known") is False:
+            wave.rate = 0
+        return wave
     raise WireError(f"a medium of type {kind!r} is not read: image/png, video/png, audio/wav or text/plain are")
 
 
@@ -141,9 +157,12 @@ def _bytes(data: Any) -> bytes:
 
 
 class Waveform(np.ndarray[Any, Any]):
-    """A waveform [C, L] that knows its rate in Hz."""
+    """A waveform [C, L] that knows its rate in Hz, as do its slices and copies; 0 if nobody said it."""
 
-    rate: int = _RATE
+    rate: int = 0
+
+    def __array_finalize__(self, made_of: Any) -> None:
+        self.rate = getattr(made_of, "rate", 0)
 
 
 def unwav(content: bytes) -> Waveform:

@@ -9,10 +9,11 @@ import pytest
 import torch
 from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, RobertaTokenizer
 
+from palate.doors import serving
 from palate.models.pretrained import PretrainedError
-from palate.scorers import clap
+from palate.scorers import clap, http
 from tests import zoo
-from tests.scorers import parts
+from tests.scorers import parts, servers
 
 RATE, SECONDS = 8000, 1
 
@@ -117,6 +118,22 @@ def test_a_waveform_has_the_rate_it_is_said_to_have(tiny):
     np.testing.assert_allclose(scorer(parts.PROMPTS, mono)["clap"], wanted, atol=1e-5)
     with pytest.raises(ValueError, match=r"row 0 does not say its rate: give \(waveform, rate\), or say clap,rate"):
         clap.load(str(tiny[0]))(parts.PROMPTS, sounds())
+
+
+def test_over_http_a_sound_scores_as_it_does_here(tiny, monkeypatch, tmp_path):
+    """By the name that `palate serve-scorer` is given and the name that it prints; the wire's rate is the sound's."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.delenv("PALATE_SCORER_TOKEN", raising=False)
+    name = f"clap:{tiny[0]},device:cpu,rate:{RATE}"
+    app = serving.create(serving.find(name), name, serving.token_of(serving.default_token_file()))
+    twice = [(np.repeat(wave, 2, axis=1), 2 * RATE) for wave in sounds()]
+    here = clap.load(str(tiny[0]))(parts.PROMPTS, twice)["clap"]
+    with servers.served(app) as url:
+        there = http.load(f"{url}#{app.state.fingerprint}")
+        np.testing.assert_allclose(there(parts.PROMPTS, twice)["clap"], here, atol=1e-6)
+        bare = there(parts.PROMPTS, sounds())["clap"]  # at the server's own option
+    np.testing.assert_allclose(bare, expected(tiny, parts.PROMPTS, sounds()), atol=1e-5)
+    assert np.abs(bare - here).max() > 1e-4
 
 
 def test_another_rate_is_the_same_sound():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import os
@@ -466,6 +467,29 @@ def test_media_come_through_as_they_are():
     assert len(there(rng.uniform(0, 1, (3, 4, 4, 3)))) == 3
 
 
+def test_a_sound_keeps_its_rate():
+    there = lambda medium: wire.decode(json.loads(json.dumps(wire.encode(medium))))  # noqa: E731
+    wave = np.linspace(-1, 1, 200, dtype=np.float32).reshape(2, 100)
+    sound = there((wave, 44100))
+    np.testing.assert_array_equal(sound, wave)
+    for same in (sound, sound[:, 10:], sound.copy(), there(sound), there(sound[:, ::2]), there(sound[0])):
+        assert same.rate == 44100
+    assert there((wave, np.int64(8000))).rate == 8000 and there((sound, 8000)).rate == 8000
+    assert there(wave).rate == there(there(wave)).rate == 0  # nobody said it, and nobody makes it up
+    assert wire.unwav(base64.b64decode(wire.encode(wave)["data"])).rate == 48000  # for servers that know no better
+
+
+@pytest.mark.parametrize("rate", [0, -1, 44100.0, "44100", None, 2**40])
+def test_a_rate_that_is_none_is_not_sent(rate):
+    with pytest.raises(wire.WireError, match="rate is a whole number"):
+        wire.encode((np.zeros((1, 4), np.float32), rate))
+
+
+def test_a_waveform_that_lies_on_its_side_is_not_sent():
+    with pytest.raises(wire.WireError, match=r"is it \[C, L\]"):
+        wire.encode((np.zeros((70000, 2), np.float32), 48000))
+
+
 def test_sound_as_others_write_it_is_read():
     import io
     import wave
@@ -481,7 +505,7 @@ def test_sound_as_others_write_it_is_read():
             wire.unwav(bad)
 
 
-@pytest.mark.parametrize("medium", [3, None, [], [1], {"a": 1}, object()])
+@pytest.mark.parametrize("medium", [3, None, [], [1], {"a": 1}, object(), (1, 2), (np.zeros((1, 2, 2, 3)), 8)])
 def test_what_is_no_medium_is_not_sent(medium):
     with pytest.raises(wire.WireError):
         wire.encode(medium)

@@ -5,7 +5,8 @@ mean), and cut into windows of the model's length (10 s), the last of which ends
 over them. Nothing is drawn at random, as the model's own feature extractor would for a long sound. A sound shorter than
 a window is repeated to fill it, as in the model's training.
 
-A sound is `(waveform, rate)`, or a waveform [C, L] or [L] at the option `rate`, in hertz: it does not say its own.
+A sound is `(waveform, rate)`, or a waveform [C, L] or [L] with its rate in its attribute `rate`; one that does not say
+it is at the option `rate`. In hertz.
 """
 
 from __future__ import annotations
@@ -71,7 +72,8 @@ class Clap:
 
     def _windows(self, row: int, medium: Media) -> list[np.ndarray]:
         """A sound as float32 windows at the model's rate, each at most as long as the model hears at once."""
-        wave, rate = medium if isinstance(medium, tuple) and len(medium) == 2 else (medium, self._rate)
+        own = getattr(medium, "rate", 0) or self._rate
+        wave, rate = medium if isinstance(medium, tuple) and len(medium) == 2 else (medium, own)
         if not isinstance(wave, np.ndarray | Tensor) or wave.ndim not in (1, 2) or 0 in wave.shape:
             raise ValueError(f"{NAME} judges sounds, waveforms [C, L], and row {row} is a {type(medium).__name__}")
         if not isinstance(rate, int | np.integer) or rate <= 0:
