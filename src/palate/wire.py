@@ -6,14 +6,18 @@
                                                             that is not known 48,000, and "rate_known": false
     {"type": "text/plain", "text": "..."}                   a text
 
-What comes in is decoded by `palate.media`, whose caps on bytes and pixels hold.
+What comes in is decoded by `palate.media`, whose caps on bytes and pixels hold. Fingerprints, by which a scorer is
+known again, are made and compared here, too.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import io
+import json
+import re
 import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -32,6 +36,9 @@ MAX_PIXELS_AT_ONCE = 4 * media.MAX_PIXELS  # of all media of a request, and of o
 MAX_RATE = 2**20  # Hz
 _RATE = 48_000  # written where a waveform does not say its own
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
+GOLDEN = 4  # pictures whose scores a fingerprint holds
+SAME = 5e-3  # of a dimension's greatest golden score: how far the scores of one scorer may lie apart
+_SCORED = re.compile(r"([0-9a-f]{16})~([A-Za-z0-9_-]+)")
 
 
 class WireError(ValueError):
@@ -192,3 +199,42 @@ def _unwav(content: bytes) -> Waveform:
     wave = (numbers / 32768 if kind == _PCM else numbers).reshape(-1, channels).T.copy().view(Waveform)
     wave.rate = rate
     return wave
+
+
+# --- who judges -------------------------------------------------------------------------------------------------------
+
+
+def fingerprint(facts: Mapping[str, Any], golden: NDArray[np.float64] | None = None) -> str:
+    """A text by which a scorer is known again: a digest of facts, and behind a ~ its scores [D, GOLDEN] of the golden
+    pictures. These stand there themselves, and in no digest: the last bit of a score changes all of a digest."""
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    if golden is None:
+        return digest
+    with np.errstate(over="ignore"):
+        scores = golden.astype("<f4").tobytes()
+    return f"{digest}~{base64.urlsafe_b64encode(scores).decode().rstrip('=')}"
+
+
+def same_scorer(a: str, b: str) -> bool:
+    """Whether two fingerprints are one scorer's: equal, or of equal facts and of golden scores near one another."""
+    one, other = _SCORED.fullmatch(a), _SCORED.fullmatch(b)
+    if a == b or one is None or other is None or one[1] != other[1] or len(one[2]) != len(other[2]):
+        return a == b
+    try:
+        first, second = (
+            np.frombuffer(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)), "<f4").reshape(-1, GOLDEN)
+            for text in (one[2], other[2])
+        )
+    except ValueError:  # another server's, which only looks like ours
+        return False
+    return near(first, second, SAME)
+
+
+def near(a: NDArray[Any], b: NDArray[Any], share: float) -> bool:
+    """Whether scores [D, n] are within a share of the greatest of their dimension, NaN where the others are."""
+    if a.shape != b.shape:
+        return False
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    greatest = np.abs(np.where(np.isfinite(a), a, 0)).max(axis=-1, keepdims=True, initial=0)
+    with np.errstate(invalid="ignore"):
+        return bool(((a == b) | (np.isnan(a) & np.isnan(b)) | (np.abs(a - b) <= share * greatest)).all())

@@ -156,13 +156,61 @@ def test_pixels_beyond_the_cap_are_refused_and_never_sent(real, monkeypatch):
         Service(real[0], "it", token=TOKEN, max_wait=2).call("POST", "/score", asked)
 
 
-def test_other_weights_have_another_fingerprint():
-    class Brighter(Bright):
-        def __call__(self, prompts, media):
-            return {name: values * 1.01 for name, values in super().__call__(prompts, media).items()}
+class Scaled:
+    """A scorer of two dimensions whose scores of the golden pictures are as given, near enough."""
 
-    assert serving.fingerprint(Bright(), "b") == serving.fingerprint(Bright(), "b")
-    assert serving.fingerprint(Bright(), "b") != serving.fingerprint(Brighter(), "b")
+    dimensions = ("cosine", "size")
+
+    def __init__(self, *factors: float) -> None:
+        self._factors = itertools.cycle(factors)
+
+    def __call__(self, prompts, media):
+        factor, unknown = next(self._factors), np.nan
+        cosines = np.array([0.1235, -0.5, unknown, 0.25])[: len(media)]
+        return {"cosine": cosines * factor, "size": np.array([1e4, 2e4, 3e4, 0.0])[: len(media)] * factor}
+
+
+def test_a_scorer_is_known_again_whatever_the_last_bits_of_its_scores():
+    mine = serving.fingerprint(Scaled(1.0), "b")
+    for factor in (1.0, 1 - 1e-6, 1 + 1e-6, 1 + 1e-3):
+        assert wire.same_scorer(mine, serving.fingerprint(Scaled(factor), "b"))
+    for factor in (1.01, 0.99, -1.0, 0.0, np.nan, np.inf):
+        assert not wire.same_scorer(mine, serving.fingerprint(Scaled(factor), "b"))
+    assert not wire.same_scorer(mine, serving.fingerprint(Scaled(1.0), "another"))
+    assert "#" not in mine and "," not in mine and "=" not in mine and ":" not in mine  # it goes into a name
+
+
+def test_a_restarted_server_is_the_same_scorer_and_one_with_other_weights_is_not(server):
+    fingerprints = [serving.fingerprint(Scaled(factor), "b") for factor in (1.0, 1 + 1e-6, 1.01)]
+    said = iter([fingerprints[1], fingerprints[1], fingerprints[2]])
+    server.reply = lambda request: Answer({**HEALTH, "fingerprint": next(said)})
+    scorer = client(server.url, fingerprints[0])
+    scorer.check([])
+    scorer._look()
+    with pytest.raises(RemoteError, match="another scorer than before"):
+        scorer._look()
+
+
+def test_a_judge_that_samples_or_compares_is_known_by_name():
+    noisy = [serving.fingerprint(Scaled(*factors), "b") for factors in ((1.0, 1.0, 1.2), (1.3, 0.9), (1.0, 1.002))]
+    assert len(set(noisy)) == 1 and noisy[0] != serving.fingerprint(Scaled(1.0), "b")
+
+    class Compares(Scaled):
+        groupwise = True
+
+        def __call__(self, prompts, media):
+            raise AssertionError("real questions cost money")
+
+    assert serving.fingerprint(Compares(1.0), "b") == serving.fingerprint(Compares(1.0), "b")
+    assert serving.fingerprint(Compares(1.0), "b") != serving.fingerprint(Compares(1.0), "another")
+
+
+@pytest.mark.parametrize(
+    "other", ["v1.1", "0123456789abcdef~AAAA", "0123456789abcdef~" + "A" * 23, "0123456789abcdef~"]
+)
+def test_fingerprints_of_other_servers_are_compared_letter_by_letter(other):
+    assert wire.same_scorer(other, other) and not wire.same_scorer(other, other[:-1] + "B")
+    assert not wire.same_scorer(other, serving.fingerprint(Scaled(1.0), "b"))
 
 
 def test_the_token_is_made_once_and_is_its_owners_alone(tmp_path):

@@ -6,7 +6,6 @@ and of Palate no torch unless the scorer needs it.
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import json
 import math
@@ -34,6 +33,8 @@ MAX_BODY_BYTES = 128 * 2**20
 MAX_PROMPT = 100_000  # characters
 LOOPBACK = "127.0.0.1"
 _GOLDEN = ("a red circle", "a blue square")  # whose scores tell one judge from another
+_ASKED = 3  # times, since a judge that samples may say the same thing twice
+_STEADY = 0.1  # of what passes for one scorer: how far these may lie apart
 
 
 class ServingError(ValueError):
@@ -139,6 +140,7 @@ def create(scorer: Any, name: str, token: str) -> fastapi.FastAPI:
             "name": name,
             "version": __version__,
             "dimensions": dimensions,
+            "groupwise": bool(getattr(scorer, "groupwise", False)),
             "fingerprint": app.state.fingerprint,
             "max_items": MAX_ITEMS,
             "max_bytes": MAX_BODY_BYTES,
@@ -227,21 +229,29 @@ def _plain(scores: Mapping[str, Any], n: int) -> dict[str, list[float | None]]:
 
 
 def fingerprint(scorer: Any, name: str) -> str:
-    """By which a scorer is known again: its name, its dimensions, and its scores of a few fixed pictures to three
-    digits, so that other weights under the same name show. Without the latter where it does not judge pictures."""
+    """By which a scorer is known again: its name, its dimensions, and its scores of a few fixed pictures, so that other
+    weights under the same name show; for `wire.same_scorer`, which allows for rounding.
+
+    Without the scores where it does not judge pictures, where it compares the candidates of a call (`groupwise`), and
+    where it says another thing when asked again.
+    """
+    facts: dict[str, Any] = {"name": name, "dimensions": sorted(getattr(scorer, "dimensions", ()))}
+    if getattr(scorer, "groupwise", False):
+        return wire.fingerprint(facts)
     pictures = _golden()
     prompts = [_GOLDEN[i % len(_GOLDEN)] for i in range(len(pictures))]
-    facts: dict[str, Any] = {"name": name, "dimensions": sorted(getattr(scorer, "dimensions", ()))}
     try:
-        golden = _plain(scorer(prompts, pictures), len(pictures))
-        facts["golden"] = {d: [v if v is None else f"{v:.2e}" for v in values] for d, values in sorted(golden.items())}
+        asked = [_plain(scorer(prompts, pictures), len(pictures)) for _ in range(_ASKED)]
     except Exception as error:  # scorers of sounds, texts or a world's own captions refuse as they like
-        facts["golden"] = type(error).__name__
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        return wire.fingerprint(facts | {"golden": type(error).__name__})
+    facts["golden"] = sorted(asked[0])
+    first, *others = (np.array([scores[d] for d in sorted(scores)], np.float64) for scores in asked)
+    steady = all(wire.near(first, other, _STEADY * wire.SAME) for other in others)
+    return wire.fingerprint(facts, first if steady else None)
 
 
 def _golden() -> Sequence[Image.Image]:
-    """Four pictures: slopes and grain, the same everywhere."""
+    """`wire.GOLDEN` pictures: slopes and grain, the same everywhere."""
     y, x = np.mgrid[0:64, 0:64].astype(np.float64)
     planes = (x, y, (x * 7 + y * 13) % 64, (x * x + y * y) % 97 * 0.66)
     return [

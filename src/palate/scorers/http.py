@@ -48,6 +48,11 @@ class HttpScorer:
         return tuple(self._known()["dimensions"])
 
     @property
+    def groupwise(self) -> bool:
+        """Whether the server says that its scores compare candidates of one call only."""
+        return bool(self._known()["groupwise"])
+
+    @property
     def fingerprint(self) -> str:
         return str(self._known()["fingerprint"])
 
@@ -132,13 +137,18 @@ class HttpScorer:
         if isinstance(most, bool) or not isinstance(most, int) or most < 1:
             raise self._refused("says `max_items` that is no number of samples")
         self._same(said.get("fingerprint"))
-        self._health = {"dimensions": named, "max_items": most, "fingerprint": said["fingerprint"]}
+        self._health = {
+            "dimensions": named,
+            "max_items": most,
+            "fingerprint": said["fingerprint"],
+            "groupwise": said.get("groupwise") is True,
+        }
 
     def _same(self, fingerprint: Any) -> None:
         if not isinstance(fingerprint, str) or not fingerprint:
             raise self._refused("says no fingerprint")
         known = self._health["fingerprint"] if self._health else self._pinned
-        if known and fingerprint != known:
+        if known and not wire.same_scorer(known, fingerprint):
             raise self._refused(
                 f"is another scorer than before (fingerprint {fingerprint:.80}, not {known}): scores of two scorers do "
                 "not mix. Serve the former one again"
