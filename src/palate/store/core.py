@@ -239,7 +239,10 @@ class Store:
     # --- raters -------------------------------------------------------------------------------------------------------
 
     def add_rater(self, name: str, role: raters.Role = "rater", expires: str | None = None) -> tuple[str, str]:
-        """A new rater's id and token. The token is told this once: only its hash is kept. expires: ISO 8601."""
+        """A new rater's id and token. The token is told this once: only its hash is kept.
+
+        expires: ISO 8601, with its offset from UTC.
+        """
         return self._write(lambda connection: raters.add(connection, name, role, expires))
 
     def rater_of(self, token: str) -> Rater | None:

@@ -40,15 +40,24 @@ def record(row: Any) -> Rater:
 
 
 def add(connection: sa.Connection, name: str, role: str, expires: str | None) -> tuple[str, str]:
-    """A new rater: their id, and the token that lets them in, which is told this once."""
+    """A new rater: their id, and the token that lets them in, told this once. expires: ISO 8601 with its offset."""
     if role not in get_args(Role):
         raise StoreError(f"role {role!r} is none; it may be {' or '.join(get_args(Role))}")
     if not name.strip() or len(name) > 200 or "\0" in name:
         raise StoreError("a rater needs a name, 1 to 200 letters")
+    if expires is not None and not _is_instant(expires):
+        raise StoreError(f"expires {expires!r} is no time with an offset; write it as 2027-01-31T18:00:00+00:00")
     rater, token = f"rater-{secrets.token_hex(6)}", secrets.token_urlsafe(32)
     row = {"id": rater, "name": name, "role": role, "token": _digest(token), "time": now(), "expires": expires}
     connection.execute(sa.insert(_raters).values(revoked=False, blur=False, opted_out=False, given=0, **row))
     return rater, token
+
+
+def _is_instant(time: str) -> bool:
+    try:
+        return datetime.fromisoformat(time).tzinfo is not None
+    except ValueError:
+        return False
 
 
 def of_token(connection: sa.Connection, token: str) -> Rater | None:
