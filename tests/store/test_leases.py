@@ -7,8 +7,9 @@ from collections import Counter
 
 import pytest
 
+from palate import project
 from palate.records import Comparison, Vote
-from palate.store import Store, StoreError
+from palate.store import Store, StoreError, leases
 from tests.store.make import TIME, filled, pair, sample
 
 LEFT = {"overall": "left"}
@@ -137,6 +138,51 @@ def test_a_skip_leaves_the_place_to_others(opened):
     store.answer(bo, theirs.id, "k", LEFT)
     assert next((v.choice, v.reason) for v in store.votes()) == ("skip", "broken") and store.progress().votes == 1
     assert store.undo(ada, "u").status == "late"  # its place is another's
+    assert store.undo(ada, "u").status == "known" and store.lease(ada) == []
+    assert [vote.choice for vote in store.votes()] != ["skip"] and len(list(store.votes())) == 1  # but it is taken back
+    assert store.undo(ada, "u2").status == "nothing" and store.progress().votes == 1
+
+
+def test_a_skip_whose_place_is_gone_does_not_stand_before_earlier_answers(opened):
+    store = filled(opened(), 2, 1)
+    (ada, _), (bo, _) = store.add_rater("ada"), store.add_rater("bo")
+    first, second = store.lease(ada)
+    store.answer(ada, first.id, "k1", LEFT)
+    store.answer(ada, second.id, "k2", {"overall": "skip"})
+    store.lease(bo)
+    assert [store.undo(ada, f"u{number}").status for number in range(2)] == ["late", "saved"]
+    assert [lease.id for lease in store.lease(ada)] == [first.id] and not list(store.votes())
+
+
+def test_a_repeat_that_ran_out_is_answered_once(opened):
+    store = filled(opened(known_share=0, repeat_share=0.5), 60, 1)
+    rater, _ = store.add_rater("ada")
+    at, number = 1000.0, 0
+    while not (lease := store.lease(rater, 1, now=at)[0]).repeat:
+        store.answer(rater, lease.id, f"k{(number := number + 1)}", LEFT, now=at)
+    again = lease
+    while again.id == lease.id or not (again.repeat and again.comparison == lease.comparison):
+        at += 601 if again.id == lease.id else 0
+        again = store.lease(rater, 1, now=at)[0]
+        if not again.repeat:
+            store.answer(rater, again.id, f"k{(number := number + 1)}", LEFT, now=at)
+    assert store.answer(rater, lease.id, "old", LEFT, now=at).status == "saved"
+    assert store.answer(rater, again.id, "new", LEFT, now=at).status == "late"
+    assert sum(vote.repeat for vote in store.votes()) == 1
+
+
+def test_what_comes_next_is_found_by_index(tmp_path, monkeypatch):
+    """A rater's past is looked up comparison by comparison, and nobody reads the open leases of all, in SQLite."""
+    monkeypatch.delenv(project.DATABASE, raising=False)
+    with Store.open(tmp_path / "p", create=True) as store, store._database.read() as connection:
+        for query, index in ((leases._ORDINARY, "leases_once"), (leases._HELD, "leases_of_rater")):
+            given = query.params(rater_of="ada", spared=False, now_of=1.0)
+            sql = given.compile(connection)
+            plan = connection.exec_driver_sql(
+                f"EXPLAIN QUERY PLAN {sql}", tuple(sql.params[n] for n in sql.positiontup)
+            )
+            steps = [row.detail for row in plan if "leases" in row.detail]
+            assert len(steps) == 1 and f"INDEX {index} (rater=? AND" in steps[0], steps
 
 
 def test_undo_takes_the_latest_answer_back(opened):
@@ -296,6 +342,9 @@ def test_a_token_lets_in_until_it_is_revoked_or_expires(opened):
         assert store.rater_of(wrong) is None
     store.revoke(ada)
     assert store.rater_of(token) is None and [rater.revoked for rater in store.raters()] == [True, False]
+    for wrong in ("2027-01-01T00:00:00", "2027-01-01", "tomorrow"):
+        with pytest.raises(StoreError, match="no time with an offset"):
+            store.add_rater("Cy", expires=wrong)
     with pytest.raises(StoreError, match="role 'king'"):
         store.add_rater("Cy", "king")
     with pytest.raises(StoreError, match="not of this project"):

@@ -30,8 +30,9 @@ class Receipt:
     """What became of an answer or an undo.
 
     saved: it is on disk. known: this key was saved before, nothing was added. late: the lease ran out and its place
-    went to another, or the rater answered it elsewhere; nothing was stored. nothing: there was no answer to undo.
-    lease: the lease it is about; after an undo it is open again.
+    went to another, or the rater answered it elsewhere; nothing was stored. Of an undo: the answer, a skip, is taken
+    back, but its place went to another. nothing: there was no answer to undo. lease: the lease it is about; after an
+    undo that was saved it is open again.
     """
 
     status: Status
@@ -111,25 +112,26 @@ def _note(connection: sa.Connection, rater: str, key: str, kind: str, lease: str
 
 
 def _reclaim(connection: sa.Connection, lease: Any, now_s: float) -> bool:
-    """Whether the lease may still be answered: it is open, or it ran out and its place is still free."""
+    """Whether the lease may still be answered: it is open, or it ran out and its place is still free.
+
+    A repeat has no place to lose, but may have been given again, and is answered once.
+    """
     if lease.state == "open":
         return True  # ran out or not: nobody was given its place
     if lease.state != "expired":
         return False
-    if lease.repeat:
-        return True
     newer = connection.execute(
         sa.select(_leases)
         .where(
             _leases.c.rater == lease.rater,
             _leases.c.comparison == lease.comparison,
             _leases.c.state != "expired",
-            sa.not_(_leases.c.repeat),
+            _leases.c.repeat == lease.repeat,
         )
         .with_for_update()
     ).first()
     if newer is None:
-        return leases.take_place(connection, lease.comparison)
+        return lease.repeat or leases.take_place(connection, lease.comparison)
     if newer.state != "open":
         return False
     # The same rater was given it again meanwhile: that lease's place is this one's.
@@ -190,7 +192,10 @@ def _ranking(
 
 
 def undo(connection: sa.Connection, rater: str, key: str, expires: float) -> Receipt:
-    """Takes the rater's latest answer back: its facts are retracted and its lease is open again."""
+    """Takes the rater's latest answer back: its facts are retracted and its lease is open again.
+
+    The lease of a skip stays closed if another has its place by now.
+    """
     leases.locked_rater(connection, rater)
     known = _known(connection, rater, key)
     if known is not None:
@@ -204,12 +209,12 @@ def undo(connection: sa.Connection, rater: str, key: str, expires: float) -> Rec
     if last is None:
         return Receipt("nothing")
     lease = connection.execute(_LEASE, {"id_of": last.lease}).one()
-    if lease.state == "skipped" and not lease.repeat and not leases.take_place(connection, lease.comparison):
-        return Receipt("late", lease.id)
-    connection.execute(_CHANGE, {"id_of": lease.id, "state": "open", "expires": expires})
+    gone = lease.state == "skipped" and not lease.repeat and not leases.take_place(connection, lease.comparison)
+    if not gone:
+        connection.execute(_CHANGE, {"id_of": lease.id, "state": "open", "expires": expires})
     connection.execute(sa.update(_answers).where(_answers.c.seq == last.seq).values(undone=True))
     time = now()
     rows = [{"id": f"{rater}/{key}/{of}", "of": of, "source": rater, "time": time} for of in json.loads(last.facts)]
     facts.insert(connection, facts.RETRACTIONS, rows)
     _note(connection, rater, key, "undo", lease.id, [row["id"] for row in rows])
-    return Receipt("saved", lease.id)
+    return Receipt("late" if gone else "saved", lease.id)
