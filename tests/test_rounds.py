@@ -143,7 +143,8 @@ def test_what_was_said_is_kept_and_told(whole, capsys):
     result = json.loads((place / "run" / "result.json").read_text())
     assert (result["rounds"], result["votes"]) == (2, 12)
     assert result["trained_on"]["rows"] == 5 and result["local"] == ["model.name"]
-    assert (place / "run" / "report.html").is_file()
+    page = (place / "run" / "report.html").read_text()
+    assert "2 rounds, 12 votes of 5 people" in page and "optimiser steps" not in page
     rounds.rounds(place / "rounds.yaml")
     assert "is finished" in capsys.readouterr().out
 

@@ -348,11 +348,12 @@ class _Run:
         trained_on = asked if offline else self._order[self.wanted.verdict :]
         counted = [vote for index in range(self.wanted.n) for vote, _ in awaited.votes_of(self.store, self.name(index))]
         facts: dict[str, Any] = {
+            "title": f"{self.recipe.algorithm.name} on {self.recipe.model.name}, with people",
             "method": f"{self.recipe.algorithm.name}, {self.wanted.n} rounds",
             "seed": self.seed,
             "rounds": self.wanted.n,
             "votes": len(counted),
-            "people": len({vote.source for vote in counted}),
+            "people": _people(len({vote.source for vote in counted})),
             **self._learnt_last(),
             "local": local_places(self.recipe, self.beside),
             "versions": report.versions(),
@@ -394,6 +395,10 @@ class _Run:
             if "trained_on" in told:
                 return {name: told[name] for name in ("trained_on", "warnings")}
         return {"warnings": []}
+
+
+def _people(n: int) -> str:
+    return "1 person" if n == 1 else f"{n} people"
 
 
 def say(message: str) -> None:

@@ -296,6 +296,8 @@ def _ends(ci95: Sequence[float | None]) -> tuple[float, float]:
 
 def _summary(rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> str:
     """One line under the title: how far the training went and which weights were exported."""
+    if "rounds" in facts:  # whose rows are the rounds
+        return f"{facts['rounds']} rounds, {facts['votes']} votes of {facts['people']}"
     parts = [f"{rows[-1]['step']} optimiser steps"] if rows else []
     parts += [f"exported weights: {facts['weights']}"] if "weights" in facts else []
     return "; ".join(parts)
@@ -312,7 +314,8 @@ def _about_run(recipe: Mapping[str, Any]) -> dict[str, dict[str, str]]:
             "model": value("model", "name"),
             "method": value("algorithm", "name"),
             "preferences": value("data", "path"),
-            "prompts": value("rollout", "prompts"),
+            "prompts": value("rollout", "prompts") or value("rounds", "prompts"),
+            "people": value("rounds", "people"),
             "rewards": ", ".join(
                 f"{weight:g} x {name}" for name, weight in (value("rollout", "scorers") or {}).items()
             ),
