@@ -11,10 +11,12 @@ import torch
 import yaml
 from PIL import Image
 
-from palate.doors import comparing, polling
+from palate.config import EvaluationSettings
+from palate.doors import comparing, judging, polling
 from palate.evaluation import people, verdict
 from palate.evaluation.compare import Arm
 from palate.records import Vote
+from palate.scorers import pickscore
 from palate.store import Store
 from tests import zoo
 
@@ -156,6 +158,78 @@ def test_several_models_a_held_out_judge_and_what_was_trained_on(comparison, mod
 def test_judges_that_cannot_be_held_out(scorers, held_out, says):
     with pytest.raises(ValueError, match=says):
         comparing.Judges(scorers, held_out)
+
+
+class Groupwise:
+    """Says only which candidates of a call are better."""
+
+    groupwise, golden, dimensions = True, None, ("share",)
+
+    def __call__(self, prompts, media):
+        raise AssertionError("asked")
+
+
+class Both:
+    """Calls one of its scores as the weighted sum is called, and knows nothing by another."""
+
+    golden, dimensions = None, ("reward", "mute")
+
+    def __call__(self, prompts, media):
+        return {"reward": np.arange(len(media), dtype=float), "mute": np.full(len(media), np.nan)}
+
+
+groupwise, both = Groupwise(), Both()
+
+
+def test_a_judge_that_compares_within_a_call_is_refused_before_any_sampling(comparison, monkeypatch):
+    monkeypatch.setattr(comparing.lookup, "load_arm", lambda _: pytest.fail("a model was loaded"))
+    with pytest.raises(ValueError, match=r"groupwise scores candidates of one call .*dataset synthesize"):
+        comparison(scorers=[f"{__name__}:groupwise"])
+    wanted = EvaluationSettings(prompts=["a"], scorers={f"{__name__}:groupwise": 1.0})
+    for refused in (
+        lambda: judging.check(wanted, None, []),
+        lambda: judging.judge(None, "m", wanted, None, []),
+        lambda: judging.watch(None, "m", wanted, None),
+    ):
+        with pytest.raises(ValueError, match="each model is scored by itself"):
+            refused()
+
+
+def test_a_judge_is_one_however_it_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights").mkdir()
+    same = [
+        ("pickscore", f"pickscore:{pickscore.MODEL}"),
+        ("pickscore:weights", f"pickscore:{tmp_path}/weights,dtype:bfloat16"),
+        ("implicit:weights", f"implicit:{tmp_path}/weights"),
+    ]
+    assert all(judging.identity(one) == judging.identity(other) for one, other in same)
+    assert (
+        len({judging.identity(name) for name in ("pickscore", "pickscore:weights", "clip_score", "world:shapes")}) == 4
+    )
+    assert judging.among(("pickscore", "pickscore"), [(f"pickscore:{pickscore.MODEL}", "")])
+    with pytest.raises(ValueError, match="given as --scorer and as --held-out-scorer"):
+        comparing.Judges(["world:shapes/style"], ["world:shapes"])
+    comparing.Judges(["world:shapes"], ["world:shapes/style"])  # all but one
+
+
+def test_a_guard_that_stops_needs_a_score_held_out_however_judges_are_written():
+    def asked(*scorers):
+        return EvaluationSettings(prompts=["world:shapes:eval"], scorers=dict.fromkeys(scorers, 1.0), guard="stop")
+
+    with pytest.raises(ValueError, match="all of world:shapes/style is trained on"):
+        judging.watch(None, "m", asked("world:shapes/style"), None, rewards=["world:shapes"])
+    parts = [f"world:shapes/{name}" for name in ("alignment", "wholeness", "safety", "style")]
+    with pytest.raises(ValueError, match="trained on: add another"):
+        judging.check(asked("world:shapes"), None, parts)
+    assert judging._held_out(["world:shapes"], parts[:3]) and judging._held_out(["jpeg_size"], parts)
+
+
+def test_a_score_called_reward_is_not_the_sum(comparison):
+    result = comparison(scorers=[f"{__name__}:both/reward=2", "jpeg_size=1"])
+    assert list(result["dimensions"]) == ["reward", f"{__name__}:both.reward", "jpeg_size"]
+    of = {name: entry["a"]["mean"] for name, entry in result["dimensions"].items()}
+    assert of["reward"] == pytest.approx(of[f"{__name__}:both.reward"] + of["jpeg_size"])
 
 
 # --- by people --------------------------------------------------------------------------------------------------------

@@ -81,25 +81,21 @@ class Judges:
         kept, weighed = _weights(held_out)
         if weighed:
             raise ConfigError(f"--held-out-scorer {' '.join(held_out)}: judges held out are not added up; no weights")
-        if twice := sorted(set(weights) & set(kept)):
-            raise ConfigError(f"{twice[0]} is given as --scorer and as --held-out-scorer: choose one")
         self._held_out = [lookup.split_scorer(name) for name in kept]
+        if twice := sorted(name for name in weights if judging.among(lookup.split_scorer(name), self._held_out)):
+            raise ConfigError(f"{twice[0]} is given as --scorer and as --held-out-scorer: choose one")
         self.scorer = lookup.weighted(weights | kept)
+        judging.check_alone(self.scorer)
         summed = " + ".join(f"{weight:g} x {name}" for name, weight in weights.items())
         apart = ", ".join(kept)
         self.told = (summed if self.added_up else ", ".join(weights)) + (f"; held out: {apart}" if apart else "")
 
     def held_out(self, score: str) -> bool:
         """Whether a score is of a judge held out, once the scorer has been asked."""
-        return _among(self.scorer.origins[score], self._held_out)
+        return judging.among(self.scorer.origins[score], self._held_out)
 
     def of_training(self, score: str, rewards: Sequence[tuple[str, str]]) -> bool:
-        return _among(self.scorer.origins[score], rewards)
-
-
-def _among(origin: tuple[str, str], specified: Sequence[tuple[str, str]]) -> bool:
-    """Whether a score is one of these scorers', or of the dimension of one that they name."""
-    return any(origin[0] == name and dimension in ("", origin[1]) for name, dimension in specified)
+        return judging.among(self.scorer.origins[score], rewards)
 
 
 @dataclass(frozen=True)

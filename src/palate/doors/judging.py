@@ -6,19 +6,21 @@ Judging is of one kind everywhere: fixed prompts, fixed noise, the recipe's scor
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from palate import views
-from palate.config import EvaluationSettings, Recipe
-from palate.doors import lookup
+from palate import plugins, views
+from palate.config import ConfigError, EvaluationSettings, Recipe
+from palate.doors import judges, lookup
+from palate.doors.asked import IMPLICIT, WORLD
 from palate.doors.guarding import Guarding
 from palate.evaluation import card, comparison, grids, report, verdict
 from palate.evaluation import compare as comparing
@@ -60,7 +62,7 @@ class Watch:
         looks: int = 11,
     ) -> None:
         self._policy, self._folder, self._note, self._weights = policy, folder, note, weights
-        self._prompts, self._scorer = judged_on(wanted, beside)[:32], lookup.weighted(wanted.scorers)
+        self._prompts, self._scorer = judged_on(wanted, beside)[:32], _judges(wanted, rewards)
         self.keeps_best = wanted.guard == "stop"
         self._how: dict[str, Any] = {
             "n": 2 if self.keeps_best else 1,  # diversity is of two candidates of a prompt
@@ -87,12 +89,77 @@ watch = Watch
 def trained_on_by(scorer: lookup.Weighted, rewards: Sequence[str]) -> Callable[[str], bool]:
     """Whether a score of a scorer that has been asked is one of these scorers', which training rewards."""
     named = [lookup.split_scorer(name) for name in rewards]
+    return lambda score: among(scorer.origins[score], named)
 
-    def trained(score: str) -> bool:
-        name, dimension = scorer.origins[score]
-        return any(name == whole and part in ("", dimension) for whole, part in named)
 
-    return trained
+def among(origin: tuple[str, str], specified: Sequence[tuple[str, str]]) -> bool:
+    """Whether (scorer, dimension) is one of these scorers', or the dimension of one that they name, however written."""
+    return any(part in ("", origin[1]) and identity(origin[0]) == identity(whole) for whole, part in specified)
+
+
+_HOW = ("device", "dtype", "frames")  # options that leave a judge the one it is
+
+
+@cache
+def identity(scorer: str) -> tuple[str, ...]:
+    """By what a scorer is known however its name is written: the plugin, what it is made of, by default if it does not
+    say, and the options that make another judge of it."""
+    if scorer.startswith((IMPLICIT, WORLD)):
+        kind, _, place = scorer.partition(":")
+        return kind, _resolved(place) if scorer.startswith(IMPLICIT) else place
+    read = judges.parse(scorer)
+    options = {name: value for name, value in read.options.items() if name not in _HOW}
+    try:
+        made_by = getattr(plugins.find("scorers", read.plugin), "load", None)
+    except plugins.PluginError:  # what a model was trained on need not be installed here
+        return (scorer,)
+    takes = list(inspect.signature(made_by).parameters.values()) if made_by else []
+    place = read.where
+    if takes:
+        usual = takes[0].default
+        place = options.pop(takes[0].name, place) or (usual if isinstance(usual, str) else "")
+    return read.plugin, _resolved(place), *sorted(f"{name}:{value}" for name, value in options.items())
+
+
+def _resolved(place: str) -> str:
+    return str(Path(place).resolve()) if place and Path(place).exists() else place
+
+
+def check(wanted: EvaluationSettings, beside: Path | None, rewards: Sequence[str]) -> None:
+    """Raises ConfigError, before anything is sampled, for judges or prompts that cannot be judged by or on."""
+    _judges(wanted, rewards).check(judged_on(wanted, beside))
+
+
+def _judges(wanted: EvaluationSettings, rewards: Sequence[str]) -> lookup.Weighted:
+    scorer = lookup.weighted(wanted.scorers)
+    check_alone(scorer)
+    if wanted.guard == "stop" and not _held_out(wanted.scorers, rewards):
+        raise ConfigError(
+            f"evaluation.guard: stop needs a judge held out, and all of {', '.join(wanted.scorers)} is trained on: add "
+            "another to evaluation.scorers"
+        )
+    return scorer
+
+
+def _held_out(scorers: Iterable[str], rewards: Sequence[str]) -> bool:
+    """Whether a score is left that training does not reward, as far as scorers tell what they give."""
+    named = [lookup.split_scorer(name) for name in rewards]
+    asked = [lookup.split_scorer(name) for name in scorers]
+    given = {
+        (name, one)
+        for name, part in asked
+        for one in ([part] if part else getattr(lookup.find_scorer(name), "dimensions", ()) or [""])
+    }
+    return any(not among(origin, named) for origin in given)
+
+
+def check_alone(scorer: lookup.Weighted) -> None:
+    """Raises ConfigError for judges whose scores of one model cannot be held against those of another."""
+    if scorer.groupwise:
+        raise ConfigError(
+            f"{scorer.groupwise[0]} scores candidates of one call against each other, and here each model is scored by "
+            "itself: use it in `palate dataset synthesize`, in data.relabel or to score a project, and another to judge"
+        )
 
 
 def rewards_of(recipe: Recipe) -> list[str]:
@@ -119,6 +186,7 @@ def judge(
     """
     prompts = judged_on(wanted, beside)
     scorer = lookup.weighted(wanted.scorers)
+    check_alone(scorer)
     settings = sampler_of(policy, model, wanted) | {"batch_size": wanted.batch_size}
     with contextlib.closing(Progress(2 * len(prompts) * wanted.n, 0, what="picture")) as bar:
         run_arm = partial(comparing.run_arm, n=wanted.n, seed=wanted.seed, settings=settings, progress=bar.advance)

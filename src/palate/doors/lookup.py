@@ -197,7 +197,8 @@ class Weighted:
     """One scorer of several, each score times its weight.
 
     `{"jpeg_size": -1, "world:shapes/alignment": 1}`: behind a slash stands one dimension of a scorer that gives
-    several; where a slash is part of its name, `http:127.0.0.1:8765,dimension:quality`. Each is asked once.
+    several; where a slash is part of its name, `http:127.0.0.1:8765,dimension:quality`. Each is asked once. A score is
+    called as its dimension is; with its scorer before it where that name is taken, as `reward`, the sum's, always is.
     origins: of each score given so far, its scorer and the dimension there.
     """
 
@@ -208,6 +209,11 @@ class Weighted:
             whole, dimension = split_scorer(name)
             self._weights.setdefault(whole, {})[dimension] = weight
         self._found = {name: find_scorer(name) for name in self._weights}
+
+    @property
+    def groupwise(self) -> list[str]:
+        """Those whose scores say something among the candidates of one call only."""
+        return [name for name, scorer in self._found.items() if getattr(scorer, "groupwise", False)]
 
     def check(self, prompts: Sequence[str]) -> None:
         """Raises ConfigError for prompts or dimensions that a scorer is known not to judge: before any sampling."""
@@ -232,7 +238,7 @@ class Weighted:
             for dimension, values in scores.items():
                 weight = weights.get(dimension, weights.get(""))
                 if weight is not None:
-                    key = dimension if dimension not in out else f"{name}.{dimension}"
+                    key = f"{name}.{dimension}" if dimension in out or dimension == "reward" else dimension
                     self.origins[key] = name, dimension
                     out[key] = weight * np.asarray(values, float)
         return out

@@ -124,7 +124,7 @@ def _check_inputs(recipe: Recipe, path: Path) -> None:
     if recipe.rollout:
         lookup.weighted(recipe.rollout.scorers).check(lookup.read_prompts(recipe.rollout.prompts, path.parent))
     if recipe.evaluation:
-        lookup.weighted(recipe.evaluation.scorers).check(judging.judged_on(recipe.evaluation, path.parent))
+        judging.check(recipe.evaluation, path.parent, judging.rewards_of(recipe))
 
 
 def _change(data: DataSettings, folder: Path, rank: int) -> contextlib.AbstractContextManager[encoding.Change | None]:
