@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
@@ -362,3 +363,16 @@ def test_the_first_start_makes_tokens_that_the_store_cannot_tell(tmp_path, monke
     assert len(TokenFile(tmp_path / "p").read()) == 6
     with Store.open(tmp_path / "p") as store:
         assert len(store.raters()) == 6
+    (tmp_path / "p" / "tokens").unlink()  # or a kill came between the store and the file
+    serve(tmp_path / "p", port=0, write=said.append)
+    ((_, role, token),) = TokenFile(tmp_path / "p").read()
+    assert role == "admin" and f"/join#{token}" in said[-4]
+    with Store.open(tmp_path / "p") as store:
+        assert store.rater_of(token).role == "admin" and len(store.raters()) == 7
+
+
+def test_links_that_are_made_at_once_are_all_kept(tmp_path):
+    files = [TokenFile(tmp_path) for _ in range(4)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: files[n % 4].add(f"rater {n}", "rater", f"token-{n}"), range(40)))
+    assert {token for _, _, token in files[0].read()} == {f"token-{n}" for n in range(40)}

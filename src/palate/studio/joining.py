@@ -12,11 +12,17 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows has no POSIX locks: there, one process at a time is to write the file
+    fcntl = None  # type: ignore[assignment]
 
 COOKIE_SECONDS = 30 * 24 * 3600
 FILE = "tokens"
+_WRITING = threading.Lock()
 
 
 def cookie_name(folder: Path) -> str:
@@ -77,11 +83,24 @@ class TokenFile:
 
     def add(self, name: str, role: str, token: str) -> None:
         """Raises OSError if the file cannot be written."""
-        self._write([*self.read(), (" ".join(name.split()), role, token)])
+        with self._alone():
+            self._write([*self.read(), (" ".join(name.split()), role, token)])
 
     def keep(self, valid: Callable[[str], bool]) -> None:
         """Drops the lines of tokens that are not valid any more."""
-        self._write([row for row in self.read() if valid(row[2])])
+        with self._alone():
+            self._write([row for row in self.read() if valid(row[2])])
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Holds the file from reading to writing, against other threads, and other processes that lock the folder."""
+        with _WRITING, contextlib.ExitStack() as held:
+            if fcntl is not None:
+                folder = os.open(self.path.parent, os.O_RDONLY)
+                held.callback(os.close, folder)
+                with contextlib.suppress(OSError):  # of a file system without locks
+                    fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
 
     def _write(self, rows: list[tuple[str, str, str]]) -> None:
         aside = self.path.with_name(FILE + ".partial")

@@ -104,8 +104,7 @@ def prepare(
     listening = listen(host, port)
     base = f"http://{shown_host(host)}:{listening.getsockname()[1]}"
     file = TokenFile(store.folder)
-    invite(store, file, first, raters)
-    say(write, base, file, store.folder, first or bool(raters))
+    say(write, base, file, store.folder, links=invite(store, file, first, raters))
     config = uvicorn.Config(
         create(store, hosts=reached_by(host, names), win_rates=win_rates),
         log_level="warning",
@@ -178,9 +177,15 @@ def shown_host(host: str) -> str:
     return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
-def invite(store: Store, file: TokenFile, first: bool, raters: int | None) -> None:
-    """Makes the tokens of the first start, or as many more as were asked for."""
-    if first:
+def invite(store: Store, file: TokenFile, first: bool, raters: int | None) -> bool:
+    """Makes the tokens of the first start, or as many more as were asked for; whether there are new ones.
+
+    Where the file tells no admin's token that is valid (it was deleted, or a kill came before it was written), a new
+    admin's: else nobody could come in as one again.
+    """
+    known = (store.rater_of(token) for _, role, token in file.read() if role == "admin")
+    locked_out = not any(rater is not None and rater.role == "admin" for rater in known)
+    if locked_out:
         _, token = store.add_rater("admin", "admin")
         file.add("admin", "admin", token)
     count = sum(rater.role == "rater" for rater in store.raters())
@@ -188,6 +193,7 @@ def invite(store: Store, file: TokenFile, first: bool, raters: int | None) -> No
     for number in range(count + 1, count + more + 1):
         _, token = store.add_rater(f"rater {number}")
         file.add(f"rater {number}", "rater", token)
+    return locked_out or more > 0
 
 
 def say(write: Callable[[str], None], base: str, file: TokenFile, folder: Path, links: bool) -> None:
