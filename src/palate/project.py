@@ -95,7 +95,9 @@ def create(folder: str | Path, settings: ProjectSettings | None = None) -> Proje
     if (folder / SETTINGS).is_file():
         return read(folder)
     known = {INSTRUCTIONS, "tokens", "media", durable.LOCK}
-    if folder.is_dir() and (others := sorted(path.name for path in folder.iterdir() if path.name not in known)):
+    found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    # What a kill left of writing a file here is no reason to refuse.
+    if others := [name for name in found if name not in known and not name.startswith(durable.ASIDE)]:
         raise ConfigError(f"{folder} holds {others[0]} and is no project: choose an empty or a new folder")
     settings = settings or ProjectSettings()
     if not settings.id:

@@ -196,6 +196,9 @@ def test_a_project_is_made_once(tmp_path: Path):
     (tmp_path / "other" / "thesis.tex").write_text("")
     with pytest.raises(ConfigError, match=r"holds thesis.tex and is no project"):
         project.create(tmp_path / "other")
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / "palate-tmp-0123").write_text("id: half of")
+    assert project.create(tmp_path / "killed").id
     with pytest.raises(ConfigError, match=r"no project\.yaml"):
         Store.open(tmp_path / "nowhere")
 
