@@ -14,7 +14,7 @@ from palate.config import ConfigError
 from palate.datasets import parquet
 from palate.doors import projects
 from palate.project import ProjectSettings
-from palate.records import Score, Vote
+from palate.records import Medium, Score, Vote
 from palate.store import Store, StoreError
 from tests import zoo
 from tests.store.make import TIME, filled
@@ -64,7 +64,18 @@ def test_rankings_show_several(model, prompts, tmp_path):
     how = {"seed": 3, "num_inference_steps": 1, "guidance_scale": 1.0}
     projects.sample(model, prompts, folder=tmp_path / "p", k=4, **how)
     with Store.open(tmp_path / "p", write=False) as store:
-        assert [(len(c.samples), c.wanted) for c in store.comparisons()] == [(3, 2)] * 2  # the fourth has no other
+        assert [(len(c.samples), c.wanted) for c in store.comparisons()] == [(2, 2)] * 4
+        assert len({name for c in store.comparisons() for name in c.samples}) == 8  # the fourth of each, too
+
+
+@pytest.mark.parametrize(
+    ("n", "show", "sizes"), [(1, 4, []), (2, 2, [2]), (3, 2, [2, 2]), (9, 4, [3, 3, 3]), (8, 8, [8]), (9, 2, [2] * 5)]
+)
+def test_every_candidate_is_shown_beside_another(n, show, sizes):
+    media = {f"s{i}": Medium("image/png", bytes([i])) for i in range(n)}
+    shown = list(projects._comparisons("p", list(media), media, ProjectSettings(kind="ranking", show=show), None, ""))
+    assert [len(one.samples) for one in shown] == sizes
+    assert {name for one in shown for name in one.samples} == (set(media) if sizes else set())
 
 
 def told(folder: Path, pairs: int = 4) -> Store:

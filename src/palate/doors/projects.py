@@ -113,10 +113,18 @@ def _comparisons(
     different = list({media[name]: name for name in names}.values())
     groups: Iterable[Sequence[str]] = combinations(different, 2)
     if settings.kind == "ranking":
-        groups = (different[at : at + settings.show] for at in range(0, len(different), settings.show))
+        groups = _spread(different, settings.show)
     found = [tuple(group) for group in groups if len(group) > 1]
     for group in sorted(found, key=lambda group: _digest([batch, *group]))[:pairs]:
         yield Comparison(_digest([batch, *group]), prompt, group, settings.votes_per_comparison, batch=batch)
+
+
+def _spread(names: Sequence[str], most: int) -> Iterator[Sequence[str]]:
+    """Groups of at most so many, as equal as can be: nobody is left over. Of twos of an odd number, two overlap."""
+    count = -(-len(names) // most)
+    for i in range(count):
+        start, end = (len(names) * at // count for at in (i, i + 1))
+        yield names[start : max(end, 2)]  # the first alone can be of one
 
 
 def score(folder: Path, scorers: Sequence[str], batch_size: int = 8) -> None:
