@@ -9,6 +9,7 @@ import pytest
 
 from palate.evaluation.win_rate import win_rate_of
 from palate.planning import PlanError, plan
+from palate.views import majority
 
 
 def test_by_hand():
@@ -23,6 +24,12 @@ def test_by_hand():
     # a tie is half a win and tells half the variance less
     assert plan(0.05, ties=0.4, votes_per_pair=1).pairs == pytest.approx(one.pairs * 0.6, abs=3)
     assert "384" not in str(one) and "plus or minus 5.0 points" in str(one)
+    # of one vote the majority is the vote; of five it is a coin at an even rate, however much they agree
+    assert one.majority_half_width == pytest.approx(one.half_width)
+    assert plan(0.05, ties=0, agreement=1).majority_half_width == pytest.approx(0.05, rel=0.01)
+    even = [plan(0.05, ties=0, agreement=alpha) for alpha in (0, 0.4)]
+    assert all(p.majority_half_width == pytest.approx(0.98 / math.sqrt(p.pairs), rel=0.02) for p in even)
+    assert "of the majority" in str(even[0])
 
 
 def test_known_and_repeated_pairs_cost_votes_and_prompts_have_company():
@@ -70,12 +77,14 @@ def test_simulated_votes_give_the_interval_that_was_planned(rate, k, agreement, 
     got = plan(0.06, rate, ties=0, votes_per_pair=k, agreement=agreement, pairs_per_prompt=m, prompt_correlation=within)
     rng = np.random.default_rng(0)
     prompts = [i // m for i in range(got.pairs)]
-    widths, inside = [], 0
+    widths, majorities, inside = [], [], 0
     for seed in range(150):
-        found = win_rate_of(
-            simulated(rng, rate, k, agreement, got.prompts, m, within), prompts, seed=seed, resamples=500
-        )
+        votes = simulated(rng, rate, k, agreement, got.prompts, m, within)
+        found = win_rate_of(votes, prompts, seed=seed, resamples=500)
+        low, high = win_rate_of(majority(votes), prompts, seed=seed, resamples=500).ci95
+        majorities.append((high - low) / 2)
         widths.append((found.ci95[1] - found.ci95[0]) / 2)
         inside += found.ci95[0] <= rate <= found.ci95[1]
     assert np.mean(widths) == pytest.approx(got.half_width, rel=0.06)
+    assert np.mean(majorities) == pytest.approx(got.majority_half_width, rel=0.1)
     assert inside / 150 >= 0.9

@@ -4,8 +4,11 @@
 
 The estimate is the mean over pairs of the mean vote, a tie half. Votes of one pair are not independent evidence: with
 agreement rho, the intraclass correlation of votes (Krippendorff's alpha of two-sided judgements estimates it), the mean
-of k votes has variance v (rho + (1 - rho) / k), where v = rate (1 - rate) - ties / 4 is that of one vote. Pairs of one
-prompt are alike, too, and multiply it by the design effect 1 + (m - 1) * prompt_correlation (Kish, 1965).
+of k votes has variance v (rho + (1 - rho) / k), where v = rate (1 - rate) - ties / 4 is that of one vote. The majority
+of the k, which `palate compare --people` names first, throws away by how much it was one: its interval is wider, and is
+told beside. Its variance is that of more than half of k beta-binomial votes of that correlation, none a tie: ties make
+it less. Pairs of one prompt are alike, too, and multiply both by the design effect 1 + (m - 1) * prompt_correlation
+(Kish, 1965).
 """
 
 from __future__ import annotations
@@ -25,7 +28,8 @@ class Plan:
     """pairs of so many prompts, each judged by votes_per_pair distinct raters; votes in all, known and repeated pairs
     included; raters, of at most VOTES_OF_A_RATER votes each; hours of all of them together.
 
-    half_width: what the interval is expected to reach either way of the rate, at 95%.
+    half_width: what the interval is expected to reach either way of the rate, at 95%. majority_half_width: the same, at
+    most, of the rate at which the majority of a pair's votes wins.
     """
 
     pairs: int
@@ -35,12 +39,14 @@ class Plan:
     raters: int
     hours: float
     half_width: float
+    majority_half_width: float
 
     def __str__(self) -> str:
         return (
             f"{self.pairs} pairs of {self.prompts} prompts, {self.votes_per_pair} votes each: {self.votes} votes with "
             f"known and repeated pairs, by at least {self.raters} raters, {self.hours:.1f} hours of work in all, for "
-            f"an interval of plus or minus {100 * self.half_width:.1f} points"
+            f"an interval of plus or minus {100 * self.half_width:.1f} points of the mean vote, and at most "
+            f"{100 * self.majority_half_width:.1f} points of the majority of each pair's votes"
         )
 
 
@@ -72,7 +78,8 @@ def plan(
         raise PlanError("known_share and repeat_share must not be negative and leave room for other pairs")
     of_a_vote = rate * (1 - rate) - ties / 4
     of_a_pair = of_a_vote * (agreement + (1 - agreement) / votes_per_pair)
-    of_a_prompt = of_a_pair * (1 + (pairs_per_prompt - 1) * prompt_correlation) / pairs_per_prompt
+    shared = (1 + (pairs_per_prompt - 1) * prompt_correlation) / pairs_per_prompt
+    of_a_prompt = of_a_pair * shared
     prompts = _prompts(of_a_prompt, half_width)
     pairs = prompts * pairs_per_prompt
     votes = math.ceil(pairs * votes_per_pair / (1 - known_share - repeat_share))
@@ -84,7 +91,25 @@ def plan(
         raters=max(votes_per_pair, math.ceil(votes / VOTES_OF_A_RATER)),
         hours=votes * seconds_per_vote / 3600,
         half_width=_half_width(of_a_prompt, prompts),
+        majority_half_width=_half_width(_of_majority(rate, agreement, votes_per_pair) * shared, prompts),
     )
+
+
+def _of_majority(rate: float, agreement: float, votes: int) -> float:
+    """Variance of the majority of so many votes: 1, 0, or .5 where neither side has more."""
+    import numpy as np
+    from scipy.stats import betabinom, binom
+
+    wins = np.arange(votes + 1)
+    if agreement in (0, 1):  # the ends that the beta distribution only comes near to
+        chances = (
+            binom.pmf(wins, votes, rate) if agreement == 0 else np.where(wins == votes, rate, (wins == 0) * (1 - rate))
+        )
+    else:
+        weight = (1 - agreement) / agreement
+        chances = betabinom.pmf(wins, votes, rate * weight, (1 - rate) * weight)
+    outcome = np.where(2 * wins == votes, 0.5, 2 * wins > votes)
+    return float(chances @ outcome**2 - (chances @ outcome) ** 2)
 
 
 def _prompts(variance: float, half_width: float) -> int:
