@@ -69,6 +69,12 @@ def test_the_page_is_whole_loads_nothing_and_text_stays_text(tmp_path, models):
     assert page.text.count("guard against reward hacking:") + page.text.count("Guard:") == len(models) - 1
 
 
+def test_only_what_holds_among_all_comparisons_is_coloured():
+    entry = {"a": "x", "b": "y", "ci95": [0.55, 0.9], "ties": 0.0}
+    tones = [comparison._told(entry | {"p_holm": p}, {"x": "x", "y": "y"})["tone"] for p in (0.01, 0.2, None)]
+    assert tones == ["better", "open", "open"]
+
+
 def test_names_are_as_short_as_they_may_be():
     assert comparison.short_names(["a/x", "b/y"]) == ["x", "y"]
     assert comparison.short_names(["a/x", "b/x", "z"]) == ["a/x", "b/x", "z"]

@@ -71,11 +71,12 @@ def short_names(models: Sequence[str]) -> list[str]:
 def _told(entry: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     """A verdict as the page needs it: its models' short names, ends that are numbers, its tone."""
     ends = _ends(entry["ci95"])
+    sure = entry["p_holm"] is not None and entry["p_holm"] < 0.05  # of all that the page compares
     return dict(entry) | {
         "a": names[entry["a"]],
         "b": names[entry["b"]],
         "ends": ends,
-        "tone": report.tone(ends, 0.5),
+        "tone": report.tone(ends, 0.5) if sure else "open",
         "even": entry["ties"] == 1,
     }
 
