@@ -15,7 +15,7 @@ from palate.config import EvaluationSettings
 from palate.doors import comparing, judging, polling
 from palate.evaluation import people, verdict
 from palate.evaluation.compare import Arm
-from palate.records import Vote
+from palate.records import Comparison, Vote
 from palate.scorers import pickscore
 from palate.store import Store
 from tests import zoo
@@ -232,6 +232,34 @@ def test_a_score_called_reward_is_not_the_sum(comparison):
     assert of["reward"] == pytest.approx(of[f"{__name__}:both.reward"] + of["jpeg_size"])
 
 
+def test_a_judge_that_knows_nothing_of_a_model_loses_no_comparison(comparison, tmp_path):
+    result = comparison(scorers=[f"{__name__}:both/mute", "jpeg_size"])
+    assert result["means"]["mute"] == [None, None] and len(result["means"]["jpeg_size"]) == 2
+    assert list(result["wins"]) == list(result["dimensions"]) == ["jpeg_size"] and result["win_rate"] == 0.5
+    assert all("mute could judge nothing that" in warning for warning in result["warnings"])
+    assert "ute could judge nothing" in (tmp_path / "same" / "report.html").read_text()
+    nothing = comparison(scorers=[f"{__name__}:both/mute=1", "jpeg_size=1"], out=tmp_path / "summed")
+    assert nothing["means"]["reward"] == [None, None] and nothing["verdicts"] == []
+
+
+def test_one_model_is_held_at_a_time(comparison, monkeypatch):
+    import gc
+    import weakref
+
+    held, load = [], comparing.lookup.load_arm
+
+    def loaded(model):
+        gc.collect()
+        assert not [reference for reference in held if reference() is not None]
+        policy = load(model)
+        held.append(weakref.ref(policy))
+        return policy
+
+    monkeypatch.setattr(comparing.lookup, "load_arm", loaded)
+    comparison(n=1)
+    assert len(held) == 2
+
+
 # --- by people --------------------------------------------------------------------------------------------------------
 
 
@@ -271,11 +299,31 @@ def test_people_judge_in_a_project_and_the_same_command_counts(model, tmp_path, 
     assert verdict_of["rate"] == 1.0 and verdict_of["n"] == 3 and verdict_of["b"] == models[1]
     (single,) = facts["people"]["each_vote"]
     assert single["rate"] == pytest.approx((12 + 1.5) / 15) and single["n"] == 15
-    assert facts["people"]["votes"] == 16 and len(facts["people"]["raters"]) == 6
+    assert facts["people"]["votes"] == 15 and len(facts["people"]["raters"]) == 6
     said = capsys.readouterr().out
-    assert "each vote by itself, people" in said and "16 of 15 votes" in said
+    assert "each vote by itself, people" in said and "15 of 15 votes" in said
     html = (tmp_path / "out" / "report.html").read_text()
     assert "The people" in html and html.count("data:image/png") == 6
+
+
+def test_votes_that_bring_a_pair_no_nearer_are_no_progress():
+    def vote(number, who, choice="a", **more):
+        time = "2026-11-21T10:00:00+00:00"
+        return Vote(str(number), "a", "b", choice, who, time, **{"comparison": "c", **more})
+
+    asked = [Comparison("c", "p", ("a", "b"), 2), Comparison("d", "p", ("a", "b"), 2)]
+    votes = [vote(1, "x"), vote(2, "x", dimension="motion"), vote(3, "x", repeat=True), vote(4, "y", "skip")]
+    assert polling._given(asked, votes) == {"c": 1}
+    assert polling._given(asked, [*votes, *(vote(who, who) for who in "yz")]) == {"c": 2}
+
+
+def test_a_model_that_is_not_there_leaves_no_trace_of_a_comparison(model, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a cat\n")
+    with pytest.raises(OSError, match="no such folder"):
+        polling.compare([str(model), str(tmp_path / "absent")], prompts=prompts, project=tmp_path / "project", n=1,
+                        out=tmp_path / "out", seed=0)  # fmt: skip
+    assert not (tmp_path / "out" / comparing.COMPARISON).exists() and not (tmp_path / "project").exists()
 
 
 def test_majorities_and_single_votes_by_hand():

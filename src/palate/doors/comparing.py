@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from palate import durable
 from palate.config import ConfigError
 from palate.doors import drawing, judging, lookup
@@ -136,9 +138,21 @@ def judged(
     outcomes = verdict.by_scores(arms, seen, categories)
     facts |= verdict.numbers(models, outcomes, kinds) | verdict.beside(models, arms, roles)
     facts["judges"] = [{"name": name, "role": kinds.get(name, verdict.JUDGE)} for name in seen]
-    facts["means"] = {name: [asdict(win_rate.mean(arm.scores[name], arm.prompts)) for arm in arms] for name in seen}
+    facts["means"] = {name: [_mean(arm, name) for arm in arms] for name in seen}
+    facts["warnings"] += [
+        f"{name} could judge nothing that {model} made"
+        for name, means in facts["means"].items()
+        for model, found in zip(models, means, strict=True)
+        if found is None
+    ]
     facts["shown"] = _shown(arms, rows, n, out / "samples")
     return facts | (_of_two(arms, weights, judges.added_up, facts) if len(models) == 2 else {})
+
+
+def _mean(arm: comparing.Arm, score: str) -> dict[str, Any] | None:
+    """None where nothing is known."""
+    values = arm.scores[score]
+    return None if np.isnan(values).all() else asdict(win_rate.mean(values, arm.prompts))
 
 
 def _of_two(
@@ -234,6 +248,7 @@ def _arms(
             how = settings | {"batch_size": batch}
             arm = comparing.run_arm(policy, texts, scorer, n=n, seed=seed, settings=how, progress=bar.advance)
         arms.append(arm)
+        del policy  # before the next is loaded: two at once need not fit
     return arms, settings
 
 

@@ -20,7 +20,7 @@ from palate.doors import comparing, drawing, judging, lookup
 from palate.evaluation import grids, people, report, verdict
 from palate.media import decode
 from palate.prompts import Prompt
-from palate.records import Comparison, Medium, Sample, now
+from palate.records import Comparison, Medium, Sample, Vote, now
 from palate.store import Store
 from palate.training.logs import Progress
 
@@ -53,11 +53,12 @@ def compare(
     }  # fmt: skip
     batch = "compare-" + _digest({**made_of, "people": None})
     with durable.locked(out):
-        drawing.same_folder(out / comparing.COMPARISON, made_of, "comparisons")
         shown = _shown(models, rows, n, batch)
-        if not _filled(project, models, batch, len(shown)):
-            for model in models:
-                lookup.check_arm(model)
+        filled = _filled(project, models, batch, len(shown))
+        for model in () if filled else models:
+            lookup.check_arm(model)
+        drawing.same_folder(out / comparing.COMPARISON, made_of, "comparisons")
+        if not filled:
             with Store.open(project, create=True) as store:
                 _fill(store, models, rows, n, seed, batch, asked, batch_size)
                 _ask(store, shown, batch, wanted)
@@ -134,6 +135,7 @@ def _fill(
                     batch=batch,
                 )
                 bar.advance(len(part))
+        del policy  # before the next is loaded: two at once need not fit
 
 
 def _png(made: Any) -> bytes:
@@ -172,8 +174,7 @@ def _counted(
         single += [{"judge": name, **of} for of in people.each_vote(shown, votes, models, dimension)]
     numbers = verdict.numbers(models, judged, {}) if judged else {"verdicts": [], "categories": []}
     known = [comparison for comparison in store.comparisons() if comparison.expected]
-    counted = [vote for vote in votes if not vote.repeat]
-    said = {vote.comparison for vote in counted}
+    given = _given(asked, votes)
     return {
         "models": list(models),
         "warnings": [] if judged else ["nobody has voted yet"],
@@ -181,14 +182,24 @@ def _counted(
         "judges": [{"name": name, "role": verdict.JUDGE} for name in judged],
         "shown": _pictures(store, models, rows, batch, out / "samples"),
         "people": {
-            "votes": len(counted),
+            "votes": sum(given.values()),
             "wanted": sum(comparison.wanted for comparison in asked),
-            "pairs": len(said),
+            "pairs": len(given),
             "each_vote": single,
             "alpha": _plain(agreement.alpha(votes, comparisons=known)),
             "raters": [asdict(rater) for rater in agreement.raters(everything, known)],
         },
     }
+
+
+def _given(asked: Sequence[Comparison], votes: Sequence[Vote]) -> dict[str, int]:
+    """By comparison that has any, raters who answered, `wanted` at most: a skip, a repeat and a vote too many bring no
+    pair nearer to being done, nor does one rater's answer to a second question."""
+    raters: dict[str, set[str]] = {}
+    for vote in votes:
+        if not vote.repeat and vote.choice != "skip":
+            raters.setdefault(vote.comparison, set()).add(vote.source)
+    return {pair.id: min(len(raters[pair.id]), pair.wanted) for pair in asked if pair.id in raters}
 
 
 def _plain(found: agreement.Alpha | None) -> dict[str, Any] | None:

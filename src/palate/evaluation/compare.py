@@ -54,7 +54,7 @@ def run_arm(
 class Judgement:
     """Tuned against base: the verdict by the weighted reward, and each score (and the reward) compared alone.
 
-    Without weights there is no reward and no such verdict.
+    Without weights there is no reward and no such verdict, nor where no pair's reward is known.
     """
 
     verdict: win_rate.WinRate | None
@@ -72,7 +72,7 @@ def judge(base: Arm, tuned: Arm, weights: Mapping[str, float] | None, *, tie: fl
     won = np.where(np.abs(after - before) <= tie, 0.5, after > before)
     won[np.isnan(after - before)] = np.nan
     return Judgement(
-        verdict=win_rate.win_rate_of(won, base.prompts, seed=seed),
+        verdict=None if np.isnan(won).all() else win_rate.win_rate_of(won, base.prompts, seed=seed),
         dimensions=win_rate.compare(
             {"reward": after, **tuned.scores}, {"reward": before, **base.scores}, base.prompts, seed=seed
         ),

@@ -201,8 +201,8 @@ def compare(
 ) -> dict[str, Comparison]:
     """A and B on every dimension they share, `{dimension: [n]}` each, in A's order.
 
-    Raises ValueError if they share none. Means are of the pairs where both are known, so that they differ by exactly
-    the mean difference.
+    Raises ValueError if they share none; one of which no pair is known is left out. Means are of the
+    pairs where both are known, so that they differ by exactly the mean difference.
     """
     shared = [name for name in scores_a if name in scores_b]
     if not shared:
@@ -211,6 +211,8 @@ def compare(
     for name in shared:
         a, b = _pair(scores_a[name], scores_b[name])
         either = np.isnan(a) | np.isnan(b)
+        if either.all():
+            continue
         options = {"seed": seed, "resamples": resamples}
         found[name] = Comparison(
             mean(np.where(either, np.nan, a), prompts, **options),
