@@ -16,7 +16,7 @@ from palate.doors import comparing, judging, polling
 from palate.evaluation import people, verdict
 from palate.evaluation.compare import Arm
 from palate.records import Comparison, Vote
-from palate.scorers import pickscore
+from palate.scorers import http, pickscore
 from palate.store import Store
 from tests import zoo
 
@@ -193,6 +193,20 @@ def test_a_judge_that_compares_within_a_call_is_refused_before_any_sampling(comp
     ):
         with pytest.raises(ValueError, match="each model is scored by itself"):
             refused()
+
+
+def test_a_judge_behind_an_address_says_that_it_compares_within_a_call():
+    class Service:
+        name = "the scorer"
+
+        def __init__(self, **said):
+            self.said = {"protocol": http.PROTOCOL, "fingerprint": "f", "dimensions": ["d"], **said}
+
+        def call(self, method, path):
+            return self.said
+
+    assert http.HttpScorer(Service(groupwise=True)).groupwise
+    assert not http.HttpScorer(Service()).groupwise  # a server that says nothing of it
 
 
 def test_a_judge_is_one_however_it_is_written(tmp_path, monkeypatch):

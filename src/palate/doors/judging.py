@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,6 @@ def among(origin: tuple[str, str], specified: Sequence[tuple[str, str]]) -> bool
 _HOW = ("device", "dtype", "frames")  # options that leave a judge the one it is
 
 
-@cache
 def identity(scorer: str) -> tuple[str, ...]:
     """By what a scorer is known however its name is written: the plugin, what it is made of, by default if it does not
     say, and the options that make another judge of it."""
