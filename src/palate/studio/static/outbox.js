@@ -23,6 +23,7 @@ export class Outbox extends EventTarget {
     addEventListener("online", () => this.hurry());
     addEventListener("storage", (event) => event.key?.startsWith(`palate:${space}:`) && this.changed());
     document.addEventListener("visibilitychange", () => document.hidden || this.hurry());
+    this.retry();
     this.pump();
   }
 
@@ -34,23 +35,26 @@ export class Outbox extends EventTarget {
   add(answer) {
     const at = Date.now();
     const name = `${this.prefix}${at.toString(36).padStart(10, "0")}-${String(this.count++).padStart(6, "0")}-${answer.key}`;
-    const text = JSON.stringify({ answer, at, tab: this.tab });
+    this.keep(name, JSON.stringify({ answer, at, tab: this.tab }));
+    this.changed();
+    this.hurry();
+  }
+
+  keep(name, text) {
     try {
       localStorage.setItem(name, text);
     } catch {  // full or forbidden: kept in memory, which a closed tab loses
       this.volatile.set(name, text);
     }
-    this.changed();
-    this.hurry();
+  }
+
+  names(prefix) {
+    const all = new Set([...this.volatile.keys(), ...Object.keys(localStorage)]);
+    return Array.from(all).filter((name) => name.startsWith(prefix)).sort();
   }
 
   entries() {
-    const names = new Set(this.volatile.keys());
-    for (let i = 0; i < localStorage.length; i++) {
-      const name = localStorage.key(i);
-      if (name.startsWith(this.prefix)) names.add(name);
-    }
-    return Array.from(names).sort().map((name) => this.read(name)).filter(Boolean);
+    return this.names(this.prefix).map((name) => this.read(name)).filter(Boolean);
   }
 
   read(name) {
@@ -80,9 +84,18 @@ export class Outbox extends EventTarget {
   }
 
   failures() {
-    let n = 0;
-    for (let i = 0; i < localStorage.length; i++) n += localStorage.key(i).startsWith(this.lost);
-    return n;
+    return this.names(this.lost).length;
+  }
+
+  // What was refused is sent once more whenever a page is opened: it may have been the studio's fault, or be mended now.
+  retry() {
+    for (const name of this.names(this.lost)) {
+      const failed = this.read(name);
+      if (!failed) continue;
+      const { name: _, why, at, ...answer } = failed;
+      this.drop(name);
+      this.add(answer);
+    }
   }
 
   drop(name) {
@@ -152,12 +165,10 @@ export class Outbox extends EventTarget {
     else try { localStorage.setItem(entry.name, text); } catch { /* it stays as it was */ }
   }
 
-  // An answer that the studio will never take is not thrown away: it stays in this browser, and the page says so.
+  // An answer that the studio refuses is not thrown away: it stays in this browser, and the page says so.
   fail(entry, why) {
-    try {
-      localStorage.setItem(this.lost + entry.answer.key, JSON.stringify({ ...entry.answer, why, at: entry.at }));
-    } catch { /* there is no room to keep it */ }
-    this.drop(entry.name);
+    this.drop(entry.name);  // first, so that there is room
+    this.keep(this.lost + entry.answer.key, JSON.stringify({ ...entry.answer, why, at: entry.at }));
     this.tell("failed", entry, { why });
   }
 
