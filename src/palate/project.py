@@ -42,7 +42,7 @@ class ChoiceSettings(Strict):
 
     tie: bool = Field(True, description="Equally good.")
     both_bad: bool = Field(True, description="Neither is any good.")
-    skip: bool = Field(True, description="No judgement, with a reason.")
+    skip: bool = Field(True, description="No judgement, with a reason. What is broken may always be skipped.")
 
 
 class ProjectSettings(Strict):

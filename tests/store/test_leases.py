@@ -143,6 +143,15 @@ def test_a_skip_leaves_the_place_to_others(opened):
     assert store.undo(ada, "u2").status == "nothing" and store.progress().votes == 1
 
 
+def test_what_is_broken_may_be_skipped_where_skips_are_not_asked_for(opened):
+    store = filled(opened(choices={"skip": False}), 1)
+    rater, _ = store.add_rater("ada")
+    (lease,) = store.lease(rater)
+    with pytest.raises(StoreError, match="'skip' is no answer here"):
+        store.answer(rater, lease.id, "k", {"overall": "skip"}, reason="cannot judge")
+    assert store.answer(rater, lease.id, "k", {"overall": "skip"}, reason="broken").status == "saved"
+
+
 def test_a_skip_whose_place_is_gone_does_not_stand_before_earlier_answers(opened):
     store = filled(opened(), 2, 1)
     (ada, _), (bo, _) = store.add_rater("ada"), store.add_rater("bo")

@@ -172,6 +172,9 @@ def test_what_is_refused_for_good_is_told(study):
         press(page, "1")
         state(page, "1 not saved")
         assert "no such lease" in page.text_content("#toasts")
+        page.reload()  # what was refused is sent again, in case the studio was wrong
+        state(page, "1 saved")
+        study.votes(1)
 
 
 @pytest.mark.slow
@@ -218,6 +221,44 @@ def test_voting_waits_for_both_pictures(study):
         assert not list(study.store.votes())
         page.keyboard.press("1")
         state(page, "1 saved")
+
+
+@pytest.mark.slow
+def test_what_is_blurred_is_looked_at_before_it_is_judged(study):
+    study.store.set_preference(study.rater, blur=True)
+    with study.open() as page:
+        ready(page)
+        left = page.locator("[data-choice=left]")
+        page.keyboard.press("1")
+        page.wait_for_selector(".toast")
+        assert "Look at them first" in page.text_content(".toast") and left.get_attribute("aria-disabled") == "true"
+        page.wait_for_timeout(1500)
+        page.keyboard.press("v")
+        assert left.get_attribute("aria-disabled") == "false"
+        page.keyboard.press("1")
+        state(page, "1 saved")
+        assert 0 <= study.votes(1)[0].seconds < 1.4  # the time begins with the look
+
+
+@pytest.mark.slow
+def test_what_is_broken_is_skipped_even_where_nothing_else_may_be(tmp_path, chromium):
+    with make.project(tmp_path / "study", 3, choices={"skip": False}) as store:
+        for path in (tmp_path / "study" / "media").rglob("*.png"):
+            if make.shade_of(path.read_bytes()) == make.brighter_first(0)[0]:
+                path.write_bytes(b"no picture")
+        with make.served(store) as base, browsing(chromium, base, store.add_rater("Ada")[1]) as page:
+            skip = page.locator(".tools [data-act=skip]")
+            skip.wait_for(timeout=60_000)  # once the picture was asked for in vain
+            page.keyboard.press("1")
+            page.wait_for_selector(".toast:has-text('skip it')")
+            page.keyboard.press("s")
+            assert page.locator("#skip [data-reason]").count() == 1
+            page.keyboard.press("1")
+            state(page, "1 saved")
+            ready(page)
+            page.keyboard.press("s")
+            assert skip.is_hidden() and not page.locator("#skip[open]").count()
+        assert [(vote.choice, vote.reason) for vote in store.votes()] == [("skip", "broken")]
 
 
 @pytest.mark.slow

@@ -61,6 +61,8 @@ class Given:
         allowed = {"left", "right"} if settings.kind == "pair" else set()
         extra = ("tie", "both_bad", "skip") if settings.kind == "pair" else ("skip",)
         allowed |= {name for name in extra if getattr(settings.choices, name)}
+        if self.reason == "broken":  # who cannot see it cannot judge it, whatever the settings say
+            allowed.add("skip")
         for dimension, said in self.answers.items():
             if not isinstance(said, str) and settings.kind == "pair":
                 raise StoreError(f"{dimension}: a ranking is no answer in a project of pairs")

@@ -66,6 +66,7 @@ def routes(studio: Studio) -> APIRouter:
             "space": hashlib.sha256(b"space " + request.state.token.encode()).hexdigest()[:12],
             "kind": studio.settings.kind,
             "locked": studio.settings.locked_until_loaded,
+            "skip": studio.settings.choices.skip,
             "questions": [{"dimension": name, "text": text} for name, text in studio.settings.questions.items()],
         }
         person: dict[str, Any] = {"rater": rater.name, "blur": rater.blur, "opted_out": rater.opted_out}

@@ -106,12 +106,20 @@ function show() {
   task.since = 0;
   const mine = shown;
   Promise.all(task.viewers.map((one) => one.ready)).then(
-    () => { if (shown === mine) { task.since ||= performance.now(); if (!task.veiled) mine.play.start(); drawChoices(); } },
-    drawChoices,
+    () => { if (shown === mine) { seen(); drawChoices(); } },
+    () => { if (shown === mine) { drawChoices(); drawTools(); } },
   );
   if (loaded(task)) measured();
   drawQuestion();
   drawTools();
+}
+
+// All is there and nothing hides it: it plays, and the time that judging takes begins.
+function seen() {
+  const { task, play } = shown;
+  if (task.veiled) return;
+  task.since ||= performance.now();
+  play.start();
 }
 
 // From the key to the next one on screen, for whoever measures.
@@ -151,13 +159,22 @@ function drawQuestion() {
   drawChoices();
 }
 
+// Why there can be no answer yet; empty if there can.
 function locked() {
-  return page.locked && !loaded(shown.task);
+  const { task } = shown;
+  if (page.locked && broken(task)) return "One of them could not be loaded: skip it.";
+  if (page.locked && !loaded(task)) return "One moment, they are still loading.";
+  return task.veiled ? "Look at them first: v shows them." : "";
 }
+
+const broken = (task) => task.viewers.some((one) => one.failed);
+
+// Where nothing may be skipped, what does not load still may: it would end the rater's work.
+const skippable = () => shown && (page.skip || broken(shown.task));
 
 function drawChoices() {
   if (!shown) return;
-  const shut = locked(), { ranking } = shown;
+  const shut = Boolean(locked()), { ranking } = shown;
   for (const button of $("choices").querySelectorAll("button")) {
     const done = button.dataset.act === "done";
     button.setAttribute("aria-disabled", String(shut || (done && !ranking.full)));
@@ -174,13 +191,15 @@ function drawTools() {
   tool("play").hidden = tool("replay").hidden = !shown.play.can;
   $("play-word").textContent = shown.play.playing ? "Pause" : "Play";
   tool("reveal").hidden = !shown.task.veiled;
+  tool("skip").hidden = !skippable();
 }
 
 function unveil() {
   if (!shown?.task.veiled) return;
   shown.task.veiled = false;
   reveal(host);
-  if (loaded(shown.task)) shown.play.start();
+  if (loaded(shown.task)) seen();
+  drawChoices();
   drawTools();
 }
 
@@ -188,8 +207,8 @@ function unveil() {
 
 function choose(choice, event) {
   if (!shown || undoing) return;
-  if (locked()) return toast(shown.task.viewers.some((one) => one.failed) ? "One of them could not be loaded: skip it." : "One moment, they are still loading.");
-  const { task } = shown;
+  const shut = locked(), { task } = shown;
+  if (shut) return toast(shut);
   struck(`[data-choice="${choice}"]`);
   answer(task, choice, event);
 }
@@ -290,7 +309,7 @@ outbox.addEventListener("told", ({ detail }) => {
   if (detail.done !== undefined) counted({ done: detail.done }, false);
   if (detail.status === "late" || detail.status === "failed") past = past.filter(({ key }) => key !== detail.key);
   if (detail.status === "late") toast("That one had been given to somebody else meanwhile: this answer is not counted.", true);
-  if (detail.status === "failed") toast(`An answer could not be saved: ${detail.why}`, true);
+  if (detail.status === "failed") toast(`An answer could not be saved: ${detail.why}. It is kept here; reload the page to send it again.`, true);
 });
 outbox.addEventListener("change", () => { drawState(); if (!shown) { showRest(); } });
 
@@ -319,7 +338,7 @@ function drawState() {
 
 const acts = {
   undo,
-  skip: () => shown && $("skip").showModal(),
+  skip: () => skippable() && $("skip").showModal(),
   help: () => $("help").showModal(),
   zoom: () => { zoom.set(!zoom.on); drawTools(); },
   play: () => shown?.play.toggle(),
@@ -329,7 +348,8 @@ const acts = {
   level: () => shown?.ranking?.toggleLevel(),
   done: (event) => {
     if (!shown?.ranking || undoing) return;
-    if (locked()) return toast("One moment, they are still loading.");
+    const shut = locked();
+    if (shut) return toast(shut);
     if (!shown.ranking.full) return toast("Place all of them first; the last one finds its place by itself.");
     answer(shown.task, shown.ranking.groups(), event);
   },
@@ -350,7 +370,7 @@ function onKey(event) {
     return event.preventDefault();
   }
   if (event.repeat || event.shiftKey && key !== "?") return;
-  const act = onTask(key, event) ?? { u: acts.undo, "?": acts.help, z: acts.zoom, s: has('[data-act="skip"]') && acts.skip, " ": acts.play, r: acts.replay, v: acts.reveal }[key];
+  const act = onTask(key, event) ?? { u: acts.undo, "?": acts.help, z: acts.zoom, s: skippable() && acts.skip, " ": acts.play, r: acts.replay, v: acts.reveal }[key];
   if (!act || (!shown && key !== "u" && key !== "?")) return;
   event.preventDefault();
   act(event);
