@@ -19,6 +19,23 @@ Judge = Callable[[list[str], list[Any]], Tensor]  # prompts [n], single pictures
 _log = logging.getLogger("palate")
 
 
+class PictureJudge:
+    """A scorer `{name: [n]}` of pictures, and of videos by the mean over at most `frames` of their frames.
+
+    judge: prompts [n] and pictures [n] -> scores [n], which is all that such scorers differ in.
+    """
+
+    def __init__(
+        self, name: str, judge: Judge, batch_size: int = 32, frames: int = 16, *, reads_prompts: bool = True
+    ) -> None:
+        self.dimensions, self.reads_prompts = (name,), reads_prompts
+        self._name, self._judge, self._batch_size, self._frames = name, judge, batch_size, frames
+
+    def __call__(self, prompts: Sequence[str], media: Sequence[Media]) -> dict[str, np.ndarray]:
+        parts = frames(self._name, media, self._frames)
+        return score(self._name, prompts, media, parts, self._judge, self._batch_size)
+
+
 def score(
     name: str, prompts: Sequence[str], media: Sequence[Media], parts: Sequence[Sequence[Any]], judge: Judge, size: int
 ) -> dict[str, np.ndarray]:

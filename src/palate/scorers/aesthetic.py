@@ -7,10 +7,8 @@ safetensors file. The head alone, converted from its .pth by `CONVERT`, goes wit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -18,10 +16,9 @@ from torch import Tensor, nn
 
 from palate.models import pretrained, scoring
 from palate.models.clip import prepared
-from palate.models.contracts import Media
 from palate.models.pixels import Pixels
 from palate.models.reward_head import head
-from palate.models.scoring import Precision
+from palate.models.scoring import PictureJudge, Precision
 
 NAME = "aesthetic"
 MODEL = "shunk031/aesthetics-predictor-v2-sac-logos-ava1-l14-linearMSE"
@@ -34,10 +31,7 @@ CONVERT = (
 
 
 class Aesthetic:
-    """`{"aesthetic": [n]}` of pictures, and of videos the mean over at most `frames` of their frames."""
-
-    dimensions = (NAME,)
-    reads_prompts = False
+    """Pictures -> scores [n]; prompts are not looked at."""
 
     def __init__(
         self,
@@ -46,19 +40,12 @@ class Aesthetic:
         prepare: Pixels,
         device: str = "cpu",
         dtype: Precision = "float32",
-        batch_size: int = 32,
-        frames: int = 16,
     ) -> None:
         self._tower = scoring.settle(tower, device, dtype)
         self._layers = scoring.settle(layers, device, "float32")  # small, and a score of two digits needs it
         self._prepare, self._device, self._dtype = prepare, device, getattr(torch, dtype)
-        self._batch_size, self._frames = batch_size, frames
 
-    def __call__(self, prompts: Sequence[str], media: Sequence[Media]) -> dict[str, np.ndarray]:
-        parts = scoring.frames(NAME, media, self._frames)
-        return scoring.score(NAME, prompts, media, parts, self._judge, self._batch_size)
-
-    def _judge(self, _: list[str], pictures: list[Image.Image]) -> Tensor:
+    def __call__(self, _: list[str], pictures: list[Image.Image]) -> Tensor:
         values = self._prepare(pictures).to(self._device, self._dtype)
         with torch.autocast(torch.device(self._device).type, enabled=False):
             made = F.normalize(self._tower(pixel_values=values).image_embeds.float(), dim=-1)
@@ -73,7 +60,7 @@ def load(
     dtype: Precision = "float32",
     batch_size: int = 32,
     frames: int = 16,
-) -> Aesthetic:
+) -> PictureJudge:
     """Of a folder or hub id with tower and head in one, or of a safetensors file of the head and a CLIP beside it.
 
     clip: folder or hub id of the CLIP that the head reads, for a head alone; OpenAI's ViT-L/14 by default. Raises
@@ -90,4 +77,5 @@ def load(
         raise pretrained.PretrainedError(f"{NAME}: {model} reads embeddings of {layers[0].in_features} numbers and the "
                                          f"CLIP {source} makes {tower.config.projection_dim}")  # fmt: skip
     prepare = prepared(source, NAME, tower.config.image_size)
-    return Aesthetic(tower, layers, prepare, device, dtype, batch_size, frames)
+    judge = Aesthetic(tower, layers, prepare, device, dtype)
+    return PictureJudge(NAME, judge, batch_size, frames, reads_prompts=False)

@@ -11,17 +11,12 @@ option `tokenizer`, else that of the CLIP-H that HPSv2 was tuned from, on the hu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from torch import Tensor
-
-from palate.models import pretrained, scoring
+from palate.models import pretrained
 from palate.models.clip import Clip, from_open_clip
-from palate.models.contracts import Media
 from palate.models.pixels import Pixels
-from palate.models.scoring import Precision
+from palate.models.scoring import PictureJudge, Precision
 
 NAME = "hpsv2"
 TOKENIZER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
@@ -32,23 +27,6 @@ CONVERT = (
 )
 
 
-class HPSv2:
-    """`{"hpsv2": [n]}` of pictures, and of videos the mean over at most `frames` of their frames."""
-
-    dimensions = (NAME,)
-    reads_prompts = True
-
-    def __init__(self, towers: Clip, batch_size: int = 32, frames: int = 16) -> None:
-        self._towers, self._batch_size, self._frames = towers, batch_size, frames
-
-    def __call__(self, prompts: Sequence[str], media: Sequence[Media]) -> dict[str, np.ndarray]:
-        parts = scoring.frames(NAME, media, self._frames)
-        return scoring.score(NAME, prompts, media, parts, self._judge, self._batch_size)
-
-    def _judge(self, prompts: list[str], pictures: list[Media]) -> Tensor:
-        return self._towers.cosines(prompts, pictures)
-
-
 def load(
     model: str = "",
     tokenizer: str = "",
@@ -56,7 +34,7 @@ def load(
     dtype: Precision = "float32",
     batch_size: int = 32,
     frames: int = 16,
-) -> HPSv2:
+) -> PictureJudge:
     """Of a safetensors file in open_clip's names, or a folder or hub id of one or of a CLIPModel.
 
     Raises PretrainedError.
@@ -75,4 +53,5 @@ def load(
     beside = str(folder) if pretrained.has_tokenizer(folder) else TOKENIZER
     words = pretrained.tokenizer(tokenizer or beside, NAME)
     size = network.config.vision_config.image_size
-    return HPSv2(Clip(NAME, network, words, Pixels(size, size, "pad"), device, dtype), batch_size, frames)
+    towers = Clip(NAME, network, words, Pixels(size, size, "pad"), device, dtype)
+    return PictureJudge(NAME, towers.cosines, batch_size, frames)

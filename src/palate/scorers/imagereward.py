@@ -10,21 +10,19 @@ tokenizer lies beside them, or is named by the option `tokenizer`, else BERT's o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from palate.models import pretrained, scoring
 from palate.models.blip import encoders
-from palate.models.contracts import Media
 from palate.models.pixels import Pixels
 from palate.models.reward_head import head
-from palate.models.scoring import Precision, Words
+from palate.models.scoring import PictureJudge, Precision, Words
 
 NAME = "imagereward"
 TOKENIZER = "google-bert/bert-base-uncased"
@@ -38,10 +36,7 @@ CONVERT = (
 
 
 class ImageReward:
-    """`{"imagereward": [n]}` of pictures, and of videos the mean over at most `frames` of their frames."""
-
-    dimensions = (NAME,)
-    reads_prompts = True
+    """Prompts and pictures -> scores [n]."""
 
     def __init__(
         self,
@@ -51,8 +46,6 @@ class ImageReward:
         tokenizer: Any,
         device: str = "cpu",
         dtype: Precision = "float32",
-        batch_size: int = 32,
-        frames: int = 16,
     ) -> None:
         pretrained.check_words(NAME, tokenizer, text.config)
         size = vision.config.image_size
@@ -60,13 +53,8 @@ class ImageReward:
         self._layers = scoring.settle(layers, device, "float32")
         self._words, self._prepare = Words(NAME, tokenizer, TOKENS), Pixels(size, size, half_even=True)
         self._device, self._dtype = device, getattr(torch, dtype)
-        self._batch_size, self._frames = batch_size, frames
 
-    def __call__(self, prompts: Sequence[str], media: Sequence[Media]) -> dict[str, np.ndarray]:
-        parts = scoring.frames(NAME, media, self._frames)
-        return scoring.score(NAME, prompts, media, parts, self._judge, self._batch_size)
-
-    def _judge(self, prompts: list[str], pictures: list[Image.Image]) -> Tensor:
+    def __call__(self, prompts: list[str], pictures: list[Image.Image]) -> Tensor:
         words = {name: ids.to(self._device) for name, ids in self._words(prompts).items()}
         values = self._prepare(pictures).to(self._device, self._dtype)
         with torch.autocast(torch.device(self._device).type, enabled=False):
@@ -84,7 +72,7 @@ def load(
     dtype: Precision = "float32",
     batch_size: int = 32,
     frames: int = 16,
-) -> ImageReward:
+) -> PictureJudge:
     """Of a safetensors file with the published names, its folder, or a hub id. Raises PretrainedError."""
     if not model:
         wanted = f"say where its weights are, {NAME}:/path/to/imagereward.safetensors"
@@ -96,7 +84,8 @@ def load(
     folder = path if path.is_dir() else path.parent
     beside = str(folder) if pretrained.has_tokenizer(folder) else TOKENIZER
     words = pretrained.tokenizer(tokenizer or beside, NAME)
-    return ImageReward(vision, text, layers, words, device, dtype, batch_size, frames)
+    judge = ImageReward(vision, text, layers, words, device, dtype)
+    return PictureJudge(NAME, judge, batch_size, frames)
 
 
 def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
