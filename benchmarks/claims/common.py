@@ -304,6 +304,40 @@ def interval_of_mean(rows: Sequence[np.ndarray], resamples: int = 4000, seed: in
     return interval_of_ratio(rows, ones, resamples, seed)
 
 
+def against_base(
+    claim: Claim,
+    tier: Tier,
+    names: Sequence[str],
+    weights: Mapping[str, float],
+    column: str = "arm",
+    told: Sequence[str] = (),
+) -> list[dict[str, Any]]:
+    """A table's rows: the base and the named arms that have run, each against the base of its seed by a reward.
+
+    column: what the arms are called. told: shares that arms stored beside their scores, shown before the rest.
+    """
+    rows: list[dict[str, Any]] = []
+    for name in ("base", *names):
+        for seed in tier.seeds:
+            found, base = load_arm(claim, tier, name, seed), load_arm(claim, tier, "base", seed)
+            if not found or not base:
+                continue
+            won = wins(found, base, weights)
+            rate = f"{won.rate:.3f} [{won.ci95[0]:.3f}, {won.ci95[1]:.3f}]"
+            rows.append(
+                {
+                    column: name,
+                    "seed": seed,
+                    **{share: f"{found[share]:.3f}" if share in found else "" for share in told},
+                    "wins over base": "" if name == "base" else rate,
+                    **{d: f"{np.mean(found['scores'][d]):.3f}" for d in weights},
+                    "drift": f"{found['drift']:.3f}" if "drift" in found else "",
+                    "rate": f"{found['rate']:g}" if "rate" in found else "",
+                }
+            )
+    return rows
+
+
 def says(held: bool, refuted: bool) -> str:
     """A verdict on a claim by its interval."""
     return "holds" if held else "does not hold" if refuted else "open"

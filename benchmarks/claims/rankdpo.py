@@ -153,26 +153,7 @@ def reported(tier: Tier) -> list[Any]:
 
 
 def show(tier: Tier) -> None:
-    rows: list[dict[str, Any]] = []
-    for name in ("base", *METHODS, *OTHERS):
-        for seed in tier.seeds:
-            found = common.load_arm(CLAIM, tier, name, seed)
-            against = common.load_arm(CLAIM, tier, "base", seed)
-            if not found or not against:
-                continue
-            won = common.wins(found, against, demo.TASTE)
-            rate = f"{won.rate:.3f} [{won.ci95[0]:.3f}, {won.ci95[1]:.3f}]"
-            rows.append(
-                {
-                    "arm": name,
-                    "seed": seed,
-                    "wins over base": "" if name == "base" else rate,
-                    **{d: f"{np.mean(found['scores'][d]):.3f}" for d in demo.TASTE},
-                    "drift": f"{found['drift']:.3f}" if "drift" in found else "",
-                    "rate": f"{found['rate']:g}" if "rate" in found else "",
-                }
-            )
-    if rows:
+    if rows := common.against_base(CLAIM, tier, (*METHODS, *OTHERS), demo.TASTE):
         common.publish(CLAIM, tier, rows, verdicts(tier))
 
 
