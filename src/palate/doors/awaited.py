@@ -5,9 +5,11 @@ What is counted is the project's first question; the others are kept beside as a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
-from palate.records import Comparison, Ranking, Vote
+from palate import views
+from palate.records import Comparison, Preference, Ranking, Vote
 from palate.store import Store
 
 
@@ -42,3 +44,19 @@ def votes_of(store: Store, batch: str) -> Iterator[tuple[Vote, float]]:
         share = {"a": 1.0, "b": 0.0, "tie": 0.5}.get(vote.choice)
         if share is not None and vote.comparison in asked and not vote.repeat:
             yield vote, share
+
+
+def preferences(store: Store, batches: Iterable[str]) -> list[Preference]:
+    """What the votes on some batches say, a row a prompt, with its media's bytes: it needs no project beside it."""
+    shown = {c.id: c.samples for batch in batches for c in store.comparisons(batch=batch)}
+    wanted = {name for together in shown.values() for name in together}
+    votes = [vote for vote in store.votes() if vote.comparison in shown and not vote.repeat]
+    samples = [sample for sample in store.samples() if sample.id in wanted]
+    others = list(store.settings.questions)[1:]
+    rows = views.preferences(samples, votes, dimension=question(store), aspects=others)
+    return [_whole(store, row) for row in rows]
+
+
+def _whole(store: Store, row: Preference) -> Preference:
+    media = [m if m is None else replace(m, bytes=store.read_media(m), path=None) for m in row.media]
+    return replace(row, media=tuple(media))

@@ -16,7 +16,6 @@ import contextlib
 import json
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from palate import config, durable, plugins, randomness, sampling, views
+from palate import config, durable, plugins, randomness, sampling
 from palate.config import AlgorithmSettings, ConfigError, RolloutSettings, RoundsRecipe
 from palate.datasets import parquet
 from palate.doors import asking, assembly, awaited, blind, encoding, judging, lookup, trajectories
@@ -243,20 +242,8 @@ class _Run:
         if (folder / "manifest.json").is_file():
             return
         first = 0 if self.wanted.learn_from == "all" else index
-        batches = {self.name(i) for i in range(first, index + 1)}
-        shown = {c.id: c.samples for name in sorted(batches) for c in self.store.comparisons(batch=name)}
-        votes = [vote for vote in self.store.votes() if vote.comparison in shown and not vote.repeat]
-        wanted = {name for pair in shown.values() for name in pair}
-        samples = [sample for sample in self.store.samples() if sample.id in wanted]
-        first_one, *others = self.store.settings.questions
-        told = views.preferences(samples, votes, dimension=first_one, aspects=others)
-        if rows := [self._held(row) for row in told]:
+        if rows := awaited.preferences(self.store, [self.name(i) for i in range(first, index + 1)]):
             parquet.write(folder, rows)
-
-    def _held(self, row: Any) -> Any:
-        """The row with its media's bytes, so that the folder needs no project beside it."""
-        media = [m if m is None else replace(m, bytes=self.store.read_media(m), path=None) for m in row.media]
-        return replace(row, media=tuple(media))
 
     # --- online methods: votes are the reward of the samples' own trajectories ----------------------------------------
 
