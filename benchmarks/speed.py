@@ -195,6 +195,7 @@ def cached(batch_size: int, repeats: int) -> dict[str, Any]:
 def on_disk(policy: DiffusionPolicy, cache: TensorCache, index: Path, n: int) -> StoredRows:
     """n pairs of random latents as a cache and an index hold them."""
     batch, _ = pairs(policy, n)
+    save_condition(cache, "empty", policy.condition([""])[0])
     lines = []
     for row, prompt in enumerate(batch.ids):
         media, cond = [f"{row:04x}{k}" for k in range(2)], f"{row:04x}"
@@ -202,7 +203,7 @@ def on_disk(policy: DiffusionPolicy, cache: TensorCache, index: Path, n: int) ->
             cache.put(key, {"x0": x0})
         save_condition(cache, cond, batch.cond[row])
         prefer, empty = table(batch.prefer[row].tolist()), [[], []]
-        lines.append(Line(prompt, prompt, list(media), cond, "", prompt, prefer, [], empty, 1.0))
+        lines.append(Line(prompt, prompt, list(media), cond, "empty", prompt, prefer, [], empty, 1.0))
     write_lines(index, lines)
     return StoredRows(index, cache)
 
