@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.claims import common
+from benchmarks.claims import common, tables
 from palate import config, plugins
 from palate.doors import assembly, crowd, demo, encoding, lookup
 from palate.media import decode
@@ -89,7 +89,7 @@ def trained(method: str, seed: int, arm: dict[str, Any]) -> dict[str, Any]:
     untouched = common.load_arm(NAME, TIER, "base", seed)
     assert untouched
     facts = {"scores": common.scores_of(judged)}
-    won = common.wins(facts, untouched, demo.TASTE)
+    won = tables.wins(facts, untouched, demo.TASTE)
     return {
         **facts,
         "win_rate": won.rate,
@@ -121,7 +121,7 @@ def show() -> None:
                 }
             )
     if rows:
-        common.publish(NAME, TIER, rows, ["seeds 11 and 12 are the sweep's own"])
+        tables.publish(NAME, TIER, rows, ["seeds 11 and 12 are the sweep's own"])
 
 
 def main() -> None:

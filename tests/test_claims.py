@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from benchmarks.claims import common, d3po, diffusion_dpo, flow_dpo, mapo, rankdpo, rounds, syn_pic
+from benchmarks.claims import common, d3po, diffusion_dpo, flow_dpo, mapo, rankdpo, rounds, syn_pic, tables
 
 TOY = common.Claim("toy", {"steps": 1})
 TIER = replace(common.CPU, seeds=(1, 2), samples=6, tuning_samples=4)
@@ -111,7 +111,7 @@ def test_arms_made_on_another_base_do_not_count(small, monkeypatch):
 def test_a_ratio_of_gains_has_the_interval_it_should():
     rng = np.random.default_rng(0)
     bottom = [rng.normal(2.0, 0.5, 400) for _ in range(3)]
-    point, low, high = common.interval_of_ratio([x / 2 for x in bottom], bottom)
+    point, low, high = tables.interval_of_ratio([x / 2 for x in bottom], bottom)
     assert point == pytest.approx(0.5) and low == pytest.approx(0.5) and high == pytest.approx(0.5)
-    point, low, high = common.interval_of_mean([rng.normal(1.0, 1.0, 400) for _ in range(3)])
+    point, low, high = tables.interval_of_mean([rng.normal(1.0, 1.0, 400) for _ in range(3)])
     assert low < 1.0 < high and high - low < 0.6

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from benchmarks.claims import common
+from benchmarks.claims import common, tables
 from benchmarks.claims.common import Claim, Tier, evaluate, fresh
 from palate import config, plugins, sampling, views
 from palate.config import RolloutSettings, TrainingSettings
@@ -252,7 +252,7 @@ def show(tier: Tier) -> None:
                 )
         verdicts += verdict(tier, task)
     if rows:
-        common.publish(CLAIM, tier, rows, verdicts + edges(tier))
+        tables.publish(CLAIM, tier, rows, verdicts + edges(tier))
 
 
 def verdict(tier: Tier, task: str) -> list[str]:
@@ -260,10 +260,10 @@ def verdict(tier: Tier, task: str) -> list[str]:
     lines = []
     of = gains(tier, task, "d3po", "ddpo")
     if of["base"]:
-        ratio, low, high = common.interval_of_ratio(of["d3po"], of["ddpo"])
+        ratio, low, high = tables.interval_of_ratio(of["d3po"], of["ddpo"])
         size = float(np.mean([g.mean() / b.std() for g, b in zip(of["ddpo"], of["base"], strict=True)]))
         says = (
-            common.says(low >= 0.8, high < 0.8) if size >= 1 else "DDPO gains less than one sd: the ratio says nothing"
+            tables.says(low >= 0.8, high < 0.8) if size >= 1 else "DDPO gains less than one sd: the ratio says nothing"
         )
         lines.append(
             f"{task}: gain(D3PO) / gain(DDPO) = {ratio:.2f} [{low:.2f}, {high:.2f}] over {len(of['base'])} seeds, "
@@ -272,10 +272,10 @@ def verdict(tier: Tier, task: str) -> list[str]:
     for other in ("sft", "rwr"):
         of = gains(tier, task, "d3po", other)
         if of["base"]:
-            mean, low, high = common.interval_of_mean([a - b for a, b in zip(of["d3po"], of[other], strict=True)])
+            mean, low, high = tables.interval_of_mean([a - b for a, b in zip(of["d3po"], of[other], strict=True)])
             lines.append(
                 f"{task}: gain(D3PO) - gain({other}) = {mean:+.3f} [{low:+.3f}, {high:+.3f}] over {len(of['base'])} "
-                f"seeds: {common.says(low > 0, high < 0)}"
+                f"seeds: {tables.says(low > 0, high < 0)}"
             )
     if task == "flaws":
         lines += [flaw_verdict(tier, name, dimension) for name, dimension in FLAWS.items()]
@@ -289,7 +289,7 @@ def edges(tier: Tier) -> list[str]:
         for method in methods(task):
             names = [f"tune-{task}-{method}-{at}" for at in GRID[method]]
             if all(common.load_arm(CLAIM, tier, name, common.TUNING_SEED) for name in names):
-                lines += common.edges(f"{task}: {method}", best(tier, method, task), GRID[method])
+                lines += tables.edges(f"{task}: {method}", best(tier, method, task), GRID[method])
     return lines
 
 
@@ -304,10 +304,10 @@ def flaw_verdict(tier: Tier, name: str, dimension: str) -> str:
             before, after = [*before, shares[0]], [*after, shares[1]]
     if not before:
         return f"flaws: {name}: not run"
-    ratio, low, high = common.interval_of_ratio(after, before)
+    ratio, low, high = tables.interval_of_ratio(after, before)
     return (
         f"flaws: {name} {np.mean(before):.3f} -> {np.mean(after):.3f} over {len(before)} seeds, to {ratio:.2f} "
-        f"[{low:.2f}, {high:.2f}] of the base's share: at least halved {common.says(high <= 0.5, low > 0.5)}"
+        f"[{low:.2f}, {high:.2f}] of the base's share: at least halved {tables.says(high <= 0.5, low > 0.5)}"
     )
 
 

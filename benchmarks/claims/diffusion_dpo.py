@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.claims import common
+from benchmarks.claims import common, tables
 from benchmarks.claims.common import Claim, Tier, evaluate, fresh
 from palate import likelihood
 from palate.doors import crowd, demo, encoding, lookup
@@ -163,7 +163,7 @@ def show(tier: Tier) -> None:
             reference = common.load_arm(CLAIM, tier, "base", seed)
             if not found or not reference:
                 continue
-            won = common.wins(found, reference, demo.TASTE)
+            won = tables.wins(found, reference, demo.TASTE)
             rate = f"{won.rate:.3f} [{won.ci95[0]:.3f}, {won.ci95[1]:.3f}]"
             means = {d: f"{np.mean(found['scores'][d]):.3f}" for d in demo.TASTE}
             rows.append(
@@ -178,7 +178,7 @@ def show(tier: Tier) -> None:
                 }
             )
     if rows:
-        common.publish(CLAIM, tier, rows, verdicts(tier))
+        tables.publish(CLAIM, tier, rows, verdicts(tier))
 
 
 def verdicts(tier: Tier) -> list[str]:
@@ -190,16 +190,16 @@ def verdicts(tier: Tier) -> list[str]:
         ("dpo-clean", "dpo-noisy", 0.5, "2. clean labels beat noisy ones"),
         ("dpo-clean", "base", 0.65, "2. clean labels beat the base, by at least 0.65"),
     ):
-        lines += common.versus(CLAIM, tier, arm, other, demo.TASTE, claim, least)
+        lines += tables.versus(CLAIM, tier, arm, other, demo.TASTE, claim, least)
     lines += sweep(tier)
     for labels in ("noisy", "clean"):
         found = [common.load_arm(CLAIM, tier, f"dpo-{labels}", seed) for seed in tier.seeds]
         shares = [np.asarray(arm["accuracy"]) for arm in found if arm and arm["accuracy"]]
         if shares:
-            mean, low, high = common.interval_of_mean(shares)
+            mean, low, high = tables.interval_of_mean(shares)
             lines.append(
                 f"4. the implicit reward learnt from {labels} labels ranks {mean:.3f} [{low:.3f}, {high:.3f}] of the "
-                f"held-out pairs as the oracle does; above chance: {common.says(low > 0.5, high < 0.5)}"
+                f"held-out pairs as the oracle does; above chance: {tables.says(low > 0.5, high < 0.5)}"
             )
     return lines
 
@@ -213,7 +213,7 @@ def sweep(tier: Tier) -> list[str]:
         found = {beta: common.load_arm(CLAIM, tier, name, seed) for beta, name in names.items()}
         if base_arm and all(found.values()):
             for beta, arm in found.items():
-                duels[beta].append(common.outcomes(arm or {}, base_arm, demo.TASTE))
+                duels[beta].append(tables.outcomes(arm or {}, base_arm, demo.TASTE))
     seeds = len(duels[BETAS[0]])
     if not seeds:
         return []
@@ -223,7 +223,7 @@ def sweep(tier: Tier) -> list[str]:
     gaps = []
     for end in (BETAS[0], BETAS[-1]):
         if end != best:
-            gap, low, high = common.interval_of_mean([a - b for a, b in zip(duels[best], duels[end], strict=True)])
+            gap, low, high = tables.interval_of_mean([a - b for a, b in zip(duels[best], duels[end], strict=True)])
             gaps.append(f"{gap:+.3f} [{low:+.3f}, {high:+.3f}] over {end:g}")
     where = "an end of the grid, so no optimum is shown" if best in (BETAS[0], BETAS[-1]) else "inside the grid"
     return [

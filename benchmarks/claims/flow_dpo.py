@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from benchmarks.claims import common
+from benchmarks.claims import common, tables
 from benchmarks.claims.common import Claim, Tier
 from palate import sampling, views
 from palate.doors import demo, lookup
@@ -144,7 +144,7 @@ def best(tier: Tier, method: str, task: str) -> Setting:
     def reward(at: Setting) -> float:
         found = common.load_arm(CLAIM, tier, f"tune-{task}-{method}-{at}", common.TUNING_SEED)
         assert found
-        return float(common.rewards(found, TASKS[task]).mean())
+        return float(tables.rewards(found, TASKS[task]).mean())
 
     return max(GRID[method], key=reward)
 
@@ -173,7 +173,7 @@ def show(tier: Tier) -> None:
                 found, untouched = (common.load_arm(CLAIM, tier, arm, seed) for arm in (name, "base"))
                 if not found or not untouched:
                     continue
-                won = common.wins(found, untouched, TASKS[task])
+                won = tables.wins(found, untouched, TASKS[task])
                 rows.append(
                     {
                         "task": task,
@@ -188,7 +188,7 @@ def show(tier: Tier) -> None:
                     }
                 )
     if rows:
-        common.publish(CLAIM, tier, rows, verdicts(tier))
+        tables.publish(CLAIM, tier, rows, verdicts(tier))
 
 
 def verdicts(tier: Tier) -> list[str]:
@@ -198,7 +198,7 @@ def verdicts(tier: Tier) -> list[str]:
 
         def duel(arm: str, other: str, text: str, judge: dict[str, float] = weights, task: str = task) -> list[str]:
             names = [name if name == "base" else f"{task}-{name}" for name in (arm, other)]
-            return common.versus(CLAIM, tier, *names, judge, text)
+            return tables.versus(CLAIM, tier, *names, judge, text)
 
         lines += duel("dpo", "dpo-t", f"1. {task}: a constant beta beats beta (1 - t)^2")
         lines += duel("dpo", "dpo-t-3beta", f"1. {task}: a constant beta beats 3 beta (1 - t)^2")
@@ -211,7 +211,7 @@ def verdicts(tier: Tier) -> list[str]:
         lines += duel("sft", "base", f"2. {task}: SFT beats the base")
         if tuned(tier, task):
             for method in METHODS:
-                lines += common.edges(f"{task}: {method}", best(tier, method, task), GRID[method])
+                lines += tables.edges(f"{task}: {method}", best(tier, method, task), GRID[method])
     return lines
 
 

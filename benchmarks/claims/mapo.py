@@ -26,9 +26,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
 
-from benchmarks.claims import common
+from benchmarks.claims import common, style, tables
 from benchmarks.claims.common import Claim, Tier, evaluate, fresh
 from palate import likelihood, plugins, sampling, views
 from palate.config import ModelSettings
@@ -38,14 +37,12 @@ from palate.randomness import generator
 from palate.training import adapters
 from palate.training.sources import PreferenceRow, collate, to_device
 from palate.worlds import shapes
-from palate.worlds.shapes import data
 
 DROPOUT = 0.1
 RATES = (1e-4, 3e-4, 1e-3)
 BETA = 1000.0  # of Diffusion-DPO
 SMALLER = (100.0, 300.0)
 LEVELS = (0.1, 0.3, 1.0)
-NIGHT = (28.0, 28.0, 84.0)
 STEPS, BATCH = 160, 8
 PROMPTS = {"cpu": 192, "full": 768}
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -60,81 +57,10 @@ LIKED = {"liked": 1.0}
 CLAIM = Claim(
     "mapo",
     {
-        "methods": METHODS, "levels": LEVELS, "night": NIGHT, "steps": STEPS, "batch": BATCH, "rates": RATES,
+        "methods": METHODS, "levels": LEVELS, "night": style.NIGHT, "steps": STEPS, "batch": BATCH, "rates": RATES,
         "prompts": PROMPTS, "dropout": DROPOUT,
     },
 )  # fmt: skip
-
-
-# --- a style, and how it is judged ------------------------------------------------------------------------------------
-
-
-def pixels(picture: Any) -> np.ndarray:
-    return np.asarray(Image.fromarray(np.asarray(picture)).convert("RGB"), np.float32)
-
-
-def ground(image: np.ndarray) -> np.ndarray:
-    """The background's colour: the median of the border, which no object reaches."""
-    border = np.concatenate([image[:2].reshape(-1, 3), image[-2:].reshape(-1, 3), image[:, :2].reshape(-1, 3),
-                             image[:, -2:].reshape(-1, 3)])  # fmt: skip
-    return np.median(border, axis=0)
-
-
-def painted(image: np.ndarray, colour: np.ndarray) -> np.ndarray:
-    """The picture on another background: what is near the old one's colour is moved by the difference."""
-    old = ground(image)
-    share = np.clip((60.0 - np.linalg.norm(image - old, axis=-1)) / 30.0, 0.0, 1.0)[..., None]
-    return image + share * (colour - old)
-
-
-def asked_for(prompt: str) -> np.ndarray:
-    return np.array(data.BACKGROUNDS[data.parse_caption(prompt).background])
-
-
-def goal(prompt: str, level: float) -> np.ndarray:
-    """The background that is preferred for a prompt."""
-    return asked_for(prompt) + level * (np.array(NIGHT) - asked_for(prompt))
-
-
-def in_style(picture: Any, prompt: str, level: float) -> Image.Image:
-    image = painted(pixels(picture), goal(prompt, level))
-    return Image.fromarray(np.rint(image.clip(0, 255)).astype(np.uint8))
-
-
-def marked(picture: Any) -> Image.Image:
-    """The picture with a forbidden mark in the corner that is most background."""
-    image = pixels(picture)
-    away = np.linalg.norm(image - ground(image), axis=-1)
-    corners = [(7, 7), (7, 56), (56, 7), (56, 56)]
-    x, y = min(corners, key=lambda at: away[at[1] - 5 : at[1] + 6, at[0] - 5 : at[0] + 6].mean())
-    out = Image.fromarray(image.astype(np.uint8))
-    pen = ImageDraw.Draw(out)
-    for tilt in (-1, 1):
-        pen.line([(x - 4, y - 4 * tilt), (x + 4, y + 4 * tilt)], fill=data.INK, width=3)
-    return out
-
-
-class Judge:
-    """The truth of a task: `liked` in 0..1 and what it is made of."""
-
-    def __init__(self, task: str) -> None:
-        self.level = float(task.removeprefix("style")) if task.startswith("style") else None
-        self.task = task
-
-    def __call__(self, prompts: Sequence[str], media: Sequence[Any]) -> dict[str, np.ndarray]:
-        if self.level is None:
-            scores = shapes.scorer()(prompts, media)
-            safe = scores["safety"] * scores["alignment"]
-            liked = safe if self.task == "safety" else np.mean([scores[d] for d in demo.TASTE], axis=0)
-            return {"liked": liked, **{d: scores[d] for d in demo.TASTE}}
-        come, back = [], []
-        for prompt, medium in zip(prompts, media, strict=True):
-            image, wanted = pixels(medium), goal(prompt, self.level)
-            off = np.linalg.norm(ground(image) - wanted) / np.linalg.norm(asked_for(prompt) - wanted)
-            come.append(max(0.0, 1.0 - float(off)))
-            back.append(Image.fromarray(painted(image, asked_for(prompt)).clip(0, 255).astype(np.uint8)))
-        content = shapes.scorer()(prompts, back)["alignment"]
-        return {"liked": np.array(come) * content, "style": np.array(come), "content": content}
 
 
 # --- data -------------------------------------------------------------------------------------------------------------
@@ -161,11 +87,11 @@ def labelled(tier: Tier, seed: int, task: str) -> tuple[PreferenceRow, ...]:
     out = []
     for prompt, two in zip(prompts, media, strict=True):
         if task.startswith("style"):
-            shown, scores = [in_style(two[0], prompt, float(task.removeprefix("style"))), two[1]], [1.0, 0.0]
+            shown, scores = [style.in_style(two[0], prompt, float(task.removeprefix("style"))), two[1]], [1.0, 0.0]
         elif task == "safety":
-            shown, scores = [two[0], marked(two[1])], [*Judge(task)([prompt], two[:1])["safety"], 0.0]
+            shown, scores = [two[0], style.marked(two[1])], [*style.Judge(task)([prompt], two[:1])["safety"], 0.0]
         else:
-            shown, scores = two, [round(float(s), 4) for s in Judge(task)([prompt] * 2, two)["liked"]]
+            shown, scores = two, [round(float(s), 4) for s in style.Judge(task)([prompt] * 2, two)["liked"]]
         prefer = views.prefer_from_scores(scores)
         x0 = policy.encode(shown).cpu()
         out.append(common.row(policy, prompt, x0, prefer, np.array(scores)[:, None]))
@@ -181,7 +107,7 @@ def trained(tier: Tier, seed: int, task: str, name: str, rate: float, n: int, **
     options = {**options, **other, "prompt_dropout": DROPOUT}
     rows = labelled(tier, seed, task)
     policy, result = common.align(tier, seed, method, options, rows, rate, steps=STEPS, batch_size=BATCH)
-    arm = evaluate(policy, Judge(task), n, seed)
+    arm = evaluate(policy, style.Judge(task), n, seed)
     return {
         "scores": common.scores_of(arm),
         "drift": common.drift(policy),
@@ -192,7 +118,7 @@ def trained(tier: Tier, seed: int, task: str, name: str, rate: float, n: int, **
 
 
 def base(tier: Tier, seed: int, task: str, n: int) -> dict[str, Any]:
-    arm = evaluate(fresh(tier, seed), Judge(task), n, seed)
+    arm = evaluate(fresh(tier, seed), style.Judge(task), n, seed)
     return {"scores": common.scores_of(arm), "summary": f"liked {np.mean(arm.scores['liked']):.3f}"}
 
 
@@ -332,7 +258,7 @@ def show(tier: Tier) -> None:
                         }
                     )
     if rows:
-        common.publish(CLAIM, tier, rows, verdicts(tier))
+        tables.publish(CLAIM, tier, rows, verdicts(tier))
 
 
 def gaps(tier: Tier, task: str, name: str, other: str) -> dict[int, np.ndarray]:
@@ -340,7 +266,7 @@ def gaps(tier: Tier, task: str, name: str, other: str) -> dict[int, np.ndarray]:
     pairs = {
         seed: [common.load_arm(CLAIM, tier, f"{task}-{arm}", seed) for arm in (name, other)] for seed in tier.seeds
     }
-    return {seed: common.rewards(a, LIKED) - common.rewards(b, LIKED) for seed, (a, b) in pairs.items() if a and b}
+    return {seed: tables.rewards(a, LIKED) - tables.rewards(b, LIKED) for seed, (a, b) in pairs.items() if a and b}
 
 
 def verdicts(tier: Tier) -> list[str]:
@@ -348,10 +274,10 @@ def verdicts(tier: Tier) -> list[str]:
     lines: list[str] = []
     for name in ("mapo", "mapo-paper"):
         lines += along(tier, name)
-        lines += common.versus(CLAIM, tier, f"taste-{name}", "taste-dpo", LIKED, f"2. {name} beats DPO at no mismatch")
+        lines += tables.versus(CLAIM, tier, f"taste-{name}", "taste-dpo", LIKED, f"2. {name} beats DPO at no mismatch")
         for beta in SMALLER:
             text = f"3. {name} beats DPO of a smaller beta at the largest mismatch"
-            lines += common.versus(CLAIM, tier, f"{TASKS[-1]}-{name}", f"{TASKS[-1]}-dpo-beta{beta:g}", LIKED, text)
+            lines += tables.versus(CLAIM, tier, f"{TASKS[-1]}-{name}", f"{TASKS[-1]}-dpo-beta{beta:g}", LIKED, text)
     for name in ("sft", "dpo", "mapo", "mapo-paper"):
         duels = [
             np.asarray(a["scores"]["safety"]) - np.asarray(b["scores"]["safety"])
@@ -360,8 +286,8 @@ def verdicts(tier: Tier) -> list[str]:
             and (b := common.load_arm(CLAIM, tier, "safety-base", seed))
         ]
         if duels:
-            mean, low, high = common.interval_of_mean(duels)
-            said = common.says(low > 0, high < 0)
+            mean, low, high = tables.interval_of_mean(duels)
+            said = tables.says(low > 0, high < 0)
             lines.append(
                 f"4. {name} draws fewer forbidden marks than the base: {mean:+.3f} [{low:+.3f}, {high:+.3f}]: {said}"
             )
@@ -376,10 +302,10 @@ def along(tier: Tier, name: str) -> list[str]:
         return []
     parts = []
     for level, gap in found.items():
-        mean, low, high = common.interval_of_mean([gap[seed] for seed in seeds])
+        mean, low, high = tables.interval_of_mean([gap[seed] for seed in seeds])
         parts.append(f"{level:g}: {mean:+.3f} [{low:+.3f}, {high:+.3f}]")
     grown = [found[LEVELS[-1]][seed] - found[LEVELS[0]][seed] for seed in seeds]
-    mean, low, high = common.interval_of_mean(grown)
+    mean, low, high = tables.interval_of_mean(grown)
     off = [arm["mismatch"] for seed in seeds if (arm := common.load_arm(CLAIM, tier, "mismatch", seed))]
     errors = {level: np.mean([one[f"style{level:g}"] for one in off]) for level in LEVELS} if off else {}
     size = (
@@ -389,7 +315,7 @@ def along(tier: Tier, name: str) -> list[str]:
     )
     return [
         f"1. how much more {name}'s pictures are liked than DPO's, by mismatch: {', '.join(parts)}{size * bool(off)}; "
-        f"it grows by {mean:+.3f} [{low:+.3f}, {high:+.3f}]: {common.says(low > 0, high < 0)}"
+        f"it grows by {mean:+.3f} [{low:+.3f}, {high:+.3f}]: {tables.says(low > 0, high < 0)}"
     ]
 
 

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.claims import common
+from benchmarks.claims import common, tables
 from benchmarks.claims.common import Claim, Tier, evaluate, fresh
 from palate import losses, sampling, views
 from palate.doors import demo, lookup
@@ -135,7 +135,7 @@ def best_rate(tier: Tier, objective: str) -> float:
     def reward(rate: float) -> float:
         found = common.load_arm(CLAIM, tier, f"tune-{objective}-{rate:g}", common.TUNING_SEED)
         assert found
-        return float(np.mean(common.rewards(found, demo.TASTE)))
+        return float(np.mean(tables.rewards(found, demo.TASTE)))
 
     return max(RATES, key=reward)
 
@@ -153,8 +153,8 @@ def reported(tier: Tier) -> list[Any]:
 
 
 def show(tier: Tier) -> None:
-    if rows := common.against_base(CLAIM, tier, (*METHODS, *OTHERS), demo.TASTE):
-        common.publish(CLAIM, tier, rows, verdicts(tier))
+    if rows := tables.against_base(CLAIM, tier, (*METHODS, *OTHERS), demo.TASTE):
+        tables.publish(CLAIM, tier, rows, verdicts(tier))
 
 
 def verdicts(tier: Tier) -> list[str]:
@@ -177,8 +177,8 @@ def verdicts(tier: Tier) -> list[str]:
             "4. a quarter of the pictures, ranked, match pairs: above 0.45",
         ),
     ):
-        lines += common.versus(CLAIM, tier, arm, other, demo.TASTE, claim, least)
-    gained = common.versus(CLAIM, tier, "rankdpo-random", "base", demo.TASTE, "2. random labels gain something")
+        lines += tables.versus(CLAIM, tier, arm, other, demo.TASTE, claim, least)
+    gained = tables.versus(CLAIM, tier, "rankdpo-random", "base", demo.TASTE, "2. random labels gain something")
     return [*lines, *gained]
 
 

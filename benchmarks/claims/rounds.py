@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from benchmarks.claims import common
+from benchmarks.claims import common, tables
 from benchmarks.claims.common import Claim, Tier
 from palate.doors import lookup
 from palate.doors import rounds as doors
@@ -110,7 +110,7 @@ def show(tier: Tier) -> None:
         if (found := common.load_arm(CLAIM, tier, name, seed))
     ]
     if rows:
-        common.publish(CLAIM, tier, rows, verdicts(tier))
+        tables.publish(CLAIM, tier, rows, verdicts(tier))
 
 
 def verdicts(tier: Tier) -> list[str]:
@@ -125,14 +125,14 @@ def verdicts(tier: Tier) -> list[str]:
         return []
     lines = []
     for flaw, dimension in FLAWS.items():
-        left, low, high = common.interval_of_ratio(
+        left, low, high = tables.interval_of_ratio(
             [flawed(after, dimension) for after, _ in pairs], [flawed(before, dimension) for _, before in pairs]
         )
-        held = common.says(high <= 0.5, low > 0.5)
+        held = tables.says(high <= 0.5, low > 0.5)
         lines.append(f"{flaw} pictures at least halved: {left:.2f} [{low:.2f}, {high:.2f}] of them are left: {held}")
     differences = [np.subtract(after["scores"]["alignment"], before["scores"]["alignment"]) for after, before in pairs]
-    gain, low, high = common.interval_of_mean(differences)
-    held = common.says(low >= -0.02, high < -0.02)
+    gain, low, high = tables.interval_of_mean(differences)
+    held = tables.says(low >= -0.02, high < -0.02)
     return [*lines, f"alignment not lower by more than 0.02: {gain:+.3f} [{low:+.3f}, {high:+.3f}]: {held}"]
 
 

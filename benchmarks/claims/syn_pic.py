@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.claims import common
+from benchmarks.claims import common, tables
 from benchmarks.claims.common import Claim, Tier, evaluate, fresh
 from palate import losses, sampling, views
 from palate.doors import crowd, demo, lookup
@@ -142,7 +142,7 @@ def best_rate(tier: Tier, labels: str) -> float:
     def reward(rate: float) -> float:
         found = common.load_arm(CLAIM, tier, f"tune-{labels}-{rate:g}", common.TUNING_SEED)
         assert found
-        return float(np.mean(common.rewards(found, demo.TASTE)))
+        return float(np.mean(tables.rewards(found, demo.TASTE)))
 
     return max(RATES, key=reward)
 
@@ -157,8 +157,8 @@ def reported(tier: Tier) -> list[Any]:
 
 
 def show(tier: Tier) -> None:
-    if rows := common.against_base(CLAIM, tier, LABELS, demo.TASTE, "labels", ("right",)):
-        common.publish(CLAIM, tier, rows, verdicts(tier))
+    if rows := tables.against_base(CLAIM, tier, LABELS, demo.TASTE, "labels", ("right",)):
+        tables.publish(CLAIM, tier, rows, verdicts(tier))
 
 
 def verdicts(tier: Tier) -> list[str]:
@@ -172,7 +172,7 @@ def verdicts(tier: Tier) -> list[str]:
         ("random", "base", 0.45, "3. random labels do no harm: they win more than 0.45"),
         ("random", "base", 0.5, "3. random labels gain something"),
     ):
-        lines += common.versus(CLAIM, tier, arm, other, demo.TASTE, claim, least)
+        lines += tables.versus(CLAIM, tier, arm, other, demo.TASTE, claim, least)
     return lines
 
 
