@@ -27,7 +27,8 @@ from palate import durable, project
 from palate.media import MediaError
 from palate.project import ProjectSettings
 from palate.records import Comparison, Medium, Ranking, Retraction, Sample, Score, Vote, now
-from palate.store import adding, answers, facts, leases, medium, progress, raters, schema, snapshots, upgrade
+from palate.store import adding, amending, answers, facts, leases, medium, progress, raters, schema, snapshots, upgrade
+from palate.store.amending import Amendment
 from palate.store.answers import Answer, Receipt
 from palate.store.database import FILE, Database, Postgres, Result, SQLite
 from palate.store.errors import StoreError
@@ -179,6 +180,17 @@ class Store:
         """What raters are to be shown; their samples must be of the comparison's prompt."""
         return self._in_parts(comparisons, adding.comparisons)
 
+    def amend(self, amendments: Iterable[Amendment], source: str) -> int:
+        """Says which comparisons are known pairs or sensitive, also while raters are at work; how many it changed.
+
+        source: who says so. What was answered of a known pair is not counted from then on, and is again once it is none
+        any more. Raises StoreError for a comparison that is not there, or an expected sample that it does not show.
+        """
+        return sum(
+            self._write(lambda connection, part=part: amending.amend(connection, part, source), alone=True)
+            for part in facts.chunks(amendments)
+        )
+
     def _in_parts(
         self,
         records: Iterable[Any],
@@ -222,7 +234,9 @@ class Store:
         return self._facts(facts.RANKINGS, query, {"dimension": dimension}, snapshot)
 
     def comparisons(self, batch: str | None = None, snapshot: Snapshot | None = None) -> Iterator[Comparison]:
-        return self._facts(facts.COMPARISONS, sa.select(schema.comparisons), {"batch": batch}, snapshot)
+        """As they are by now amended; with a snapshot, as they were."""
+        query = facts.comparison_query(_mark(snapshot, "amendments"))
+        return self._facts(facts.COMPARISONS, query, {"batch": batch}, snapshot)
 
     def retractions(self, snapshot: Snapshot | None = None) -> Iterator[Retraction]:
         return self._facts(facts.RETRACTIONS, sa.select(schema.retractions), {}, snapshot)

@@ -108,6 +108,20 @@ def sample_query() -> sa.Select[Any]:
     )
 
 
+def comparison_query(mark: int | None = None) -> sa.Select[Any]:
+    """Comparisons as the latest amendments, up to a mark (None: all), have them, as `COMPARISONS.record` takes them."""
+    table, latest, last = schema.comparisons, schema.amendments, sa.alias(schema.amendments)
+    newest = sa.select(sa.func.max(last.c.seq)).where(last.c.comparison == table.c.id)
+    if mark is not None:
+        newest = newest.where(last.c.seq <= mark)
+    amended = ("expected", "dimension", "sensitive")
+    columns = [
+        sa.func.coalesce(latest.c[column.name], column).label(column.name) if column.name in amended else column
+        for column in table.columns
+    ]
+    return sa.select(*columns).outerjoin_from(table, latest, latest.c.seq == newest.scalar_subquery())
+
+
 def insert(connection: sa.Connection, kind: Kind, rows: Sequence[Row]) -> list[Row]:
     """Adds those that are new and returns them. Raises StoreError for another content under a known key."""
     found: dict[tuple[Any, ...], Row] = {}

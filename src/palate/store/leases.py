@@ -214,7 +214,7 @@ def _key(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest(), "little")
 
 
-_SHOWN = sa.select(schema.comparisons).where(schema.comparisons.c.id.in_(sa.bindparam("ids", expanding=True)))
+_SHOWN = facts.comparison_query().where(schema.comparisons.c.id.in_(sa.bindparam("ids", expanding=True)))
 _SAMPLES = facts.sample_query().where(schema.samples.c.id.in_(sa.bindparam("ids", expanding=True)))
 
 

@@ -37,7 +37,8 @@ def count(connection: sa.Connection) -> Progress:
     by_rater = _JUDGED.with_only_columns(leases.c.rater, sa.func.count()).group_by(leases.c.rater)
     raters = {row[0]: row[1] for row in connection.execute(by_rater.order_by(leases.c.rater))}
     ordinary = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(comparisons.c.wanted), 0))
-    number, wanted = connection.execute(ordinary.where(comparisons.c.expected == "")).one()
+    ordinary = ordinary.join(places, places.c.comparison == comparisons.c.id).where(sa.not_(places.c.known))
+    number, wanted = connection.execute(ordinary).one()
     by_comparison = _JUDGED.with_only_columns(leases.c.comparison, sa.func.count().label("n"))
     judged = by_comparison.group_by(leases.c.comparison).subquery()
     full = sa.select(sa.func.count()).select_from(judged.join(comparisons, comparisons.c.id == judged.c.comparison))

@@ -97,6 +97,16 @@ comparisons = _fact(
     sa.Column("time", sa.Text, nullable=False),
     sa.Column("sensitive", sa.Boolean, nullable=False),
 )
+# What holds of a comparison from then on, whole: the latest counts.
+amendments = _fact(
+    "amendments",
+    sa.Column("comparison", sa.Text, nullable=False),
+    sa.Column("expected", sa.Text, nullable=False),
+    sa.Column("dimension", sa.Text, nullable=False),
+    sa.Column("sensitive", sa.Boolean, nullable=False),
+    sa.Column("source", sa.Text, nullable=False),
+    sa.Column("time", sa.Text, nullable=False),
+)
 erasures = _fact(
     "erasures",
     sa.Column("rater", sa.Text, nullable=False),
@@ -110,7 +120,9 @@ sa.Index("votes_source", votes.c.source)
 sa.Index("rankings_source", rankings.c.source)
 sa.Index("retractions_of", retractions.c.of)
 sa.Index("retractions_source", retractions.c.source)
-FACTS = {table.name: table for table in (samples, scores, votes, rankings, retractions, comparisons, erasures)}
+sa.Index("amendments_comparison", amendments.c.comparison, amendments.c.seq)
+_FACTS = (samples, scores, votes, rankings, retractions, comparisons, erasures, amendments)
+FACTS = {table.name: table for table in _FACTS}
 
 # --- work: what is being done, not what is known ----------------------------------------------------------------------
 

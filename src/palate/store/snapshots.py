@@ -15,6 +15,8 @@ from palate.store import facts, schema
 from palate.store.errors import StoreError
 
 _TABLES = ("samples", "scores", "votes", "rankings", "retractions", "comparisons", "erasures")
+_LATER = ("amendments",)  # of a later schema: in an id only where there are any, so that older ids stay what they are
+_ALL = _TABLES + _LATER
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,9 @@ class Snapshot:
 
 def take(connection: sa.Connection, project: str, name: str | None, save: bool) -> Snapshot:
     """The facts as they are now. The same facts give the same id. Raises StoreError for a name of other facts."""
-    columns = [facts.highest_of(schema.FACTS[table]).label(table) for table in _TABLES]
+    columns = [facts.highest_of(schema.FACTS[table]).label(table) for table in _ALL]
     row = connection.execute(sa.select(*columns)).one()
-    marks = {table: getattr(row, table) for table in _TABLES}
+    marks = {table: getattr(row, table) for table in _ALL}
     made = Snapshot(_id(project, marks), now(), marks, name)
     if not save:
         return made
@@ -95,11 +97,13 @@ def _erased(connection: sa.Connection, name: str) -> bool:
 
 
 def _id(project: str, marks: Mapping[str, int]) -> str:
-    numbers = "-".join(str(marks[table]) for table in _TABLES)
+    told = [*_TABLES, *(table for table in _LATER if marks[table])]
+    numbers = "-".join(str(marks[table]) for table in told)
     return f"{numbers}-{hashlib.sha256(f'{project} {numbers}'.encode()).hexdigest()[:8]}"
 
 
 def _marks_of(name: str) -> dict[str, int] | None:
-    if not re.fullmatch(rf"(\d{{1,18}}-){{{len(_TABLES)}}}[0-9a-f]{{8}}", name):
+    if not re.fullmatch(rf"(\d{{1,18}}-){{{len(_TABLES)},{len(_ALL)}}}[0-9a-f]{{8}}", name):
         return None
-    return {table: int(part) for table, part in zip(_TABLES, name.split("-"), strict=False)}
+    numbers = map(int, name.split("-")[:-1])
+    return dict.fromkeys(_ALL, 0) | dict(zip(_ALL, numbers, strict=False))
