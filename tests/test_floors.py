@@ -29,6 +29,7 @@ FLOORS = [
             "durable",
             "memory",
             "agreement",
+            "jackknife",
             "planning",
             "prompts",
             "project",

@@ -13,13 +13,14 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
 
-from palate.records import OVERALL, Comparison, Vote
+from palate import jackknife
+from palate.records import OVERALL, Comparison, Ranking, Vote
 
 Interval = tuple[float, float]
 Pair = tuple[str, str]  # ids of two samples, sorted
@@ -33,7 +34,7 @@ SECONDS_AT_LEAST = 0.8  # a median below it is faster than one can look at two p
 
 @dataclass(frozen=True)
 class Alpha:
-    """alpha: 1 full agreement, 0 chance, below 0 against each other. ci95: pairs (or prompts) resampled.
+    """alpha: 1 full agreement, 0 chance, below 0 against each other. ci95: over pairs (or prompts).
 
     Of `pairs` pairs that two or more of `raters` raters judged, with `ratings` judgements.
     """
@@ -59,7 +60,8 @@ class Share:
 class Rater:
     """What is known of one rater's work.
 
-    known: known pairs answered rightly. repeats: repeated pairs answered as before. left: the left side among those
+    votes: judgements, rankings among them. known: known pairs answered rightly, each in the question whose answer is
+    known. repeats: repeated pairs answered as before. left: the left side among those
     preferred, and left_p, the chance of so uneven a share from someone who does not look at sides (exact, two-sided).
     others: share of the other raters' judgements of the same pairs that say the same. seconds: median, None unknown.
     flags: what speaks against relying on them, with the numbers.
@@ -84,14 +86,13 @@ def alpha(
     comparisons: Iterable[Comparison] = (),
     prompt_of: Mapping[str, str] | None = None,
     seed: int = 0,
-    resamples: int = 2000,
 ) -> Alpha | None:
     """Krippendorff's alpha (nominal) of the raters, None where no pair has two judgements.
 
     comparisons: known pairs among them are left out: they are easy, and would flatter. prompt_of: the prompt of each
-    sample; prompts are then resampled instead of pairs, since pairs of one prompt are
-    easy or hard together. The estimate is that of Krippendorff, Content Analysis (2018), chapter 12, on the pairs
-    counted both ways round. Where all agree in all, and alpha has no interval, its ends are NaN.
+    sample; the interval is then over prompts instead of pairs, since pairs of one prompt are easy or hard together.
+    The estimate is that of Krippendorff, Content Analysis (2018), chapter 12, on the pairs counted both ways round.
+    Where too few pairs bound it, the interval's ends are NaN.
     """
     known = {c.id for c in comparisons if c.expected}
     units, people = _units((vote for vote in votes if vote.comparison not in known), dimension)
@@ -103,36 +104,41 @@ def alpha(
     number = {name: i for i, name in enumerate(dict.fromkeys(names))}
     groups = np.zeros((len(number), tables.shape[1]))
     np.add.at(groups, [number[name] for name in names], tables)
-    rng = np.random.default_rng(seed)
-    times = rng.multinomial(len(groups), np.full(len(groups), 1 / len(groups)), size=resamples)
-    drawn = _alphas(times @ groups)
-    drawn = drawn[~np.isnan(drawn)]
-    ci95 = (
-        (float(np.quantile(drawn, 0.025)), float(np.quantile(drawn, 0.975)))
-        if len(groups) > 1 and len(drawn)
-        else (
-            math.nan,
-            math.nan,
-        )
-    )
+    found, low, high = jackknife.interval(lambda table: _alphas(table[None]), groups, seed)
     ratings = int(sum(given.sum() for given in judged.values()))
-    return Alpha(float(_alphas(tables.sum(0, keepdims=True))[0]), ci95, len(judged), people, ratings)
+    return Alpha(float(found[0]), (float(low[0]), min(float(high[0]), 1.0)), len(judged), people, ratings)
 
 
-def raters(votes: Iterable[Vote], comparisons: Iterable[Comparison] = (), dimension: str = OVERALL) -> list[Rater]:
-    """A line for every rater, in the order of their ids. comparisons: those with an `expected` sample are known pairs.
+def raters(
+    votes: Iterable[Vote],
+    comparisons: Iterable[Comparison] = (),
+    dimension: str = OVERALL,
+    *,
+    rankings: Iterable[Ranking] = (),
+) -> list[Rater]:
+    """A line for every rater, in the order of their ids: their judgements of one dimension, and all known pairs.
 
+    comparisons: those with an `expected` sample are known pairs, each tests in a dimension of its own; what others said
+    of one counts nowhere. rankings: are right where the expected sample alone is first; of their repeats, order and
+    likeness nothing is told.
     Votes marked as repeats are compared with the rater's first answer to the same pair and counted nowhere else.
     A rater is flagged where the exact binomial chance of doing so badly, of someone who just passes, is below 1%
     shared among all raters (Bonferroni), so that a hundred honest raters give about one false flag.
     """
-    own = [vote for vote in votes if vote.dimension == dimension]
-    known = {c.id: c.expected for c in comparisons if c.expected and c.dimension == dimension}
-    units, _ = _units((vote for vote in own if vote.comparison not in known), dimension)
-    by_rater: dict[str, list[Vote]] = defaultdict(list)
-    for vote in own:
-        by_rater[vote.source].append(vote)
-    return [_rater(name, by_rater[name], known, units, _LEVEL / len(by_rater)) for name in sorted(by_rater)]
+    judged: list[Vote | Ranking] = [made for part in (votes, rankings) for made in part]
+    known = {c.id: c for c in comparisons if c.expected}
+    own = [made for made in judged if made.dimension == dimension]
+    units, _ = _units((v for v in own if isinstance(v, Vote) and v.comparison not in known), dimension)
+    by_rater: dict[str, _Work] = defaultdict(_Work)
+    for made in own:
+        work = by_rater[made.source]
+        work.votes.append(made) if isinstance(made, Vote) else work.rankings.append(made)
+    for made in judged:
+        test = known.get(made.comparison)
+        if test is not None and made.dimension == test.dimension and not made.repeat:
+            if (right := _right(made, test.expected)) is not None:
+                by_rater[made.source].right.append(right)
+    return [_rater(name, by_rater[name], units, _LEVEL / len(by_rater)) for name in sorted(by_rater)]
 
 
 def rating(vote: Vote) -> str | None:
@@ -192,24 +198,38 @@ def _alphas(tables: NDArray[np.float64]) -> NDArray[np.float64]:
 # --- raters -----------------------------------------------------------------------------------------------------------
 
 
-def _rater(
-    name: str, votes: Sequence[Vote], known: Mapping[str, str], units: Mapping[Pair, NDArray[np.float64]], level: float
-) -> Rater:
+@dataclass
+class _Work:
+    """What one rater did: judgements of one dimension, and whether each known pair was answered rightly."""
+
+    votes: list[Vote] = field(default_factory=list)
+    rankings: list[Ranking] = field(default_factory=list)
+    right: list[bool] = field(default_factory=list)
+
+
+def _right(made: Vote | Ranking, expected: str) -> bool | None:
+    """Whether a known pair was answered rightly; None for a skip."""
+    if isinstance(made, Ranking):
+        return made.groups[0] == (expected,)
+    return None if made.choice == "skip" else _picked(made) == expected
+
+
+def _rater(name: str, work: _Work, units: Mapping[Pair, NDArray[np.float64]], level: float) -> Rater:
+    votes, ranked = work.votes, [ranking for ranking in work.rankings if not ranking.repeat]
     first = [vote for vote in votes if not vote.repeat]
     given = {_pair(vote): said for vote in reversed(first) if (said := rating(vote)) is not None}
     again = [(rating(vote), given.get(_pair(vote))) for vote in votes if vote.repeat]
     again = [(now, before) for now, before in again if now is not None and before is not None]
-    right = [_picked(v) == known[v.comparison] for v in first if v.comparison in known and v.choice != "skip"]
     sides = [_picked(vote) == vote.left for vote in votes if vote.left and vote.choice in ("a", "b")]
     same, others = _alike({pair: said for pair, said in given.items() if pair in units}, units)
-    seconds = [vote.seconds for vote in votes if vote.seconds is not None]
+    seconds = [made.seconds for made in (*votes, *work.rankings) if made.seconds is not None]
     counts = Counter(vote.choice for vote in first)
     left = share(sum(sides), len(sides))
     found = Rater(
         name,
-        len(first),
+        len(first) + len(ranked),
         counts["skip"],
-        share(sum(right), len(right)),
+        share(sum(work.right), len(work.right)),
         share(sum(now == before for now, before in again), len(again)),
         left,
         _chance(left, 0.5, "two-sided"),

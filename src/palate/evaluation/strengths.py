@@ -1,6 +1,6 @@
 """Several models on one scale: Bradley-Terry strengths from all their pairs, with intervals that know prompts.
 
-Ties are half a win for each (evalica's tie weight); the fit is evalica's, the intervals resample prompts.
+Ties are half a win for each (evalica's tie weight); the fit is evalica's, the intervals leave prompts out.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from palate import jackknife
 from palate.evaluation.win_rate import Interval, numbered
 
 Array = NDArray[np.float64]
@@ -42,7 +43,6 @@ def strengths(
     *,
     prior: float = PRIOR,
     seed: int = 0,
-    resamples: int = 500,
 ) -> list[Strength]:
     """One of each model, in the models' order. a, b [n]: which two were compared, won [n]: 1 a, 0 b, .5 a tie.
 
@@ -53,11 +53,8 @@ def strengths(
         if games == 0:
             raise ValueError(f"{model} was not compared with any other model, so that nothing tells its strength")
     whole = wins.sum(0)
-    found = fitted(whole + _pseudo(len(models), prior))
-    rng = np.random.default_rng(seed)
-    times = rng.multinomial(len(wins), np.full(len(wins), 1 / len(wins)), size=resamples)
-    drawn = np.stack([fitted(np.tensordot(t, wins, 1) + _pseudo(len(models), prior)) for t in times])
-    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+    pseudo = prior * (1 - np.eye(len(models)))
+    found, low, high = jackknife.interval(lambda games: fitted(games + pseudo), wins, seed)
     never_won, never_lost = whole.sum(1) == 0, whole.sum(0) == 0
     if len(wins) < 2 or never_won[0] or never_lost[0]:
         low[1:], high[1:] = -math.inf, math.inf
@@ -92,7 +89,3 @@ def fitted(wins: Array) -> Array:
     )  # fmt: skip
     scores = np.log(np.array([found.scores[name] for name in names], np.float64))
     return np.asarray(scores - scores[0])
-
-
-def _pseudo(m: int, prior: float) -> Array:
-    return prior * (1 - np.eye(m))
