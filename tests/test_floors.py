@@ -22,6 +22,7 @@ FLOORS = [
         {
             "records",
             "media",
+            "webm",
             "reading",
             "tables",
             "duplicates",
@@ -42,7 +43,7 @@ FLOORS = [
         },
     ),
     ("maths", {"losses", "paths", "transitions", "randomness", "metrics"}),
-    ("contracts and what plugs in", {"models", "scorers", "remote", "wire"}),
+    ("contracts and what plugs in", {"models", "scorers", "remote", "wire", "kinds"}),
     ("using a model without knowing which", {"sampling", "likelihood", "feedback", "guidance", "editing"}),
     (
         "papers, the loop, the judgement",

@@ -25,6 +25,7 @@ from palate.doors.guarding import Guarding
 from palate.evaluation import card, comparison, grids, report, verdict
 from palate.evaluation import compare as comparing
 from palate.evaluation.win_rate import WinRate
+from palate.models import rates
 from palate.models.diffusion import DiffusionPolicy
 from palate.training import adapters
 from palate.training.logs import Progress
@@ -209,7 +210,11 @@ def base_of(policy: DiffusionPolicy, model: str, adapter: str | None = None) -> 
         with adapters.without_adapter(policy):
             yield policy
     else:
-        how = {"device": policy.device, "dtype": policy.pipeline.dtype, "call": policy.call}
+        how = {
+            "device": policy.device,
+            "dtype": policy.pipeline.dtype,
+            "call": {**policy.call, rates.ASKED: policy.frame_rate},
+        }
         yield lookup.load_base(model, adapter, fuse=True, **how)
 
 

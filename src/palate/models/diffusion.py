@@ -22,7 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from palate.models import hub
+from palate import kinds
+from palate.models import hub, rates
 from palate.models.capture import PROMPTS, Capture, UnsupportedPipeline
 from palate.models.codecs import Codec, autoencoder, find_codec, media_of
 from palate.models.contracts import Condition, Kernel, Media
@@ -55,7 +56,7 @@ class DiffusionPolicy:
 
     pipeline: the diffusers pipeline, in eval mode, nothing trainable. path: the noise path it was trained on.
     modules: its denoisers by the pipeline's names for them (one; or two experts), and module: the first. latent_shape:
-    of one row.
+    of one row. frame_rate, sample_rate: a second, of its videos and sounds.
     default_settings: `num_inference_steps` and `guidance_scale` of the pipeline's own call.
     """
 
@@ -68,7 +69,8 @@ class DiffusionPolicy:
             if isinstance(component, nn.Module):
                 component.eval().requires_grad_(False)
         pipeline.set_progress_bar_config(disable=True)
-        self.pipeline, self.call = pipeline, dict(call or {})
+        self.pipeline, self.call = pipeline, rates.without_rate(pipeline, call or {})
+        self.frame_rate, self.sample_rate = rates.frame_rate(pipeline, call or {}), rates.sample_rate(pipeline)
         try:
             self.schedule = schedule_of(pipeline.scheduler)
         except ValueError as error:
@@ -284,7 +286,7 @@ class DiffusionPolicy:
             )
         x, logps = torch.stack(tape.x, dim=1), torch.stack(tape.logps, dim=1)
         std = torch.tensor(tape.std, device=x.device)
-        return media_of(media), Record(x, tape.t, logps, std, cond, tape.kernel, guidance_scale)
+        return self._rated(media), Record(x, tape.t, logps, std, cond, tape.kernel, guidance_scale)
 
     @cached_property
     def output_type(self) -> dict[str, Any]:
@@ -301,7 +303,11 @@ class DiffusionPolicy:
         """Media of x0 [n, ...], by the pipeline's own code: steps that arrive at x0."""
         if self.capture.singly and len(x0) > 1:
             return [medium for row in x0.split(1) for medium in self.decode(row)]
-        return media_of(self._arrive(x0))
+        return self._rated(self._arrive(x0))
+
+    def _rated(self, output: Any) -> list[Media]:
+        """The media of a pipeline's output, videos and sounds with their rates."""
+        return [kinds.rated(medium, self.frame_rate, self.sample_rate) for medium in media_of(output)]
 
     def _arrive(self, x0: Tensor, *, as_it_is: bool = False) -> Any:
         """The output of the pipeline's call for x0 [n, ...], in the denoiser's precision or `as_it_is`."""

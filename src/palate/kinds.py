@@ -1,0 +1,155 @@
+"""The kinds of media there are: what each is in memory, and the file that it is written as.
+
+    pictures   a PIL picture                                                    image/png, lossless
+    videos     a `Video`, a list of pictures, or an array [F, H, W, 3], 0 to 1   video/webm, lossy (`palate.webm`)
+    sounds     a `wire.Waveform` [C, L] or [L], a tensor of that shape, -1 to 1  audio/wav, 16 bits
+    texts      a str                                                            text/plain
+
+Videos and sounds carry their rate, so that none has to be guessed when they are played, written or heard by a judge.
+"""
+
+from __future__ import annotations
+
+import io
+import wave
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from PIL import Image
+
+from palate import media, webm, wire
+from palate.media import MediaError
+from palate.records import Medium
+from palate.wire import Waveform
+
+Kind = Literal["pictures", "videos", "sounds", "texts"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+ENDINGS = {"image/png": ".png", "video/webm": ".webm", "audio/wav": ".wav", "text/plain": ".txt"}  # of what is written
+FRAME_RATE = 16.0  # frames a second of videos that do not say
+_BY_TYPE: dict[str, Kind] = {"image": "pictures", "video": "videos", "audio": "sounds", "text": "texts"}
+
+
+class Video(list[Image.Image]):
+    """The frames of a video, and how many there are a second."""
+
+    def __init__(self, frames: Iterable[Image.Image], rate: float = FRAME_RATE) -> None:
+        super().__init__(frames)
+        self.rate = rate
+
+
+def kind_of(made: Any) -> Kind:
+    """Which kind a medium in memory is. Raises MediaError for what is none."""
+    if isinstance(made, str):
+        return "texts"
+    if isinstance(made, Image.Image):
+        return "pictures"
+    if isinstance(made, list | tuple) and made and all(isinstance(frame, Image.Image) for frame in made):
+        return "videos"
+    held = made[0] if isinstance(made, tuple) and len(made) == 2 else made
+    shape = tuple(getattr(held, "shape", ()))
+    if len(shape) in (1, 2) and 0 not in shape:
+        return "sounds"
+    if len(shape) == 4 and shape[-1] == 3 and len(held):
+        return "videos"
+    raise MediaError(f"a {type(made).__name__} is no picture, video, sound or text", "unknown kind")
+
+
+def kind_of_type(type: str) -> Kind:
+    """Which kind a media type is. Raises MediaError for what is none."""
+    if (kind := _BY_TYPE.get(type.partition("/")[0])) is None:
+        raise MediaError(f"media of type {type} are no pictures, videos, sounds or texts", "unknown kind")
+    return kind
+
+
+def rated(made: Any, frame_rate: float, sample_rate: int) -> Any:
+    """The medium as it is, a video as a `Video` and a sound as a `Waveform` that know their rates."""
+    kind = kind_of(made)
+    if kind == "videos":
+        return Video(frames_of(made), getattr(made, "rate", frame_rate))
+    if kind == "sounds":
+        sound = _waveform(made)
+        sound.rate = sound.rate or sample_rate
+        return sound
+    return made
+
+
+def frames_of(video: Any) -> list[Image.Image]:
+    """A video's frames as pictures; arrays are rounded to 8 bits, as files hold them."""
+    if isinstance(video, list | tuple):
+        return list(video)
+    array = np.asarray(video.detach().float().cpu() if hasattr(video, "detach") else video)
+    if array.dtype != np.uint8:
+        array = (array.astype(np.float32).clip(0, 1) * 255).round().astype(np.uint8)
+    return [Image.fromarray(frame) for frame in array]
+
+
+def _waveform(sound: Any) -> Waveform:
+    """A sound [C, L] or [L] in float32, whose rate is 0 where nobody said it."""
+    held, rate = sound if isinstance(sound, tuple) else (sound, getattr(sound, "rate", 0))
+    array = np.asarray(held.detach().float().cpu() if hasattr(held, "detach") else held, np.float32)
+    made = array.view(Waveform)
+    made.rate = int(rate)
+    return made
+
+
+# --- as files ---------------------------------------------------------------------------------------------------------
+
+
+def written(made: Any) -> Medium:
+    """A medium in memory as the file that holds it. Raises MediaError, or WireError, for what cannot be one.
+
+    A video takes its `rate`, else FRAME_RATE; a sound without one is refused. Sounds are cut off at -1 and 1, as any
+    player does.
+    """
+    kind = kind_of(made)
+    if kind == "texts":
+        return Medium("text/plain", made.encode())
+    if kind == "pictures":
+        return Medium("image/png", wire.png(made))
+    if kind == "videos":
+        return Medium("video/webm", webm.write(frames_of(made), getattr(made, "rate", FRAME_RATE)))
+    return Medium("audio/wav", _wav(_waveform(made)))
+
+
+def _wav(sound: Waveform) -> bytes:
+    if sound.rate <= 0:
+        raise MediaError("a sound that does not say its rate cannot be written", "no rate")
+    buffer = io.BytesIO()
+    channels = (np.atleast_2d(np.nan_to_num(sound)) * 32768).round().clip(-32768, 32767)
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(len(channels))
+        file.setsampwidth(2)
+        file.setframerate(sound.rate)
+        file.writeframes(channels.T.astype("<i2").tobytes())
+    return buffer.getvalue()
+
+
+def read(medium: Medium, root: str | Path | None = None) -> Any:
+    """A medium's file as what it is in memory: a picture, a `Video`, a `Waveform`, a text.
+
+    root: the folder that paths are relative to. Pictures are PNG, JPEG or WebP, videos WebM as `palate.webm` has it,
+    sounds WAV. Raises MediaError saying what is wrong, and how other files are brought to these.
+    """
+    kind = _BY_TYPE.get(medium.type.partition("/")[0])
+    if kind in (None, "pictures"):
+        return media.decode(medium, root)
+    content = media.medium_bytes(medium, root)
+    if kind == "texts":
+        media.check(Medium(medium.type, content))
+        return content.decode()
+    shown = media.type_of_bytes(content)
+    if kind == "videos":
+        if shown != "video/webm":
+            raise MediaError(f"a video of type {shown}; {webm.MEND}", "other video")
+        return Video(*webm.read(content))
+    if shown != "audio/wav":
+        raise MediaError(
+            f"a sound of type {shown}; sounds are read as WAV: ffmpeg -i IN -c:a pcm_s16le OUT.wav makes one",
+            "other sound",
+        )
+    try:
+        return wire.unwav(content)
+    except wire.WireError as error:
+        raise MediaError(str(error), "damaged") from None
