@@ -6,8 +6,7 @@ import contextlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 
 from palate import durable
 from palate.config import ConfigError
-from palate.doors import drawing, judging, lookup
+from palate.doors import drawing, judging, lineage, lookup
 from palate.evaluation import compare as comparing
 from palate.evaluation import grids, report, verdict, win_rate
 from palate.prompts import Prompt
@@ -100,30 +99,14 @@ class Judges:
         return judging.among(self.scorer.origins[score], rewards)
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What a model was trained on, as far as its run's folder tells."""
-
-    model: str
-
-    @cached_property
-    def rewards(self) -> list[tuple[str, str]]:
-        """Scorers that were its reward, or labelled its preferences; none for what is no run's folder."""
-        if lookup.base_of(Path(self.model)) is None:
-            return []
-        recipe = lookup.recipe_of(Path(self.model))
-        given = [(recipe.get("rollout") or {}).get("scorers"), (recipe.get("data") or {}).get("relabel")]
-        return [lookup.split_scorer(name) for scorers in given for name in scorers or {}]
-
-
 def judged(
     models: Sequence[str], arms: Sequence[comparing.Arm], rows: Sequence[Prompt], n: int, judges: Judges, out: Path
 ) -> dict[str, Any]:
     """All that result.json says of the models."""
     names = list(arms[0].scores)
+    taught = {model: [lookup.split_scorer(name) for name in lineage.rewards(model)] for model in models}
     roles = {
-        model: {name: verdict.REWARD for name in names if judges.of_training(name, Trained(model).rewards)}
-        for model in models
+        model: {name: verdict.REWARD for name in names if judges.of_training(name, taught[model])} for model in models
     }
     rewards = {name for own in roles.values() for name in own}
     kinds = {name: verdict.HELD_OUT for name in names if judges.held_out(name)} | dict.fromkeys(rewards, verdict.REWARD)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from palate import plugins, views
-from palate.config import ConfigError, EvaluationSettings, Recipe
+from palate.config import ConfigError, EvaluationSettings
 from palate.doors import judges, lookup
 from palate.doors.asked import IMPLICIT, WORLD
 from palate.doors.guarding import Guarding
@@ -160,11 +160,6 @@ def check_alone(scorer: lookup.Weighted) -> None:
             f"{scorer.groupwise[0]} scores candidates of one call against each other, and here each model is scored by "
             "itself: use it in `palate dataset synthesize`, in data.relabel or to score a project, and another to judge"
         )
-
-
-def rewards_of(recipe: Recipe) -> list[str]:
-    """The scorers that a recipe trains on: rewards of its rollouts, or what labels its preferences."""
-    return [*(recipe.rollout.scorers if recipe.rollout else ()), *((recipe.data and recipe.data.relabel) or ())]
 
 
 def judge(

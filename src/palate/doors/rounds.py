@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from palate import config, durable, plugins, randomness, sampling
 from palate.config import AlgorithmSettings, ConfigError, RolloutSettings, RoundsRecipe
 from palate.datasets import parquet
-from palate.doors import asking, assembly, awaited, blind, encoding, judging, lookup, trajectories
+from palate.doors import asking, assembly, awaited, blind, encoding, judging, lineage, lookup, trajectories
 from palate.doors.run import local_places
 from palate.evaluation import report
 from palate.models.contracts import Media, Rollout
@@ -121,8 +121,9 @@ class _Run:
         self._order = sorted(self.prompts, key=lambda prompt: randomness.key(self.seed, "round's prompt", prompt))
         if self.wanted.scorers:
             lookup.weighted(self.wanted.scorers).check(self.prompts)
+        self.taught_by = lineage.of_recipe(recipe.model_dump(), beside)
         if recipe.evaluation:
-            lookup.weighted(recipe.evaluation.scorers).check(judging.judged_on(recipe.evaluation, beside))
+            judging.check(recipe.evaluation, beside, self.taught_by)
         self.policy = lookup.load_policy(recipe.model, self.seed)
         self.sampler = judging.sampler_of(self.policy, recipe.model.name, self.wanted)
         self.learnt: dict[str, Any] = {}  # of the last training: what it was on, and its warnings
@@ -313,9 +314,8 @@ class _Run:
         wanted = self.recipe.evaluation
         if wanted is None:
             return lambda step: {}
-        rewards = list(self.wanted.scorers or ())
         return judging.watch(
-            self.policy, self.recipe.model.name, wanted, self.folder, self.beside, say, rewards=rewards
+            self.policy, self.recipe.model.name, wanted, self.folder, self.beside, say, rewards=self.taught_by
         )
 
     def _note(self, index: int, facts: Mapping[str, float]) -> None:
@@ -355,7 +355,7 @@ class _Run:
                 trained_on,
                 self.beside,
                 model.adapter,
-                rewards=list(self.wanted.scorers or ()),
+                rewards=self.taught_by,
             )
         if self.wanted.verdict:
             said = blind.verdict(

@@ -11,7 +11,7 @@ import torch
 
 from palate import config, durable, views
 from palate.config import DataSettings, Recipe, RoundsRecipe
-from palate.doors import asked, assembly, encoding, judging, lookup
+from palate.doors import asked, assembly, encoding, judging, lineage, lookup
 from palate.evaluation import report
 from palate.models.diffusion import DiffusionPolicy
 from palate.relabel import Relabel
@@ -74,7 +74,7 @@ def _train(recipe: Recipe, algorithm: Any, options: Any, folder: Path, path: Pat
         if recipe.evaluation:
             evaluate = judging.watch(
                 policy, recipe.model.name, recipe.evaluation, folder, beside, lambda said: source.note(said),
-                rewards=judging.rewards_of(recipe),
+                rewards=lineage.of_recipe(recipe.model_dump(), beside),
                 looks=recipe.training.max_steps // (recipe.training.evaluate_every or 1) + 2,
             )  # fmt: skip
         how: dict[str, Any] = {"reference": reference, "evaluate": evaluate, "locked": True}
@@ -124,7 +124,7 @@ def _check_inputs(recipe: Recipe, path: Path) -> None:
     if recipe.rollout:
         lookup.weighted(recipe.rollout.scorers).check(lookup.read_prompts(recipe.rollout.prompts, path.parent))
     if recipe.evaluation:
-        judging.check(recipe.evaluation, path.parent, judging.rewards_of(recipe))
+        judging.check(recipe.evaluation, path.parent, lineage.of_recipe(recipe.model_dump(), path.parent))
 
 
 def _change(data: DataSettings, folder: Path, rank: int) -> contextlib.AbstractContextManager[encoding.Change | None]:
@@ -204,7 +204,7 @@ def _conclude(
         base = recipe.model
         facts |= judging.judge(
             policy, base.name, recipe.evaluation, folder, source.prompts, beside, base.adapter,
-            rewards=judging.rewards_of(recipe),
+            rewards=lineage.of_recipe(recipe.model_dump(), beside),
         )  # fmt: skip
         if (guard := facts["against_base"]["guard"]) and guard["alarm"]:
             facts["warnings"] = [*facts["warnings"], guard["says"]]
