@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from palate.agreement import alpha, raters, rating
-from palate.records import Comparison, Vote
+from palate.records import Comparison, Ranking, Vote
 
 TIME = "2026-11-21T10:00:00+00:00"
 
@@ -192,3 +192,26 @@ def test_repeats_are_judged_against_the_first_answer_and_known_pairs_by_comparis
     assert (x.known.k, x.known.n) == (0, 1)  # the skipped pair was not answered
     assert (x.votes, x.skips) == (3, 1) and x.seconds is None and math.isnan(x.left.share)
     assert raters([]) == []
+
+
+def test_known_pairs_of_any_question_and_of_rankings():
+    votes = [
+        vote("x", "ab", "a", comparison="1"),
+        vote("x", "ab", "b", comparison="1", dimension="style", number=1),
+        vote("y", "ab", "a", comparison="1", number=2),
+        vote("x", "cd", "c", comparison="2", number=3),
+        vote("y", "cd", "c", comparison="2", number=4),
+        vote("z", "ab", "a", comparison="1", dimension="style", number=5),
+    ]
+    known = [Comparison("1", "p", ("a", "b"), 3, expected="b", dimension="style", time=TIME)]
+    ranked = [
+        Ranking("r", (("b",), ("a", "c")), "x", TIME, "style", comparison="1", seconds=4.0),
+        Ranking("s", (("b", "a"),), "y", TIME, "style", comparison="1"),
+        Ranking("t", (("b",), ("a",)), "y", TIME, "style", comparison="1", repeat=True),
+    ]
+    found = {r.id: r for r in raters(votes, known, rankings=ranked)}
+    assert {name: (r.known.k, r.known.n) for name, r in found.items()} == {"x": (2, 2), "y": (0, 1), "z": (0, 1)}
+    assert {name: r.votes for name, r in found.items()} == {"x": 2, "y": 2, "z": 0}
+    assert found["x"].others.n == 1  # what was said of a known pair counts nowhere else, whatever was asked
+    style = {r.id: r for r in raters(votes, known, "style", rankings=ranked)}
+    assert style["x"].votes == 2 and style["x"].seconds == 4.0 and style["y"].votes == 1

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -61,8 +61,8 @@ class Rater:
     """What is known of one rater's work.
 
     votes: judgements, rankings among them. known: known pairs answered rightly, each in the question whose answer is
-    known. repeats: repeated pairs answered as before. left: the left side among those
-    preferred, and left_p, the chance of so uneven a share from someone who does not look at sides (exact, two-sided).
+    known. repeats: repeated pairs answered as before. left: the left side among those preferred, and left_p, the chance
+    of so uneven a share from someone who does not look at sides (exact, two-sided).
     others: share of the other raters' judgements of the same pairs that say the same. seconds: median, None unknown.
     flags: what speaks against relying on them, with the numbers.
     """
@@ -135,9 +135,10 @@ def raters(
         work.votes.append(made) if isinstance(made, Vote) else work.rankings.append(made)
     for made in judged:
         test = known.get(made.comparison)
-        if test is not None and made.dimension == test.dimension and not made.repeat:
-            if (right := _right(made, test.expected)) is not None:
-                by_rater[made.source].right.append(right)
+        if test is None or made.dimension != test.dimension or made.repeat:
+            continue
+        if (right := _right(made, test.expected)) is not None:
+            by_rater[made.source].right.append(right)
     return [_rater(name, by_rater[name], units, _LEVEL / len(by_rater)) for name in sorted(by_rater)]
 
 

@@ -27,7 +27,7 @@ OPEN = {
     ("POST", "/api/join"): "takes the token",
     ("GET", "/static/{name}"): "files of the package, the same for everybody",
 }
-ADMIN = {("GET", "/admin"), ("POST", "/admin/raters"), ("POST", "/admin/revoke")}
+ADMIN = {("GET", "/admin")} | {("POST", f"/admin/{name}") for name in ("raters", "revoke", "erase", "amend")}
 BODIES = {
     "/api/join": {"token": "x" * 43},
     "/api/lease": {"n": 1},
@@ -37,6 +37,8 @@ BODIES = {
     "/api/leave": {},
     "/admin/raters": {"name": "Eve"},
     "/admin/revoke": {"rater": "nobody"},
+    "/admin/erase": {"rater": "nobody", "votes": True},
+    "/admin/amend": {"amendments": [{"comparison": "none", "sensitive": True}]},
 }
 
 

@@ -8,7 +8,20 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-ORDER = ("demo", "sample", "score", "label", "dataset", "train", "rounds", "compare", "report", "export", "doctor")
+ORDER = (
+    "demo",
+    "sample",
+    "score",
+    "label",
+    "project",
+    "dataset",
+    "train",
+    "rounds",
+    "compare",
+    "report",
+    "export",
+    "doctor",
+)
 
 
 class InOrder(TyperGroup):

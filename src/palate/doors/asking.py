@@ -9,13 +9,12 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import combinations
 from typing import Protocol, cast
 
 import numpy as np
 from PIL import Image
 
-from palate import randomness
+from palate.doors import shown
 from palate.doors.awaited import missing, question, votes_of
 from palate.media import MediaError, decode
 from palate.models.contracts import Media, Scorer
@@ -58,15 +57,13 @@ def show(
     groups: dict[str, dict[str, None]] = {}
     for prompt, name in zip(prompts, ids, strict=True):
         groups.setdefault(prompt, {})[name] = None
-    known, at = {comparison.id for comparison in store.comparisons(batch=batch)}, now()
-    comparisons = []
-    for prompt, group in groups.items():
-        found = sorted(combinations(group, 2), key=lambda pair: randomness.key("pair", *pair))
-        for a, b in found[:pairs]:
-            name = hashlib.blake2b("\x1f".join((batch, a, b)).encode(), digest_size=12).hexdigest()
-            if name not in known:
-                comparisons.append(Comparison(name, prompt, (a, b), wanted, batch=batch, time=at))
-    store.add_comparisons(comparisons)
+    known = {comparison.id for comparison in store.comparisons(batch=batch)}
+    made = (
+        comparison
+        for prompt, group in groups.items()
+        for comparison in shown.comparisons(prompt, list(group), batch=batch, wanted=wanted, most=pairs)
+    )
+    store.add_comparisons(comparison for comparison in made if comparison.id not in known)
 
 
 def _sample(store: Store, prompt: str, medium: Media, source: str, seed: int, at: str) -> Sample:

@@ -8,7 +8,6 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,8 @@ import numpy as np
 from palate import durable, planning, project, views
 from palate.config import ConfigError
 from palate.datasets import parquet
-from palate.doors import drawing, lookup
+from palate.doors import drawing, lookup, raters, shown
+from palate.doors.hands import reading
 from palate.media import MediaError, decode
 from palate.project import ProjectSettings
 from palate.records import OVERALL, Comparison, Medium, Preference, Sample, Score, now
@@ -58,15 +58,15 @@ def sample(
                 ]
                 store.add_samples(made, batch=batch)
         media = {made.id: made.medium for made in store.samples(source=model)}
-        shown = [
+        asked_of = [
             comparison
             for names, (prompt, _) in zip(ids, order.rows, strict=True)
             for comparison in _comparisons(prompt, names, media, store.settings, pairs, batch)
         ]
-        have = {comparison.id for comparison in store.comparisons()}
-        new = store.add_comparisons(comparison for comparison in shown if comparison.id not in have)
+        have = {(known.batch, frozenset(known.samples)) for known in store.comparisons()}
+        new = store.add_comparisons(made for made in asked_of if (made.batch, frozenset(made.samples)) not in have)
     total = sum(map(len, ids))
-    print(f"{total} candidates in {folder} ({len(wanted)} new), {len(shown)} comparisons ({new} new)")
+    print(f"{total} candidates in {folder} ({len(wanted)} new), {len(asked_of)} comparisons ({new} new)")
     print(f"palate label --project {folder} shows them to people")
 
 
@@ -111,20 +111,9 @@ def _comparisons(
 ) -> Iterator[Comparison]:
     """What of a prompt's candidates is shown together; of the same picture twice once."""
     different = list({media[name]: name for name in names}.values())
-    groups: Iterable[Sequence[str]] = combinations(different, 2)
-    if settings.kind == "ranking":
-        groups = _spread(different, settings.show)
-    found = [tuple(group) for group in groups if len(group) > 1]
-    for group in sorted(found, key=lambda group: _digest([batch, *group]))[:pairs]:
-        yield Comparison(_digest([batch, *group]), prompt, group, settings.votes_per_comparison, batch=batch)
-
-
-def _spread(names: Sequence[str], most: int) -> Iterator[Sequence[str]]:
-    """Groups of at most so many, as equal as can be: nobody is left over. Of twos of an odd number, two overlap."""
-    count = -(-len(names) // most)
-    for i in range(count):
-        start, end = (len(names) * at // count for at in (i, i + 1))
-        yield names[start : max(end, 2)]  # the first alone can be of one
+    show = settings.show if settings.kind == "ranking" else None
+    wanted = settings.votes_per_comparison
+    return shown.comparisons(prompt, different, batch=batch, wanted=wanted, show=show, most=pairs)
 
 
 def score(folder: Path, scorers: Sequence[str], batch_size: int = 8) -> None:
@@ -181,7 +170,7 @@ def export(
     """
     if snapshot is not None and name is not None:
         raise ConfigError("--name calls a new snapshot, and --snapshot is one that was taken: give either")
-    with _reading(folder, to_note=name is not None) as store:
+    with reading(folder, to_note=name is not None) as store:
         taken = store.find_snapshot(snapshot) if snapshot is not None else store.snapshot(name)
         how = {"by": by, "dimension": dimension, "labels": labels, "at_least": at_least, "held_out": held_out}
         rows = list(_rows(store, taken, by, dimension, labels, at_least))
@@ -199,14 +188,6 @@ def export(
         facts = {"project": store.settings.id, "snapshot": taken.id, **how}
         durable.write_bytes(out / "snapshot.json", (json.dumps(facts, indent=1) + "\n").encode())
     print(f"snapshot {taken.id}{f' ({taken.name})' if taken.name else ''}: --snapshot gives the same bytes again")
-
-
-def _reading(folder: Path, *, to_note: bool) -> Store:
-    """To note a snapshot's name a store must be writable; else it is read, also while a studio is running."""
-    settings = project.read(folder)
-    if project.database_url(folder, settings) is not None or to_note:
-        return Store.open(folder)
-    return Store.open(folder, write=False)
 
 
 def _rows(
@@ -248,11 +229,13 @@ def plan(folder: Path, half_width: float, seconds: float | None = None) -> None:
     made = planning.plan(half_width, **how)
     told = "as raters took so far" if took else "as assumed" if seconds is None else "as given"
     print(f"{made}\n({3600 * made.hours / made.votes:.1f} s a vote, {told})")
+    for line in raters.on_known_pairs(folder):
+        print(line)
 
 
 def _paces(folder: Path) -> list[float]:
     try:
-        with _reading(folder, to_note=False) as store:
+        with reading(folder) as store:
             return [vote.seconds for vote in store.votes() if vote.seconds]
     except StoreError:  # nothing was added yet
         return []

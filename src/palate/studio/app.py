@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from palate.store import Store, StoreError, StoreFull, StoreUnavailable
-from palate.studio import dashboard, entrance, labelling
+from palate.studio import dashboard, entrance, labelling, upkeep
 from palate.studio.context import HERE, Studio, WinRates
 from palate.studio.guard import UNAVAILABLE, Guard
 
@@ -26,7 +26,7 @@ def create(store: Store, *, hosts: Iterable[str] = (), win_rates: WinRates | Non
     studio = Studio(store, win_rates)
     app = FastAPI(title="Palate studio", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.state.studio = studio
-    for part in (entrance, labelling, dashboard):
+    for part in (entrance, labelling, dashboard, upkeep):
         app.include_router(part.routes(studio))
     _static(app)
     _errors(app)
@@ -66,7 +66,9 @@ def _errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         places = {str(problem["loc"][-1]) for problem in error.errors() if problem["type"] != "extra_forbidden"}
-        known = sorted(places & {"n", "lease", "key", "answers", "seconds", "reason", "token", "name", "role", "rater"})
+        known = sorted(
+            places & {"n", "lease", "key", "answers", "seconds", "reason", "token", "name", "role", "rater", "votes"}
+        )
         return JSONResponse({"error": f"the request cannot be understood{': ' * bool(known)}{', '.join(known)}"}, 422)
 
     @app.exception_handler(StoreFull)

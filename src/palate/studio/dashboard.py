@@ -1,32 +1,23 @@
-"""The dashboard of whoever runs the study: how far it is, how far raters agree, who wins so far, and join links."""
+"""The dashboard of whoever runs the study: how far it is, how far raters agree, who wins so far.
+
+Its buttons change things by `upkeep`.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
-from pydantic import Field
 
 from palate import agreement
 from palate.store import Progress, Rater
-from palate.strict import Strict
 from palate.studio.context import Remembered, Studio, Wins
-from palate.studio.joining import join_link
 
 FINDINGS_SECONDS = 15.0  # bootstraps take a moment; pages that are reloaded in the meantime show the same numbers
-
-
-class Invite(Strict):
-    name: str = Field(min_length=1, max_length=80)
-    role: Literal["rater", "admin"] = "rater"
-
-
-class Revoke(Strict):
-    rater: str = Field(min_length=1, max_length=64)
 
 
 @dataclass(frozen=True)
@@ -59,18 +50,6 @@ def routes(studio: Studio) -> APIRouter:
             me=request.state.rater.id,
         )
 
-    @router.post("/raters")
-    def invite(asked: Invite) -> dict[str, str]:
-        _, token = store.add_rater(asked.name, asked.role)
-        studio.tokens.add(asked.name, asked.role, token)
-        return {"name": asked.name, "link": join_link("", token)}
-
-    @router.post("/revoke")
-    def revoke(asked: Revoke) -> dict[str, bool]:
-        store.revoke(asked.rater)
-        studio.tokens.keep(lambda token: store.rater_of(token) is not None)
-        return {"ok": True}
-
     studio.pages.filters |= {"percent": percent, "known": lambda number: number is not None and not math.isnan(number)}
     studio.pages.globals["bar"] = bar
     return router
@@ -86,7 +65,7 @@ def find(studio: Studio) -> Findings:
     return Findings(
         store.progress(),
         {name: agreement.alpha(judged, name, prompt_of=prompt_of) for name in questions},
-        {rater.id: rater for rater in agreement.raters(votes, comparisons, first)},
+        {rater.id: rater for rater in agreement.raters(votes, comparisons, first, rankings=store.rankings())},
         studio.win_rates(store) if studio.win_rates else (),
     )
 

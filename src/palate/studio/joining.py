@@ -15,6 +15,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from palate.store import Store
+
 try:
     import fcntl
 except ImportError:  # Windows has no POSIX locks: there, one process at a time is to write the file
@@ -33,6 +35,19 @@ def cookie_name(folder: Path) -> str:
 def join_link(base: str, token: str) -> str:
     """base: such as http://127.0.0.1:8765."""
     return f"{base}/join#{token}"
+
+
+def shut_out(store: Store, rater: str) -> None:
+    """Their link lets nobody in any more, and leaves the owner's file; what they said stays. Raises StoreError."""
+    store.revoke(rater)
+    TokenFile(store.folder).keep(lambda token: store.rater_of(token) is not None)
+
+
+def forget(store: Store, rater: str, votes: bool) -> int:
+    """Erases who a rater was, in the owner's file too, and with `votes` all they said; how many facts went."""
+    removed = store.erase(rater, votes)
+    TokenFile(store.folder).keep(lambda token: store.rater_of(token) is not None)
+    return removed
 
 
 class Guesses:
@@ -89,7 +104,9 @@ class TokenFile:
     def keep(self, valid: Callable[[str], bool]) -> None:
         """Drops the lines of tokens that are not valid any more."""
         with self._alone():
-            self._write([row for row in self.read() if valid(row[2])])
+            rows = self.read()
+            if (kept := [row for row in rows if valid(row[2])]) != rows:
+                self._write(kept)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:

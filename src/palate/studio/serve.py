@@ -18,6 +18,7 @@ from palate.store import Store
 from palate.studio.context import WinRates
 from palate.studio.guard import LOOPBACK
 from palate.studio.joining import TokenFile, join_link
+from palate.studio.reach import announced
 
 if TYPE_CHECKING:
     import uvicorn
@@ -50,7 +51,11 @@ def serve(
     with Store.open(folder) as store:
         made = prepare(store, host=host, port=port, names=names, raters=raters, win_rates=win_rates, write=write)
         write("  Ctrl-C stops it.")
-        with opened(open_browser, made.base, TokenFile(folder), folder), contextlib.suppress(KeyboardInterrupt):
+        with (
+            announced(folder, made.base),
+            opened(open_browser, made.base, TokenFile(folder), folder),
+            contextlib.suppress(KeyboardInterrupt),
+        ):
             made.server.run(sockets=[made.listening])
     write("The studio has stopped; every answer that was acknowledged is on disk.")
 
@@ -64,7 +69,8 @@ def beside(
     thread = threading.Thread(target=made.server.run, kwargs={"sockets": [made.listening]}, daemon=True)
     thread.start()
     try:
-        yield made.base
+        with announced(store.folder, made.base):
+            yield made.base
     finally:
         made.server.should_exit = True
         thread.join(10)
