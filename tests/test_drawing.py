@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from palate import kinds
 from palate.doors import drawing
 from tests import zoo
 
@@ -121,11 +122,26 @@ def test_a_picture_is_scaled_to_cover_and_cropped_to_its_middle(tmp_path):
     assert (np.asarray(fitted)[:, 3:-3] == (0, 255, 0)).all()
 
 
-def test_what_is_no_picture_is_not_written(model, prompts, tmp_path, monkeypatch):
-    frames = [Image.new("RGB", (8, 8))] * 2
-    monkeypatch.setattr(drawing.sampling, "sample", lambda *_, **__: [frames, frames])
-    with pytest.raises(ValueError, match="the model makes no pictures, and palate sample writes nothing else"):
-        drawing.sample(model, prompts, out=tmp_path / "out", **KEEP)
+def test_videos_and_sounds_are_written_as_they_are_and_known_again(model, prompts, tmp_path, monkeypatch, capsys):
+    made = [kinds.Video([Image.new("RGB", (8, 6), "red")] * 3, 12), kinds.rated(np.ones((2, 40)), 0, 8000)]
+    monkeypatch.setattr(drawing.sampling, "sample", lambda *_, **__: list(made))
+    out = drawing.sample(model, prompts, out=tmp_path / "out", **KEEP)
+    video, sound = lines(out)
+    assert video["file"] == "00000-0.webm" and sound["file"] == "00001-0.wav"
+    assert [video[key] for key in ("type", "width", "height", "frames", "frame_rate")] == ["video/webm", 8, 6, 3, 12]
+    assert [sound[key] for key in ("type", "channels", "sample_rate", "seconds")] == ["audio/wav", 2, 8000, 0.005]
+    monkeypatch.setattr(drawing.lookup, "load_arm", lambda *_: pytest.fail("a model was loaded"))
+    drawing.sample(model, prompts, out=out, **KEEP)
+    assert lines(out) == [video, sound] and "2 videos in" in (said := capsys.readouterr().out) and "(0 new)" in said
+
+
+def test_what_a_benchmark_wants_as_pictures_is_not_drawn_by_a_model_of_videos(tmp_path, prompts, monkeypatch):
+    folder = tmp_path / "video"
+    folder.mkdir()
+    (folder / "model_index.json").write_text('{"_class_name": "WanPipeline"}')
+    monkeypatch.setattr(drawing.lookup, "load_arm", lambda *_: pytest.fail("a model was loaded"))
+    with pytest.raises(ValueError, match=r"--layout partiprompts is of pictures, and .*video makes videos"):
+        drawing.sample(str(folder), prompts, out=tmp_path / "out", layout="partiprompts", **KEEP)
 
 
 @pytest.mark.parametrize(

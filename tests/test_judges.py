@@ -182,4 +182,4 @@ def test_a_sound_judge_is_asked_for_sounds(tmp_path):
 
     folder, _, _ = test_clap.build(tmp_path / "clap", fused=False)
     scorer = lookup.find_scorer(f"clap:{folder}")
-    assert scorer.judges == "sounds"
+    assert scorer.judges == ("sounds",)

@@ -126,6 +126,26 @@ def _wav(sound: Waveform) -> bytes:
     return buffer.getvalue()
 
 
+def measured(path: Path) -> dict[str, Any]:
+    """Type, size and rate of a file that `written` made, as it says itself: nothing of it is decoded."""
+    type = media.type_of_path(path.name)
+    return {"type": type, **_measured(path, type)}
+
+
+def _measured(path: Path, type: str) -> dict[str, Any]:
+    if type == "image/png":
+        with Image.open(path, formats=["PNG"]) as picture:
+            return {"width": picture.width, "height": picture.height}
+    if type == "video/webm":
+        (width, height), frames, rate = webm.measure(path.read_bytes())
+        return {"width": width, "height": height, "frames": frames, "frame_rate": rate}
+    if type == "audio/wav":
+        with wave.open(str(path)) as file:
+            seconds = file.getnframes() / file.getframerate()
+            return {"channels": file.getnchannels(), "sample_rate": file.getframerate(), "seconds": seconds}
+    return {}
+
+
 def read(medium: Medium, root: str | Path | None = None) -> Any:
     """A medium's file as what it is in memory: a picture, a `Video`, a `Waveform`, a text.
 

@@ -139,6 +139,24 @@ def read(content: bytes) -> tuple[list[Image.Image], float]:
 
     Raises MediaError for any other video, for damage, and for too many frames or pixels.
     """
+    parts, rate = _parts(content)
+    frames: list[Image.Image] = []
+    for part in parts:
+        frames.append(decode(Medium("image/webp", _as_webp(part))))
+        if sum(frame.width * frame.height for frame in frames) > MAX_PIXELS_IN_ALL:
+            raise MediaError(f"a video has more than {MAX_PIXELS_IN_ALL:,} pixels in all", "too many pixels")
+    return frames, rate
+
+
+def measure(content: bytes) -> tuple[tuple[int, int], int, float]:
+    """Width and height, frames, and how many a second; no frame is decoded. Raises MediaError as `read` does."""
+    parts, rate = _parts(content)
+    width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", parts[0], 6))
+    return (width, height), len(parts), rate
+
+
+def _parts(content: bytes) -> tuple[list[bytes], float]:
+    """The frames as VP8's bitstreams, and how many a second."""
     parts: list[bytes] = []
     codec, duration = b"", 0
     try:
@@ -155,13 +173,8 @@ def read(content: bytes) -> tuple[list[Image.Image], float]:
         raise MediaError("a video that is damaged, or cut short", "damaged") from None
     if codec != b"V_VP8" or not parts or not duration:
         raise MediaError(f"a video of another kind; {MEND}", "other video")
-    frames: list[Image.Image] = []
-    for part in parts:
-        frames.append(decode(Medium("image/webp", _as_webp(part))))
-        if sum(frame.width * frame.height for frame in frames) > MAX_PIXELS_IN_ALL:
-            raise MediaError(f"a video has more than {MAX_PIXELS_IN_ALL:,} pixels in all", "too many pixels")
     rate = 1e9 / duration
-    return frames, float(round(rate)) if abs(rate - round(rate)) < 1e-3 else rate
+    return parts, float(round(rate)) if abs(rate - round(rate)) < 1e-3 else rate
 
 
 def _elements(content: bytes) -> Iterator[tuple[int, memoryview]]:

@@ -1,4 +1,4 @@
-"""`palate sample`: pictures of prompts, from noise or out of other pictures, each from its own seed, resumable."""
+"""`palate sample`: media of prompts, from noise or out of other pictures, each from its own seed, resumable."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from PIL import Image, ImageOps
 
-from palate import config, durable, editing, sampling
+from palate import config, durable, editing, kinds, sampling
 from palate.config import ConfigError
-from palate.doors import judging, lookup
+from palate.doors import judging, lookup, matching
 from palate.evaluation import layouts
 from palate.media import PICTURE_FORMATS, MediaError, decode, type_of_path
+from palate.models.contracts import Media
 from palate.models.diffusion import DiffusionPolicy
 from palate.records import Medium
 from palate.training.logs import Progress
@@ -34,16 +35,16 @@ def sample(
     k: int,
     out: Path,
     seed: int,
-    num_inference_steps: int | None = None,
-    guidance_scale: float | None = None,
-    eta: float | None = None,
     batch_size: int = 8,
     image: str | Path | None = None,
     strength: float | None = None,
     layout: str | None = None,
+    **asked: Any,
 ) -> Path:
-    """k pictures of each prompt under out/, and samples.jsonl saying which is which. Again: only what is missing.
+    """k candidates of each prompt under out/, and samples.jsonl saying which is which. Again: only what is missing.
 
+    Pictures are PNG files, videos WebM, sounds WAV (`palate.kinds`); samples.jsonl tells their sizes and rates, too.
+    asked: the arguments of the model's calls and the settings of its sampler, as of `ordered`.
     image: a picture, or a folder of them in the order of their names, that the prompts change by `strength` (SDEdit,
     `palate.editing`): one for all prompts, or one prompt for all, or as many of each. They are scaled to cover the size
     that the model draws, and cropped to its middle. layout: of a benchmark (`palate.evaluation.layouts`), whose folder
@@ -51,27 +52,23 @@ def sample(
     """
     if layout:
         layouts.check(layout, lookup.prompt_lines(prompts), k)
-    asked = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, "eta": eta}
+        if (kind := matching.made_by(model)) not in (None, "pictures"):
+            raise ConfigError(f"--layout {layout} is of pictures, and {model} makes {kind}")
     order = ordered(model, prompts, seed=seed, image=image, strength=strength, **asked)
     with durable.locked(out):
         same_folder(out / "sampling.json", order.made_of, "samples")
-        wanted = [(i, j) for i in range(len(order.rows)) for j in range(k) if not _picture(out, i, j).is_file()]
-        for i, j, picture in order.draw(wanted, batch_size):
-            aside = _picture(out, i, j).with_suffix(".partial")
-            picture.save(aside, "PNG")
-            aside.replace(_picture(out, i, j))
-        made = [
-            {"prompt": text, "file": _picture(out, i, j).name, "candidate": j, "seed": seed, "model": model}
-            | ({"image": path.name, "strength": order.originals.strength} if order.originals and path else {})
-            for i, (text, path) in enumerate(order.rows)
-            for j in range(k)
-        ]
+        places = [(i, j) for i in range(len(order.rows)) for j in range(k)]
+        files = {place: path for place in places if (path := _found(out, _name(*place))) is not None}
+        wanted = [place for place in places if place not in files]
+        for i, j, medium in order.draw(wanted, batch_size):
+            files[i, j] = keep(out, _name(i, j), medium)
+        made = [_line(order, place, files[place]) for place in places]
         (out / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in made), encoding="utf-8")
         if layout:
             place = {text: i for i, (text, _) in enumerate(order.rows)}
             rows = lookup.prompt_lines(prompts)
-            layouts.write(layout, rows, lambda row, j: _picture(out, place[row.text], j), k, out / layout)
-    print(f"{len(made)} pictures in {out} ({len(wanted)} new)")
+            layouts.write(layout, rows, lambda row, j: files[place[row.text], j], k, out / layout)
+    print(f"{len(made)} {kinds.kind_of_type(made[0]['type'])} in {out} ({len(wanted)} new)")
     return out
 
 
@@ -81,39 +78,48 @@ Draw = Callable[[Sequence[Row], Sequence[str], int], list[Any]]
 
 @dataclass(frozen=True)
 class Order:
-    """What is to be drawn. rows: of which each has its candidates. made_of: by what they are known again."""
+    """What is to be drawn. rows: of which each has its candidates. made_of: by what they are known again. call:
+    arguments of each call of the pipeline. asked: of the sampler."""
 
     model: str
     seed: int
+    call: Mapping[str, Any]
     asked: Mapping[str, Any]
     rows: Sequence[Row]
     originals: _Originals | None
     made_of: Mapping[str, Any]
 
-    def draw(
-        self, wanted: Sequence[tuple[int, int]], batch_size: int
-    ) -> Generator[tuple[int, int, Image.Image], None, None]:
-        """Row, candidate and picture of each that is wanted; nothing is loaded if none is."""
+    def draw(self, wanted: Sequence[tuple[int, int]], batch_size: int) -> Generator[tuple[int, int, Media], None, None]:
+        """Row, candidate and medium of each that is wanted; nothing is loaded if none is."""
         if not wanted:
             return
-        policy = lookup.load_arm(self.model)
+        policy = lookup.load_arm(self.model, self.call)
         how = {"seed": self.seed, **lookup.settings_of(self.model, policy, **self.asked)}
         draw = self.originals.draw(policy, how) if self.originals else partial(_drawn, policy, how)
-        with contextlib.closing(Progress(len(wanted), 0, what="picture")) as bar:
+        with contextlib.closing(Progress(len(wanted), 0, what="sample")) as bar:
             for start in range(0, len(wanted), batch_size):
                 part = wanted[start : start + batch_size]
                 rows, ids = [self.rows[i] for i, _ in part], [f"{self.rows[i][0]}/{j}" for i, j in part]
                 media = draw(rows, ids, batch_size)
-                if not all(isinstance(picture, Image.Image) for picture in media):
-                    raise ConfigError("the model makes no pictures, and palate sample writes nothing else")
-                yield from ((i, j, picture) for (i, j), picture in zip(part, media, strict=True))
+                yield from ((i, j, medium) for (i, j), medium in zip(part, media, strict=True))
                 bar.advance(len(part))
 
 
 def ordered(
-    model: str, prompts: str | Path, *, seed: int, image: str | Path | None, strength: float | None, **asked: Any
+    model: str,
+    prompts: str | Path,
+    *,
+    seed: int,
+    image: str | Path | None = None,
+    strength: float | None = None,
+    call: Mapping[str, Any] | None = None,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    eta: float | None = None,
 ) -> Order:
-    """Checked before anything is drawn. asked: settings of the sampler, None for the model's own."""
+    """Checked before anything is drawn. call: arguments of each call of the pipeline, such as num_frames. Settings of
+    the sampler are None for the model's own."""
+    asked = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, "eta": eta}
     lines = [prompt.text for prompt in lookup.prompt_lines(prompts)]
     texts = list(dict.fromkeys(lines))
     originals = _originals(image, strength, lines)
@@ -121,7 +127,8 @@ def ordered(
     if len(rows) < len(lines):
         print(f"{len(lines) - len(rows)} lines of {prompts} repeat a prompt: it is drawn once (-k draws more of each)")
     known = {"model": model, "seed": seed, "prompts_sha256": digest(originals.texts if originals else texts), **asked}
-    return Order(model, seed, asked, rows, originals, known | (originals.made_of if originals else {}))
+    known |= ({"call": dict(call)} if call else {}) | (originals.made_of if originals else {})
+    return Order(model, seed, call or {}, asked, rows, originals, known)
 
 
 def _drawn(
@@ -191,8 +198,33 @@ def fitted(path: Path, size: tuple[int, int]) -> Image.Image:
     return picture if picture.size == size else ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
 
 
-def _picture(out: Path, row: int, candidate: int) -> Path:
-    return out / f"{row:05d}-{candidate}.png"
+def _name(row: int, candidate: int) -> str:
+    return f"{row:05d}-{candidate}"
+
+
+def keep(folder: Path, name: str, made: Media) -> Path:
+    """Writes a medium as the file of its kind, whole or not at all."""
+    medium = kinds.written(made)
+    path = folder / f"{name}{kinds.ENDINGS[medium.type]}"
+    aside = path.with_suffix(".partial")
+    aside.write_bytes(medium.bytes or b"")
+    aside.replace(path)
+    return path
+
+
+def _found(folder: Path, name: str) -> Path | None:
+    """The file of that name, whichever kind it is of."""
+    return next((path for ending in kinds.ENDINGS.values() if (path := folder / f"{name}{ending}").is_file()), None)
+
+
+def _line(order: Order, place: tuple[int, int], file: Path) -> dict[str, Any]:
+    """What samples.jsonl says of a file."""
+    text, original = order.rows[place[0]]
+    told = {"prompt": text, "file": file.name, "candidate": place[1], "seed": order.seed, "model": order.model}
+    told |= kinds.measured(file)
+    if order.originals and original:
+        told |= {"image": original.name, "strength": order.originals.strength}
+    return told
 
 
 def digest(prompts: Sequence[str]) -> str:

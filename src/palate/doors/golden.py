@@ -4,7 +4,7 @@ Two prompts and two media that plainly belong to them one to one, all four pairs
 the same of everything, of different media, or (if it says that it reads them) of different prompts; and one whose
 scores hang on what else is in the batch. A few media, so that a start stays quick.
 
-A scorer may say of itself: `reads_prompts`, true or false; `judges = "sounds"`, pictures otherwise; `golden = None`:
+A scorer may say of itself: `reads_prompts`, true or false; `judges`, kinds of media, pictures if not told; `golden = None`:
 it is not to be checked (it costs money, or rightly says the same of these). One that cannot judge them, or says NaN, is
 not checked further: it may be for other media or prompts.
 """
@@ -32,7 +32,8 @@ def check(name: str, scorer: Any, *, coarse: bool = False) -> None:
     """Raises ConfigError, one line that says what the scorer cannot tell apart. coarse: it runs in half precision."""
     if getattr(scorer, "golden", True) is None:
         return
-    sounds = getattr(scorer, "judges", "pictures") == "sounds"
+    judged = getattr(scorer, "judges", ())
+    sounds = "sounds" in judged and "pictures" not in judged
     prompts, media = (SOUND_PROMPTS, _sounds()) if sounds else (PICTURE_PROMPTS, _pictures())
     rows = [(prompt, medium) for prompt in prompts for medium in media]
     try:

@@ -77,14 +77,17 @@ def check_adapter(model: str, adapter: str) -> None:
         raise ConfigError(f"model.adapter is {adapter}, a run on {base}, and model.name is {model}: they must agree")
 
 
-def load_arm(model: str) -> DiffusionPolicy:
-    """A model to look at: a hub id, a folder, `world:<name>`, or a run's folder (its base with its adapter)."""
+def load_arm(model: str, call: Mapping[str, Any] | None = None) -> DiffusionPolicy:
+    """A model to look at: a hub id, a folder, `world:<name>`, or a run's folder (its base with its adapter).
+
+    call: arguments of each call of its pipeline, over those of the run's recipe.
+    """
     check_arm(model)
     run = Path(model)
     base = base_of(run)
     if base is None:
-        return DiffusionPolicy.load(model, device=pick_device())
-    how = {"device": pick_device(), "call": recipe_of(run)["model"].get("call")}
+        return DiffusionPolicy.load(model, device=pick_device(), call=call)
+    how = {"device": pick_device(), "call": {**(recipe_of(run)["model"].get("call") or {}), **(call or {})}}
     if (run / "model").is_dir():
         return DiffusionPolicy.load(run / "model", **how)
     return DiffusionPolicy.load(base, prepare=partial(loras.load_run, run=run), **how)

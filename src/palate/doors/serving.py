@@ -141,6 +141,7 @@ def create(scorer: Any, name: str, token: str) -> fastapi.FastAPI:
             "version": __version__,
             "dimensions": dimensions,
             "groupwise": bool(getattr(scorer, "groupwise", False)),
+            "judges": list(getattr(scorer, "judges", ())),
             "fingerprint": app.state.fingerprint,
             "max_items": MAX_ITEMS,
             "max_bytes": MAX_BODY_BYTES,

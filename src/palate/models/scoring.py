@@ -25,6 +25,8 @@ class PictureJudge:
     judge: prompts [n] and pictures [n] -> scores [n], which is all that such scorers differ in.
     """
 
+    judges = ("pictures", "videos")
+
     def __init__(
         self, name: str, judge: Judge, batch_size: int = 32, frames: int = 16, *, reads_prompts: bool = True
     ) -> None:

@@ -35,7 +35,7 @@ class Clap:
 
     dimensions = (NAME,)
     reads_prompts = True
-    judges = "sounds"
+    judges = ("sounds",)
 
     def __init__(
         self,

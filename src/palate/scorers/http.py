@@ -53,6 +53,11 @@ class HttpScorer:
         return bool(self._known()["groupwise"])
 
     @property
+    def judges(self) -> tuple[str, ...]:
+        """Which kinds of media the server says it judges; empty if it says nothing."""
+        return tuple(self._known()["judges"])
+
+    @property
     def fingerprint(self) -> str:
         return str(self._known()["fingerprint"])
 
@@ -136,12 +141,16 @@ class HttpScorer:
             raise self._refused("says `dimensions` that are no list of names")
         if isinstance(most, bool) or not isinstance(most, int) or most < 1:
             raise self._refused("says `max_items` that is no number of samples")
+        judged = said.get("judges", [])
+        if not isinstance(judged, list) or not all(isinstance(kind, str) for kind in judged):
+            raise self._refused("says `judges` that are no list of kinds of media")
         self._same(said.get("fingerprint"))
         self._health = {
             "dimensions": named,
             "max_items": most,
             "fingerprint": said["fingerprint"],
             "groupwise": said.get("groupwise") is True,
+            "judges": judged,
         }
 
     def _same(self, fingerprint: Any) -> None:
@@ -186,7 +195,16 @@ def load(address: str = "") -> HttpScorer:
     place, _, fingerprint = address.partition("#")
     if not place:
         raise RemoteError("the scorer http needs an address: http:127.0.0.1:8765, as palate serve-scorer prints it")
-    url = place if "://" in place else f"http://{place.lstrip('/')}"
+    url = _url(place)
     here = remote.is_local(remote.host_of(url))
     token = remote.read_token("PALATE_SCORER_TOKEN", remote.config_folder() / "scorer.token" if here else None)
     return HttpScorer(Service(url, "the scorer", token=token), fingerprint)
+
+
+def canonical(address: str) -> str:
+    """The server that an address names, however it is written and pinned."""
+    return _url(address.partition("#")[0]).rstrip("/").lower()
+
+
+def _url(place: str) -> str:
+    return place if "://" in place else f"http://{place.lstrip('/')}"

@@ -15,6 +15,8 @@ from PIL import Image
 class JpegSize:
     """Scores `{"jpeg_size": [n]}` in kB (1 kB = 1,000 bytes); weigh it with -1 to ask for compressible pictures."""
 
+    judges = ("pictures",)
+
     def __init__(self, quality: int = 95) -> None:
         self.quality = quality
 

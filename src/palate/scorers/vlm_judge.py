@@ -75,6 +75,7 @@ class VlmJudge:
     """Compares candidates of a prompt by a chat model. tally: how its answers depended on the order."""
 
     dimensions = ("vlm_judge",)
+    judges = ("pictures", "videos", "texts")
     groupwise = True  # a score says something among the candidates of a prompt in one call only
     golden = None  # so the golden check's single samples would tell nothing, at the price of real questions
 

@@ -96,6 +96,7 @@ class Oracle:
     """This world's scorer: `Oracle()(prompts, media) -> {dimension: float64 [n]}`; media are pictures of any size."""
 
     dimensions = DIMENSIONS
+    judges = ("pictures",)
 
     def check(self, prompts: Sequence[str]) -> None:
         """Raises ValueError for the first prompt that is no caption of this world."""
