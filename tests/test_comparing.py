@@ -216,6 +216,7 @@ def test_a_judge_is_one_however_it_is_written(tmp_path, monkeypatch):
         ("pickscore", f"pickscore:{pickscore.MODEL}"),
         ("pickscore:weights", f"pickscore:{tmp_path}/weights,dtype:bfloat16"),
         ("implicit:weights", f"implicit:{tmp_path}/weights"),
+        ("http:127.0.0.1:8765", "http:http://127.0.0.1:8765/#1f2e3d4c"),
     ]
     assert all(judging.identity(one) == judging.identity(other) for one, other in same)
     assert (

@@ -86,6 +86,7 @@ def test_an_adapter_is_copied_with_its_card(run, model):
     out = exporting.export(folder)
     assert out == folder / "export"
     assert sorted(path.name for path in out.iterdir()) == ["README.md", WEIGHTS, "result.json"]
+    assert {path.stat().st_mode & 0o666 for path in out.iterdir()} == {out.stat().st_mode & 0o666}
     pipeline = DiffusionPipeline.from_pretrained(model)
     pipeline.load_lora_weights(out, adapter_name="aligned", weight_name=WEIGHTS)
     assert (picture(pipeline) == drawn).all()

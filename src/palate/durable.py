@@ -55,6 +55,8 @@ def written_aside(final: Path, *, needs: int = 0) -> Iterator[Path]:
         aside.mkdir()
         yield aside
         for path in sorted(aside.rglob("*")):
+            if path.is_file():  # safetensors makes files that their owner alone may read, whatever the umask says
+                path.chmod(path.stat().st_mode | aside.stat().st_mode & 0o666)
             fsync(path)
         fsync(aside)
         replace_folder(aside, final)

@@ -110,15 +110,17 @@ def identity(scorer: str) -> tuple[str, ...]:
     read = judges.parse(scorer)
     options = {name: value for name, value in read.options.items() if name not in _HOW}
     try:
-        made_by = getattr(plugins.find("scorers", read.plugin), "load", None)
+        plugin = plugins.find("scorers", read.plugin)
     except plugins.PluginError:  # what a model was trained on need not be installed here
         return (scorer,)
+    made_by = getattr(plugin, "load", None)
     takes = list(inspect.signature(made_by).parameters.values()) if made_by else []
     place = read.where
     if takes:
         usual = takes[0].default
         place = options.pop(takes[0].name, place) or (usual if isinstance(usual, str) else "")
-    return read.plugin, _resolved(place), *sorted(f"{name}:{value}" for name, value in options.items())
+    known_by = getattr(plugin, "canonical", _resolved)
+    return read.plugin, known_by(place), *sorted(f"{name}:{value}" for name, value in options.items())
 
 
 def _resolved(place: str) -> str:
