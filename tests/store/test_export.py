@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from palate.datasets import parquet
-from palate.doors import projects
+from palate.doors import giving
 from tests.store.make import filled
 
 
@@ -19,12 +19,12 @@ def test_an_export_beside_a_studio(opened, tmp_path, capsys):
 
     for number in range(2):
         vote(raters[0], number)
-    projects.export(store.folder, tmp_path / "first")
+    giving.export(store.folder, tmp_path / "first")
     taken = capsys.readouterr().out.split("snapshot ")[1].split(":")[0]
     vote(raters[1], 0)
     store.undo(raters[0], "u")
-    projects.export(store.folder, tmp_path / "again", snapshot=taken)
-    projects.export(store.folder, tmp_path / "later")
+    giving.export(store.folder, tmp_path / "again", snapshot=taken)
+    giving.export(store.folder, tmp_path / "later")
     first, again, later = (sorted((tmp_path / name).iterdir()) for name in ("first", "again", "later"))
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]
     assert [path.name for path in first] == ["manifest.json", "part-00000.parquet", "snapshot.json"]

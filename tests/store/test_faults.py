@@ -30,8 +30,8 @@ def voter(*arguments: str | Path, before: tuple[str, ...] = ()) -> subprocess.Co
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
 
 
-POINTS = ["2:statement:4", "2:commit", "2:committed"]
-MORE = [f"{vote}:statement:{number}" for vote in (0, 1) for number in range(1, 8)] + ["0:commit", "4:committed"]
+POINTS = ["2:statement:4", "2:statement:12", "2:commit", "2:committed"]
+MORE = [f"{vote}:statement:{number}" for vote in (0, 1) for number in range(1, 15, 2)] + ["0:commit", "4:committed"]
 
 
 @pytest.mark.parametrize("point", [*POINTS, *(pytest.param(point, marks=slow) for point in MORE)])

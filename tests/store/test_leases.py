@@ -9,7 +9,7 @@ import pytest
 
 from palate import project
 from palate.records import Comparison, Vote
-from palate.store import Store, StoreError, leases
+from palate.store import Lease, Store, StoreError, leases, medium
 from tests.store.make import TIME, filled, pair, sample
 
 LEFT = {"overall": "left"}
@@ -184,14 +184,20 @@ def test_what_comes_next_is_found_by_index(tmp_path, monkeypatch):
     """A rater's past is looked up comparison by comparison, and nobody reads the open leases of all, in SQLite."""
     monkeypatch.delenv(project.DATABASE, raising=False)
     with Store.open(tmp_path / "p", create=True) as store, store._database.read() as connection:
-        for query, index in ((leases._ORDINARY, "leases_once"), (leases._HELD, "leases_of_rater")):
-            given = query.params(rater_of="ada", spared=False, now_of=1.0)
+        held = "leases_of_rater (rater=? AND"
+        for query, index in (
+            (leases._ORDINARY, "leases_once (rater=? AND"),
+            (leases._HELD, held),
+            (leases._HELD_UNSPARED, held),
+            (medium._GIVEN, "leases_of_comparison (comparison=?"),
+        ):
+            given = query.params(rater_of="ada", spared=False, now_of=1.0, rater="ada", sha256="0")
             sql = given.compile(connection)
             plan = connection.exec_driver_sql(
                 f"EXPLAIN QUERY PLAN {sql}", tuple(sql.params[n] for n in sql.positiontup)
             )
             steps = [row.detail for row in plan if "leases" in row.detail]
-            assert len(steps) == 1 and f"INDEX {index} (rater=? AND" in steps[0], steps
+            assert len(steps) == 1 and f"INDEX {index}" in steps[0], steps
 
 
 def test_undo_takes_the_latest_answer_back(opened):
@@ -260,7 +266,8 @@ def test_only_what_was_shown_may_be_seen(opened):
     (lease,) = store.lease(rater, 1)
     shown = {sample.id for sample in lease.samples}
     for found in store.samples():
-        assert store.may_see(rater, found.medium.path.split("/")[-1].removesuffix(".png")) == (found.id in shown)
+        file = store.media_file(found.medium.path.split("/")[-1].removesuffix(".png"), rater)
+        assert file == ((store.folder / found.medium.path, "image/png") if found.id in shown else None)
 
 
 def test_many_raters_at_once_get_exactly_the_overlap(opened):
@@ -271,27 +278,34 @@ def test_many_raters_at_once_get_exactly_the_overlap(opened):
 
     def work(rater: str) -> None:
         number = 0
-        while leases := store.lease(rater, 2, now=seconds):
+        leases = tuple(store.lease(rater, 2, now=seconds))
+        while leases:
             number += 1
             if number == 2:
                 return  # goes away with two leases open
-            assert store.answer(rater, leases[0].id, f"k{number}", LEFT, now=seconds).status == "saved"
+            said = {"overall": "skip" if rater == raters[0] else "left"}
+            receipt = store.answer(rater, leases[0].id, f"k{number}", said, now=seconds, n=2)
+            assert receipt.status == "saved"
+            leases = receipt.leases
 
     together(20, lambda number: work(raters[number]))
     assert len(list(store.votes())) < 120
     seconds = 1000.0 + 601
 
     def finish(rater: str) -> None:
+        leases: tuple[Lease, ...] = ()
         for number in range(10, 1000):
-            leases = store.lease(rater, 2, now=seconds)
+            leases = leases or tuple(store.lease(rater, 2, now=seconds))
             if not leases:
                 return
-            assert store.answer(rater, leases[0].id, f"k{number}", LEFT, now=seconds).status == "saved"
+            receipt = store.answer(rater, leases[0].id, f"k{number}", LEFT, now=seconds, n=2)
+            assert receipt.status == "saved"
+            leases = receipt.leases
 
     together(20, lambda number: finish(raters[number]))
     for rater in raters:
         finish(rater)  # those who were told there is nothing while another held the last
-    judged = Counter((vote.comparison, vote.source) for vote in store.votes() if not vote.repeat)
+    judged = Counter((v.comparison, v.source) for v in store.votes() if not v.repeat and v.choice != "skip")
     assert set(judged.values()) == {1}
     assert Counter(comparison for comparison, _ in judged) == {f"c{number}": 3 for number in range(40)}
     keys = {rater: [v.id for v in store.votes() if v.source == rater] for rater in raters}

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import sqlalchemy as sa
@@ -47,20 +46,18 @@ class Killer:
             die()
 
 
-def leased(store: Store, rater: str) -> Iterator[str]:
-    while leases := store.lease(rater, 1):
-        yield leases[0].id
-
-
 def main(folder: str, rater: str, n: str, point: str = "") -> None:
     killer = Killer(point)
     killer.begin("open")
     with Store.open(folder) as store:
-        for number, lease in zip(range(int(n)), leased(store, rater), strict=False):
+        waiting = tuple(store.lease(rater, 1)) if int(n) else ()
+        for number in range(int(n)):
+            if not waiting:
+                break
             killer.begin("")
-            print(f"asked {number} {lease}", flush=True)
+            print(f"asked {number} {waiting[0].id}", flush=True)
             killer.begin(str(number))
-            store.answer(rater, lease, f"key {number}", {"overall": "left"})
+            waiting = store.answer(rater, waiting[0].id, f"key {number}", {"overall": "left"}, n=1).leases
             killer.begin("")
             print(f"acked {number}", flush=True)
 

@@ -18,7 +18,7 @@ from palate.records import Comparison, Medium, Sample, now
 from palate.store import Store
 from palate.studio.app import create as create_app
 from palate.studio.guard import csrf_of
-from palate.studio.serve import listen
+from palate.studio.serve import config_of, listen
 
 BASE = "http://127.0.0.1"
 SECRETS = ("model-base", "model-tuned", "sample-", "comparison-", "4711", "workflow")  # what no rater may learn
@@ -119,9 +119,7 @@ def client_cookie(store: Store) -> str:
 def served(store: Store, **options) -> Iterator[str]:
     """The studio behind a real server on a free port; its address."""
     listening = listen("127.0.0.1", 0)
-    app = create_app(store, **options)
-    config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", ws="none")
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(config_of(create_app(store, **options)))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     try:

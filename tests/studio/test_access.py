@@ -298,7 +298,8 @@ def test_a_database_that_is_busy_refuses_nothing_for_good(tmp_path, monkeypatch)
             raise StoreUnavailable("postgresql://someone@host: the connection is lost")
 
         app = create(store)
-        monkeypatch.setattr(app.user_middleware[0], "kwargs", app.user_middleware[0].kwargs | {"rater_of": gone})
+        lost = {"rater_of": gone, "rater_lately_of": lambda token: None}
+        monkeypatch.setattr(app.user_middleware[0], "kwargs", app.user_middleware[0].kwargs | lost)
         with TestClient(app, base_url=make.BASE) as cut_off:
             reply = make.Person(cut_off, make.client_cookie(store), rater.token).get("/")
         assert reply.status_code == 503 and "someone" not in reply.text

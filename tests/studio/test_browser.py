@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 
 import pytest
 
@@ -11,27 +10,6 @@ from . import make
 from .pages import browsing, listen, press, prompt, ready, shades, state, until
 
 pytestmark = pytest.mark.browser
-
-
-@pytest.fixture
-def study(tmp_path, chromium):
-    """A project of ten comparisons behind a server, and what opens it in the browser as a rater."""
-    with make.project(tmp_path / "study", 12, wanted=2) as store, make.served(store) as base:
-        rater, token = store.add_rater("Ada")
-        yield Study(store, base, rater, token, lambda **options: browsing(chromium, base, token, **options))
-
-
-class Study:
-    def __init__(self, store, base, rater, token, open) -> None:
-        self.store, self.base, self.rater, self.token, self.open = store, base, rater, token, open
-
-    def votes(self, n: int):
-        """The rater's votes, once there are so many."""
-        until = time.monotonic() + 8
-        while len(found := list(self.store.votes())) < n and time.monotonic() < until:
-            time.sleep(0.05)
-        assert len(found) == n, f"{len(found)} votes"
-        return found
 
 
 def test_ten_by_keyboard_as_they_were_meant(study):

@@ -94,6 +94,39 @@ def test_videos_run_together_and_start_again_together(tmp_path, chromium):
             until(page, f"() => {videos}.every(node => node.currentTime > 0)")
 
 
+STINGY = """
+    const add = EventTarget.prototype.addEventListener;
+    Object.defineProperty(HTMLMediaElement.prototype, 'oncanplaythrough', {set() {}});
+    EventTarget.prototype.addEventListener = function (name, ...rest) {
+        if (name !== 'canplaythrough') add.call(this, name, ...rest);
+    };
+    const load = HTMLMediaElement.prototype.load;
+    HTMLMediaElement.prototype.load = function () { this.preload = 'none'; load.call(this); };
+"""
+
+
+def test_a_browser_that_loads_no_video_ahead_can_be_voted_in(tmp_path, chromium):
+    """As Safari on a phone: it heeds no `preload`, and never says that a video could play to its end."""
+    context = chromium.new_context()
+    page = context.new_page()
+    clips = [base64.b64decode(page.evaluate(RECORD, [seconds, c])) for seconds, c in ((0.5, "navy"), (0.6, "teal"))]
+    context.close()
+    with study(tmp_path / "p", "video/webm", clips) as store, make.served(store) as base:
+        _, token = store.add_rater("Ada")
+        with browsing(chromium, base) as page:
+            page.add_init_script(STINGY)
+            page.goto(f"{base}/join#{token}")
+            page.wait_for_url(lambda url: "/join" not in url)
+            page.goto(f"{base}/")
+            page.wait_for_selector(".frame .loading")
+            ready(page)  # in bounded time
+            videos = "[...document.querySelectorAll('video')]"
+            assert page.evaluate(f"{videos}.every(node => node.preload === 'none' && node.muted && node.playsInline)")
+            until(page, f"() => {videos}.every(node => !node.paused && node.currentTime > 0)")
+            page.keyboard.press("1")
+            state(page, "1 saved")
+
+
 def test_sounds_one_at_a_time_and_equally_loud(tmp_path, chromium):
     with study(tmp_path / "p", "audio/wav", [tone(0.9), tone(0.2)]) as store, make.served(store) as base:
         _, token = store.add_rater("Ada")

@@ -72,18 +72,7 @@ def dataset_import(
 
     Bad media are left out and counted, up to the share --max-bad; beyond it nothing is written.
     """
-    from palate.doors.data import convert as run
-
-    run(
-        source,
-        out,
-        format=format,
-        split=split,
-        media_root=media_root,
-        limit=limit,
-        max_bad=max_bad,
-        merge=merge,
-    )
+    dataset_convert(source, out, "parquet", format, split, media_root, limit, max_bad, merge)
 
 
 @dataset.command("convert")
@@ -132,20 +121,12 @@ def dataset_export(
 
     A snapshot: the same one gives the same bytes, whatever comes in. Works while the studio runs.
     """
-    from palate.doors.projects import export as run
+    from palate.doors.giving import How
+    from palate.doors.giving import export as run
 
     if labels not in ("soft", "majority"):
         raise typer.BadParameter("may be soft or majority", param_hint="--labels")
     if by not in ("votes", "scores"):
         raise typer.BadParameter("may be votes or scores", param_hint="--by")
-    run(
-        project,
-        out,
-        snapshot=snapshot,
-        name=name,
-        by=by,
-        dimension=dimension,
-        labels="majority" if labels == "majority" else "soft",
-        at_least=at_least,
-        held_out=held_out,
-    )
+    how = How(by, dimension, "majority" if labels == "majority" else "soft", at_least, held_out)
+    run(project, out, how, snapshot=snapshot, name=name)

@@ -50,7 +50,8 @@ def project_known(
 ) -> None:
     """Say which pairs have a plain answer, to test raters by.
 
-    They are mixed in and shown to everybody, marked by nothing, and count for nothing else. Pairs of files come into the project.
+    They are mixed in and shown to everybody, marked by nothing, and count for nothing else. Pairs of files come into
+    the project.
     """
     if (file is None) == (not comparison):
         raise typer.BadParameter("give either a table or --comparison", param_hint="FILE")
@@ -75,7 +76,8 @@ def project_sensitive(
 ) -> None:
     """Say what not everybody wants to look at.
 
-    It is blurred if the project says so, and not shown to raters who ask to be spared. It is said of comparisons that are there; of those that are made later, run it again.
+    It is blurred if the project says so, and not shown to raters who ask to be spared. It is said of comparisons that
+    are there; of those that are made later, run it again.
     """
     if not (comparison or sample or prompts or like or matching):
         names = "--comparison, --sample, --prompts, --like or --matching"
@@ -121,7 +123,8 @@ def project_erase(
 ) -> None:
     """Forget a rater, on their request.
 
-    Name and link, and, with --votes, all they said. It cannot be undone. It says what goes and what stays, and asks. That it was done is noted.
+    Name and link, and, with --votes, all they said. It cannot be undone. It says what goes and what stays, and asks.
+    That it was done is noted.
     """
     from palate.doors.raters import erase as run
 

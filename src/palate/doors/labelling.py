@@ -1,4 +1,4 @@
-"""`palate label`: the studio, with the win rates that its dashboard shows; also open while rounds wait for votes."""
+"""`palate label`: the studio, with the win rates and the export of its dashboard; also open while rounds wait."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from palate.doors import awaited
 from palate.evaluation.win_rate import win_rate_of
 from palate.records import Ranking, Vote
-from palate.store import Store
+from palate.store import Snapshot, Store
 from palate.studio.context import Wins
 from palate.studio.serve import beside, serve
 
@@ -27,7 +27,14 @@ def label(
     folder: Path, *, host: str, port: int, names: Iterable[str], raters: int | None, open_browser: bool = False
 ) -> None:
     serve(
-        folder, host=host, port=port, names=names, raters=raters, open_browser=open_browser, win_rates=win_rates_so_far
+        folder,
+        host=host,
+        port=port,
+        names=names,
+        raters=raters,
+        open_browser=open_browser,
+        win_rates=win_rates_so_far,
+        export=hand_out,
     )
 
 
@@ -55,8 +62,15 @@ class Waiting:
 @contextlib.contextmanager
 def open_studio(store: Store, *, port: int = 8765) -> Iterator[Waiting]:
     """The studio of a store that is open for writing, as long as the block."""
-    with beside(store, port=port, win_rates=win_rates_so_far) as base:
+    with beside(store, port=port, win_rates=win_rates_so_far, export=hand_out) as base:
         yield Waiting(base)
+
+
+def hand_out(store: Store, taken: Snapshot, folder: Path) -> None:
+    """A snapshot's data, as `palate dataset export` writes it where nothing more is asked."""
+    from palate.doors.giving import write  # pyarrow takes a moment, which the studio's start has not got
+
+    write(store, taken, folder)
 
 
 def win_rates_so_far(store: Store) -> list[Wins]:

@@ -13,6 +13,7 @@ from palate.project import ProjectSettings
 from palate.records import Ranking, Vote, now
 from palate.store import facts, leases, schema
 from palate.store.errors import StoreError
+from palate.store.leases import Lease
 
 Status = Literal["saved", "known", "late", "nothing"]
 Answer = str | Sequence[Sequence[int]]
@@ -23,6 +24,8 @@ _SEEN = sa.select(_answers).where(
 )
 _LEASE = sa.select(_leases).where(_leases.c.id == sa.bindparam("id_of")).with_for_update()
 _CHANGE = sa.update(_leases).where(_leases.c.id == sa.bindparam("id_of"))
+_INSERT = {kind: sa.insert(kind.table) for kind in (facts.VOTES, facts.RANKINGS)}
+_NOTE = sa.insert(_answers)
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,14 @@ class Receipt:
     saved: it is on disk. known: this key was saved before, nothing was added. late: the lease ran out and its place
     went to another, or the rater answered it elsewhere; nothing was stored. Of an undo: the answer, a skip, is taken
     back, but its place went to another. nothing: there was no answer to undo. lease: the lease it is about; after an
-    undo that was saved it is open again.
+    undo that was saved it is open again. done: how many of the rater's answers stand by now, skips, known pairs and
+    repeats included. leases: what the rater holds after an answer, if that was asked for.
     """
 
     status: Status
     lease: str = ""
+    done: int = 0
+    leases: tuple[Lease, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,14 +83,22 @@ def check_key(key: str) -> None:
         raise StoreError(f"an answer needs a key, 1 to {MAX_KEY} letters of its own, by which it is known again")
 
 
-def answer(connection: sa.Connection, given: Given, now_s: float) -> Receipt:
-    """Stores all that was said in one answer."""
-    leases.locked_rater(connection, given.rater)
+def answer(connection: sa.Connection, given: Given, now_s: float, settings: ProjectSettings, n: int = 0) -> Receipt:
+    """Stores all that was said in one answer, then leases the rater up to n in all, whatever became of it."""
+    rater = leases.locked_rater(connection, given.rater)
+    status, holds_place = _stored(connection, given, now_s)
+    done = rater.answered + (status == "saved")
+    rows = leases.take(connection, rater, n, now_s, settings, answered=done, holds_place=holds_place)
+    return Receipt(status, given.lease, done, tuple(leases.filled(connection, rows)))
+
+
+def _stored(connection: sa.Connection, given: Given, now_s: float) -> tuple[Status, bool]:
+    """What became of an answer, and whether a place changed hands by it."""
     known = _known(connection, given.rater, given.key)
     if known is not None:
         if known.lease != given.lease or known.kind != "answer":
             raise StoreError(f"key {given.key!r} belongs to another answer: give each a key of its own")
-        return Receipt("known", given.lease)
+        return "known", False
     lease = connection.execute(_LEASE, {"id_of": given.lease}).first()
     if lease is None or lease.rater != given.rater:
         raise StoreError(f"lease {given.lease!r} is not this rater's; ask for another")
@@ -93,15 +107,16 @@ def answer(connection: sa.Connection, given: Given, now_s: float) -> Receipt:
         isinstance(fact, Ranking) for fact in said
     )
     if not _reclaim(connection, lease, now_s):
-        return Receipt("late", given.lease)
+        return "late", False
     connection.execute(_CHANGE, {"id_of": lease.id, "state": "skipped" if skipped else "answered"})
-    if skipped and not lease.repeat:
+    given_back = skipped and not lease.repeat
+    if given_back:
         leases.give_back(connection, lease.comparison)
     for kind, record in ((facts.VOTES, Vote), (facts.RANKINGS, Ranking)):
         if rows := [kind.row(fact) for fact in said if isinstance(fact, record)]:
-            connection.execute(sa.insert(kind.table), rows)  # the key is new, and so are their ids
+            connection.execute(_INSERT[kind], rows)  # the key is new, and so are their ids
     _note(connection, given.rater, given.key, "answer", lease.id, [fact.id for fact in said])
-    return Receipt("saved", lease.id)
+    return "saved", given_back or lease.state != "open"
 
 
 def _known(connection: sa.Connection, rater: str, key: str) -> Any:
@@ -110,7 +125,7 @@ def _known(connection: sa.Connection, rater: str, key: str) -> Any:
 
 def _note(connection: sa.Connection, rater: str, key: str, kind: str, lease: str, ids: list[str]) -> None:
     row = {"rater": rater, "key": key, "kind": kind, "lease": lease, "facts": json.dumps(ids), "undone": kind == "undo"}
-    connection.execute(sa.insert(_answers), row)
+    connection.execute(_NOTE, row)
 
 
 def _reclaim(connection: sa.Connection, lease: Any, now_s: float) -> bool:
@@ -198,18 +213,18 @@ def undo(connection: sa.Connection, rater: str, key: str, expires: float) -> Rec
 
     The lease of a skip stays closed if another has its place by now.
     """
-    leases.locked_rater(connection, rater)
+    row = leases.locked_rater(connection, rater)
     known = _known(connection, rater, key)
     if known is not None:
         if known.kind != "undo":
             raise StoreError(f"key {key!r} belongs to another answer: give each a key of its own")
-        return Receipt("known", known.lease)
+        return Receipt("known", known.lease, row.answered)
     latest = sa.select(_answers).where(
         _answers.c.rater == rater, _answers.c.kind == "answer", sa.not_(_answers.c.undone)
     )
     last = connection.execute(latest.order_by(_answers.c.seq.desc()).limit(1)).first()
     if last is None:
-        return Receipt("nothing")
+        return Receipt("nothing", done=row.answered)
     lease = connection.execute(_LEASE, {"id_of": last.lease}).one()
     gone = lease.state == "skipped" and not lease.repeat and not leases.take_place(connection, lease.comparison)
     if not gone:
@@ -218,5 +233,6 @@ def undo(connection: sa.Connection, rater: str, key: str, expires: float) -> Rec
     time = now()
     rows = [{"id": f"{rater}/{key}/{of}", "of": of, "source": rater, "time": time} for of in json.loads(last.facts)]
     facts.insert(connection, facts.RETRACTIONS, rows)
-    _note(connection, rater, key, "undo", lease.id, [row["id"] for row in rows])
-    return Receipt("late" if gone else "saved", lease.id)
+    _note(connection, rater, key, "undo", lease.id, [made["id"] for made in rows])
+    leases.count_answers(connection, rater, row.answered - 1)
+    return Receipt("late" if gone else "saved", lease.id, row.answered - 1)

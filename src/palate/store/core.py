@@ -14,6 +14,7 @@ All methods may be called from many threads. Raises StoreError, one line that na
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
@@ -36,7 +37,10 @@ from palate.store.facts import Kind
 from palate.store.leases import Lease
 from palate.store.progress import Progress
 from palate.store.raters import Rater
+from palate.store.sessions import Sessions
 from palate.store.snapshots import Snapshot
+
+SWEEP_SECONDS = 1.0  # between two looks, along with answers, for leases that ran out
 
 
 class Store:
@@ -46,6 +50,8 @@ class Store:
         self.folder, self.settings = folder, settings
         self._database, self._writable = database, writable
         self._held = contextlib.ExitStack()
+        self._sessions = Sessions()
+        self._swept = -math.inf
 
     @classmethod
     def open(cls, folder: str | Path, create: bool = False, write: bool = True) -> Store:
@@ -122,16 +128,14 @@ class Store:
         """The bytes of a medium, which are what they were when it came in."""
         return medium.read(self.folder, medium_of)
 
-    def media_file(self, sha256: str) -> tuple[Path, str] | None:
-        """Where the medium of that hash lies, and its type; None for anything the database does not list."""
-        with self._database.read() as connection:
-            found = medium.find(connection, sha256)
-        return None if found is None else (self.folder / found[0], found[1])
+    def media_file(self, sha256: str, rater: str | None = None) -> tuple[Path, str] | None:
+        """Where the medium of that hash lies, and its type; None for anything the database does not list.
 
-    def may_see(self, rater: str, sha256: str) -> bool:
-        """Whether a medium is part of a comparison that the rater was given."""
+        rater: None, too, for what is part of no comparison that this rater was given.
+        """
         with self._database.read() as connection:
-            return medium.given(connection, rater, sha256)
+            found = medium.find(connection, sha256) if rater is None else medium.given(connection, sha256, rater)
+        return None if found is None else (self.folder / found[0], found[1])
 
     # --- adding facts -------------------------------------------------------------------------------------------------
 
@@ -261,8 +265,18 @@ class Store:
 
     def rater_of(self, token: str) -> Rater | None:
         """Whose token it is; None if it is nobody's, revoked or expired."""
+        changes = self._sessions.changes
         with self._database.read() as connection:
-            return raters.of_token(connection, token)
+            found = raters.of_token(connection, token)
+        self._sessions.keep(token, found, changes)
+        return found
+
+    def rater_lately_of(self, token: str) -> Rater | None:
+        """Whose token `rater_of` found it to be at most `sessions.SECONDS` ago, from memory; None if it did not.
+
+        What this store changed since is known; what another process did, a revocation too, only when they are over.
+        """
+        return self._sessions.get(token)
 
     def raters(self) -> list[Rater]:
         """All but the erased, in order of arrival."""
@@ -273,38 +287,55 @@ class Store:
 
     def revoke(self, rater: str) -> None:
         """Their token lets nobody in any more; what they said stays."""
-        self._write(lambda connection: raters.change(connection, rater, {"revoked": True}))
+        self._change_rater(lambda connection: raters.change(connection, rater, {"revoked": True}))
 
     def set_preference(self, rater: str, *, blur: bool | None = None, opted_out: bool | None = None) -> None:
         """blur: sensitive media until looked at. opted_out: spared sensitive comparisons altogether."""
         values = {name: value for name, value in (("blur", blur), ("opted_out", opted_out)) if value is not None}
         if values:
-            self._write(lambda connection: raters.change(connection, rater, values))
+            self._change_rater(lambda connection: raters.change(connection, rater, values))
 
     def erase(self, rater: str, votes: bool = False) -> int:
         """Forgets who a rater was and, with `votes`, deletes all they said; how many facts went. Itself recorded.
 
         Their places are free again. Snapshots that held their votes can no longer be given.
         """
-        return self._write(lambda connection: raters.erase(connection, rater, votes), alone=True)
+        return self._change_rater(lambda connection: raters.erase(connection, rater, votes), alone=True)
+
+    def _change_rater(self, job: Callable[[sa.Connection], Result], *, alone: bool = False) -> Result:
+        try:
+            return self._write(job, alone=alone)
+        finally:
+            self._sessions.forget()
 
     # --- judging ------------------------------------------------------------------------------------------------------
 
     def lease(self, rater: str, n: int = 2, now: float | None = None) -> list[Lease]:
         """Up to n comparisons for this rater: those they hold, then new ones; empty if there is nothing left for them.
 
-        now: seconds since 1970, the clock's by default.
+        Who asked to be spared what is sensitive is given nothing of it, nor what they held of it before. now: seconds
+        since 1970, the clock's by default.
         """
         at = time.time() if now is None else now
+        self._expire(at)
         with self._database.read() as connection:
-            late = leases.any_expired(connection, at)
-            mine = leases.held(connection, rater, at)
-        if late:
-            self._write(lambda connection: leases.expire(connection, at))
+            mine = leases.held(connection, rater, at, leases.is_spared(connection, rater))
         if len(mine) < n:
-            mine = self._write(lambda connection: leases.take(connection, rater, n, at, self.settings))
+            mine = self._write(
+                lambda connection: leases.take(connection, leases.locked_rater(connection, rater), n, at, self.settings)
+            )
         with self._database.read() as connection:
             return leases.filled(connection, mine[:n])
+
+    def _expire(self, at: float, every: float = 0.0) -> None:
+        """Gives the places of leases that ran out back, in a transaction of its own, at most so often."""
+        if 0 <= at - self._swept < every:
+            return
+        self._swept = at
+        with self._database.read() as connection:
+            late = leases.any_expired(connection, at)
+        if late:
+            self._write(lambda connection: leases.expire(connection, at))
 
     def answer(
         self,
@@ -315,17 +346,22 @@ class Store:
         seconds: float | None = None,
         reason: str = "",
         now: float | None = None,
+        n: int = 0,
     ) -> Receipt:
         """Stores a rater's answers to the questions of one lease, all or none; on disk when this returns.
 
         key: the rater's own for this answer; sent again it counts once. answers_of: by dimension, what was chosen as it
         was shown: left, right, tie, both_bad or skip; or a ranking, groups of places from 0, the best group first:
-        [[2], [0, 1]]. seconds: it took. reason: of a skip.
+        [[2], [0, 1]]. seconds: it took. reason: of a skip. n: in the same transaction the rater is then leased up to so
+        many, as `lease` does it, whatever became of the answer.
         """
         given = answers.Given(rater, lease, key, answers_of, seconds, reason)
         given.check(self.settings)
         at = time.time() if now is None else now
-        return self._write(lambda connection: answers.answer(connection, given, at))
+        receipt = self._write(lambda connection: answers.answer(connection, given, at, self.settings, n))
+        if n:
+            self._expire(at, SWEEP_SECONDS)  # behind it: an answer that is a little late finds its place as it was
+        return receipt
 
     def undo(self, rater: str, key: str, now: float | None = None) -> Receipt:
         """Takes the rater's latest answer back, which stays as a fact, retracted; its lease is open again.
@@ -344,8 +380,7 @@ class Store:
 
     def answered(self, rater: str) -> int:
         """How many answers of the rater stand, skips, known pairs and repeats included."""
-        table = schema.answers
-        query = sa.select(sa.func.count()).where(table.c.rater == rater, table.c.kind == "answer", ~table.c.undone)
+        query = sa.select(schema.raters.c.answered).where(schema.raters.c.id == rater)
         with self._database.read() as connection:
             return connection.scalar(query) or 0
 
@@ -368,6 +403,11 @@ class Store:
             raise StoreError(f"{self.folder} was opened for reading only: a snapshot's name cannot be noted")
         with self._database.read() as connection:
             return snapshots.take(connection, self.settings.id, None, False)
+
+    def marks(self) -> Mapping[str, int]:
+        """The last row of each kind of fact: other than before when something came in or was erased."""
+        with self._database.read() as connection:
+            return snapshots.take(connection, self.settings.id, None, False).marks
 
     def find_snapshot(self, wanted: str) -> Snapshot:
         """By id or name. Raises StoreError if there is none, or votes in it were erased since."""

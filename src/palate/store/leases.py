@@ -2,8 +2,9 @@
 
 A comparison has places, one for each rater that is wanted. A lease takes one; an answer keeps it, a skip or the lease's
 end gives it back. Every change of `places` is one conditional UPDATE, so that two who come at once cannot both have the
-last place, and rows are locked in one order (rater, lease, places by comparison), so that none waits for another in a
-circle. Which of a rater's turns is a known pair or a repeat is keyed by (rater, turn), and so are the sides.
+last place. Rows are locked in one order (rater, lease, place), so that none waits for another in a circle: who holds a
+place waits for no other, except `expire` and erasure, which take theirs in order of comparison. Which of a rater's
+turns is a known pair or a repeat is keyed by (rater, turn), and so are the sides.
 """
 
 from __future__ import annotations
@@ -73,8 +74,11 @@ _HELD = (
     .where(_leases.c.rater == _rater, _leases.c.state == "open", _leases.c.expires + 0 > _now)
     .order_by(_leases.c.number)
 )
+# Of what the rater holds, what they did not ask to be spared.
+_HELD_UNSPARED = _HELD.join(_places, _places.c.comparison == _leases.c.comparison).where(sa.not_(_places.c.sensitive))
 _LOCKED = sa.select(_raters).where(_raters.c.id == _rater).with_for_update()
-_GIVEN = sa.update(_raters).where(_raters.c.id == _rater)
+_COUNTED = sa.update(_raters).where(_raters.c.id == _rater)
+_SPARED = sa.select(_raters.c.opted_out).where(_raters.c.id == _rater)
 
 
 def expire(connection: sa.Connection, now: float) -> None:
@@ -98,9 +102,14 @@ def take_place(connection: sa.Connection, comparison: str) -> bool:
     return bool(connection.execute(_TAKE, {"comparison_of": comparison}).rowcount)
 
 
-def held(connection: sa.Connection, rater: str, now: float) -> Sequence[Any]:
-    """The rater's open leases, oldest first."""
-    return connection.execute(_HELD, {"rater_of": rater, "now_of": now}).all()
+def held(connection: sa.Connection, rater: str, now: float, spared: bool = False) -> Sequence[Any]:
+    """The rater's open leases, oldest first; spared: without those that are sensitive."""
+    return connection.execute(_HELD_UNSPARED if spared else _HELD, {"rater_of": rater, "now_of": now}).all()
+
+
+def is_spared(connection: sa.Connection, rater: str) -> bool:
+    """Whether a rater asked to be spared what is sensitive."""
+    return bool(connection.scalar(_SPARED, {"rater_of": rater}))
 
 
 def locked_rater(connection: sa.Connection, rater: str) -> Any:
@@ -111,26 +120,42 @@ def locked_rater(connection: sa.Connection, rater: str) -> Any:
     return row
 
 
-def take(connection: sa.Connection, rater: str, n: int, now: float, settings: ProjectSettings) -> Sequence[Any]:
-    """Leases the rater up to n in all, with those that they hold, and returns these rows.
+def take(
+    connection: sa.Connection,
+    rater: Any,
+    n: int,
+    now: float,
+    settings: ProjectSettings,
+    *,
+    answered: int | None = None,
+    holds_place: bool = False,
+) -> Sequence[Any]:
+    """Leases the rater, whose row is locked, up to n in all, with those that they hold, and returns these rows.
 
-    Raises StoreError for who is not of the project.
+    What a rater held when they asked to be spared runs out by itself; it is not among them and does not count.
+    answered: how many of their answers stand, noted along. holds_place: the transaction changed a place before.
     """
-    row = locked_rater(connection, rater)
-    before = held(connection, rater, now)
-    missing = n - len(before)
+    before = held(connection, rater.id, now, rater.opted_out)[:n] if n else []
     made: list[dict[str, Any]] = []
-    for number in range(row.given, row.given + missing):
-        lease = _next(connection, row, number, settings)
+    for number in range(rater.given, rater.given + n - len(before)):
+        lease = _next(connection, rater, number, settings, waits=not (holds_place or made))
         if lease is None:
             break
-        lease |= {"id": secrets.token_hex(12), "rater": rater, "number": number}
+        lease |= {"id": secrets.token_hex(12), "rater": rater.id, "number": number}
         lease |= {"state": "open", "expires": now + 60 * settings.lease_minutes}
-        connection.execute(sa.insert(_leases), lease)
+        connection.execute(_INSERT, lease)
         made.append(lease)
-    if made:
-        connection.execute(_GIVEN, {"rater_of": rater, "given": row.given + len(made)})
+    counts = {"given": rater.given + len(made)} if made else {}
+    if answered not in (None, rater.answered):
+        counts["answered"] = answered
+    if counts:
+        connection.execute(_COUNTED, {"rater_of": rater.id, **counts})
     return [*before, *(SimpleNamespace(**lease) for lease in made)]
+
+
+def count_answers(connection: sa.Connection, rater: str, answered: int) -> None:
+    """Notes how many answers of a rater, whose row is locked, stand."""
+    connection.execute(_COUNTED, {"rater_of": rater, "answered": answered})
 
 
 def _unseen(*also: sa.ColumnElement[bool]) -> sa.Select[Any]:
@@ -153,14 +178,19 @@ def _unseen(*also: sa.ColumnElement[bool]) -> sa.Select[Any]:
 
 _ORDINARY = _unseen(_places.c.known == sa.false(), _places.c.free > 0)
 _KNOWN = _unseen(_places.c.known == sa.true())
-# Of what others are taking at this moment the next is as good; only if there is no next is waited for them.
+# Of what others are taking at this moment the next is as good; only if there is no next are they waited for, and by
+# nobody who holds a place: two of those could wait for each other, and whoever goes without is given theirs next time.
 _NEAREST = (_ORDINARY.with_for_update(skip_locked=True, of=_places), _ORDINARY.with_for_update(of=_places))
+_INSERT = sa.insert(_leases)
 
 
-def _next(connection: sa.Connection, rater: Any, number: int, settings: ProjectSettings) -> dict[str, Any] | None:
+def _next(
+    connection: sa.Connection, rater: Any, number: int, settings: ProjectSettings, *, waits: bool
+) -> dict[str, Any] | None:
     """What the rater is given at this turn, its place taken: comparison, shown and repeat of a lease; None for nothing.
 
-    Known pairs and repeats are mixed into ordinary ones; nobody is kept busy with them alone.
+    Known pairs and repeats are mixed into ordinary ones; nobody is kept busy with them alone. waits: for what others
+    are taking at this moment.
     """
     who = {"rater_of": rater.id, "spared": rater.opted_out}
     turn = _key(rater.id, number) / 2**64
@@ -177,7 +207,7 @@ def _next(connection: sa.Connection, rater: Any, number: int, settings: ProjectS
                     "shown": json.dumps(json.loads(again.shown)[::-1]),
                     "repeat": True,
                 }
-    for query in _NEAREST:
+    for query in _NEAREST if waits else _NEAREST[:1]:
         found = connection.execute(query, who).first()
         if found is not None and take_place(connection, found.comparison):
             return _as_shown(found, rater.id, number)

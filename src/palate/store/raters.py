@@ -48,8 +48,10 @@ def add(connection: sa.Connection, name: str, role: str, expires: str | None) ->
     if expires is not None and not _is_instant(expires):
         raise StoreError(f"expires {expires!r} is no time with an offset; write it as 2027-01-31T18:00:00+00:00")
     rater, token = f"rater-{secrets.token_hex(6)}", secrets.token_urlsafe(32)
-    row = {"id": rater, "name": name, "role": role, "token": _digest(token), "time": now(), "expires": expires}
-    connection.execute(sa.insert(_raters).values(revoked=False, blur=False, opted_out=False, given=0, **row))
+    row = {"id": rater, "name": name, "role": role, "token": digest(token), "time": now(), "expires": expires}
+    connection.execute(
+        sa.insert(_raters).values(revoked=False, blur=False, opted_out=False, given=0, answered=0, **row)
+    )
     return rater, token
 
 
@@ -62,18 +64,18 @@ def _is_instant(time: str) -> bool:
 
 def of_token(connection: sa.Connection, token: str) -> Rater | None:
     """Whose token it is; None if it is nobody's, revoked or expired."""
-    digest = _digest(token)
-    row = connection.execute(sa.select(_raters).where(_raters.c.token == digest)).first()
+    hashed = digest(token)
+    row = connection.execute(sa.select(_raters).where(_raters.c.token == hashed)).first()
     # The database compares digests, of which the time taken tells nothing about a token; this one says so again.
-    if row is None or row.revoked or not hmac.compare_digest(row.token, digest):
+    if row is None or row.revoked or not hmac.compare_digest(row.token, hashed):
         return None
     if row.expires is not None and datetime.fromisoformat(row.expires) <= datetime.now(UTC):
         return None
     return record(row)
 
 
-def _digest(token: str) -> str:
-    """Tokens are 256 random bits, so that a plain hash cannot be searched through."""
+def digest(token: str) -> str:
+    """What is kept of a token. Tokens are 256 random bits, so that a plain hash cannot be searched through."""
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -102,6 +104,7 @@ def erase(connection: sa.Connection, rater: str, votes: bool) -> int:
     removed = 0
     if votes:
         connection.execute(sa.delete(schema.answers).where(schema.answers.c.rater == rater))
+        leases.count_answers(connection, rater, 0)
         for table in (schema.votes, schema.rankings, schema.retractions):
             mine = table.c.source == rater
             first = connection.scalar(sa.select(sa.func.min(table.c.seq)).where(mine))

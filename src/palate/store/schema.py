@@ -139,6 +139,7 @@ raters = sa.Table(
     sa.Column("blur", sa.Boolean, nullable=False),
     sa.Column("opted_out", sa.Boolean, nullable=False),
     sa.Column("given", sa.Integer, nullable=False),  # leases so far
+    sa.Column("answered", sa.Integer, nullable=False, server_default="0"),  # answers that stand
 )
 # Which samples a comparison shows, for looking up: `comparisons.samples` has them in order.
 shown = sa.Table(
@@ -172,6 +173,7 @@ leases = sa.Table(
 )
 sa.Index("leases_of_rater", leases.c.rater, leases.c.state, leases.c.number)
 sa.Index("leases_expiring", leases.c.state, leases.c.expires)
+sa.Index("leases_of_comparison", leases.c.comparison, leases.c.rater)
 # The rule that no rater judges a comparison twice is the database's own.
 _once = sa.text("NOT repeat AND state <> 'expired'")
 sa.Index("leases_once", leases.c.rater, leases.c.comparison, unique=True, sqlite_where=_once, postgresql_where=_once)

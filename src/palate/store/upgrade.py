@@ -9,8 +9,8 @@ import sqlalchemy as sa
 from palate.store.database import Database
 from palate.store.errors import StoreError
 
-HEAD = "0002"  # the latest step in migrations/versions
-KNOWN = (None, "0001", "0002")  # in order; None is an empty database
+HEAD = "0003"  # the latest step in migrations/versions
+KNOWN = (None, "0001", "0002", "0003")  # in order; None is an empty database
 _VERSION = "alembic_version"
 
 

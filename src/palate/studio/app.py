@@ -33,6 +33,7 @@ def create(store: Store, *, hosts: Iterable[str] = (), win_rates: WinRates | Non
     app.add_middleware(
         Guard,
         rater_of=store.rater_of,
+        rater_lately_of=store.rater_lately_of,
         hosts=hosts,
         cookie=studio.cookie,
         refused_page=lambda: studio.page(

@@ -20,6 +20,7 @@ from palate.studio.joining import Guesses, TokenFile, cookie_name
 
 HERE = Path(__file__).parent
 PROGRESS_SECONDS = 10.0  # how old the numbers of the whole project may be on a rater's page
+MOST_BUSY = 0.05  # the part of the time that finding such numbers takes at most
 
 Found = TypeVar("Found")
 
@@ -39,20 +40,32 @@ WinRates = Callable[[Store], Sequence[Wins]]
 
 
 class Remembered(Generic[Found]):
-    """A value that takes time to find: found once by whoever asks first, and kept for so many seconds."""
+    """A value that takes time to find, kept for so many seconds, or for longer where finding it took long.
+
+    Whoever asks first after them finds it anew; others are given what there was, so that nobody waits for them.
+    """
 
     def __init__(self, find: Callable[[], Found], seconds: float) -> None:
         self._find, self._seconds = find, seconds
-        self._lock = threading.Lock()
+        self._finding = threading.Lock()
         self._value: Found | None = None
         self._until = -math.inf
 
     def get(self) -> Found:
-        with self._lock:
-            if self._value is None or time.monotonic() >= self._until:
+        value = self._value
+        if value is not None and (time.monotonic() < self._until or not self._finding.acquire(blocking=False)):
+            return value
+        if value is None:
+            self._finding.acquire()
+        try:
+            begun = time.monotonic()
+            if self._value is None or begun >= self._until:
                 self._value = self._find()
-                self._until = time.monotonic() + self._seconds
+                ended = time.monotonic()
+                self._until = ended + max(self._seconds, (ended - begun) / MOST_BUSY)
             return self._value
+        finally:
+            self._finding.release()
 
 
 class Studio:

@@ -59,6 +59,7 @@ class Views:
     def __init__(self, kept_bytes: int = KEPT_BYTES) -> None:
         self.kept_bytes = kept_bytes
         self._kept: OrderedDict[str, View] = OrderedDict()
+        self._bytes = 0  # that the kept ones hold
         self._lock = threading.Lock()
 
     def of(self, sha256: str, path: Path, type: str) -> View:
@@ -69,9 +70,12 @@ class Views:
                 return view
         view = view_of(path, type)
         with self._lock:
+            if (double := self._kept.pop(sha256, None)) is not None:  # two asked for it at once
+                self._bytes -= _held(double)
             self._kept[sha256] = view
-            while sum(_held(kept) for kept in self._kept.values()) > self.kept_bytes and len(self._kept) > 1:
-                self._kept.popitem(last=False)
+            self._bytes += _held(view)
+            while self._bytes > self.kept_bytes and len(self._kept) > 1:
+                self._bytes -= _held(self._kept.popitem(last=False)[1])
         return view
 
 

@@ -55,6 +55,7 @@ def csrf_of(token: str) -> str:
 class Guard:
     """ASGI middleware. rater_of: token -> who it belongs to (with `role`) or None; called in a thread.
 
+    rater_lately_of: the same from memory, None for whoever is not in it; what it knows may be a moment old.
     hosts: names under which the studio may be reached. refused_page: what a browser without a session is shown.
     What is let through finds `rater`, `token` and `csrf` in its request's state.
     """
@@ -64,11 +65,13 @@ class Guard:
         app: App,
         *,
         rater_of: Callable[[str], Any],
+        rater_lately_of: Callable[[str], Any],
         hosts: Iterable[str],
         cookie: str,
         refused_page: Callable[[], Response],
     ) -> None:
-        self.app, self.rater_of, self.cookie, self.refused_page = app, rater_of, cookie, refused_page
+        self.app, self.cookie, self.refused_page = app, cookie, refused_page
+        self.rater_of, self.rater_lately_of = rater_of, rater_lately_of
         self.hosts = LOOPBACK | {host.lower().strip("[]") for host in hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -81,7 +84,8 @@ class Guard:
             refusal = await self._refusal(scope)
             if refusal is None and scope["method"] == "POST":
                 try:
-                    receive = _replayed(await asyncio.wait_for(_body(receive), BODY_SECONDS))
+                    async with asyncio.timeout(BODY_SECONDS):
+                        receive = _replayed(await _body(receive))
                 except (TooLarge, TimeoutError) as error:
                     large = isinstance(error, TooLarge)
                     refusal = _said("the request is too large", 413) if large else _said("too slow", 408)
@@ -103,7 +107,7 @@ class Guard:
             return None
         token = self._token(headers)
         try:
-            rater = await run_in_threadpool(self.rater_of, token) if token else None
+            rater = (self.rater_lately_of(token) or await run_in_threadpool(self.rater_of, token)) if token else None
         except StoreUnavailable:
             return _said(UNAVAILABLE, 503)
         if rater is None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from palate.store import Store
-from palate.studio.context import WinRates
+from palate.studio.context import Export, WinRates
 from palate.studio.guard import LOOPBACK
 from palate.studio.joining import TokenFile, join_link
 from palate.studio.reach import announced
@@ -39,6 +39,7 @@ def serve(
     raters: int | None = None,
     open_browser: bool = False,
     win_rates: WinRates | None = None,
+    export: Export | None = None,
     write: Callable[[str], None] = print,
 ) -> None:
     """Serves a project until it is interrupted.
@@ -49,7 +50,9 @@ def serve(
     """
     folder = Path(folder)
     with Store.open(folder) as store:
-        made = prepare(store, host=host, port=port, names=names, raters=raters, win_rates=win_rates, write=write)
+        made = prepare(
+            store, host=host, port=port, names=names, raters=raters, win_rates=win_rates, export=export, write=write
+        )
         write("  Ctrl-C stops it.")
         with (
             announced(folder, made.base),
@@ -62,10 +65,15 @@ def serve(
 
 @contextlib.contextmanager
 def beside(
-    store: Store, *, port: int = 8765, win_rates: WinRates | None = None, write: Callable[[str], None] = print
+    store: Store,
+    *,
+    port: int = 8765,
+    win_rates: WinRates | None = None,
+    export: Export | None = None,
+    write: Callable[[str], None] = print,
 ) -> Iterator[str]:
     """The studio of an open store on the loopback, in a thread of its own as long as the block; gives its address."""
-    made = prepare(store, host="127.0.0.1", port=port, win_rates=win_rates, write=write)
+    made = prepare(store, host="127.0.0.1", port=port, win_rates=win_rates, export=export, write=write)
     thread = threading.Thread(target=made.server.run, kwargs={"sockets": [made.listening]}, daemon=True)
     thread.start()
     try:
@@ -94,6 +102,7 @@ def prepare(
     names: Iterable[str] = (),
     raters: int | None = None,
     win_rates: WinRates | None = None,
+    export: Export | None = None,
     write: Callable[[str], None] = print,
 ) -> Prepared:
     """Tokens are made and told, the port is taken. Raises StudioError."""
@@ -112,7 +121,7 @@ def prepare(
     file = TokenFile(store.folder)
     say(write, base, file, store.folder, links=invite(store, file, first, raters))
     config = uvicorn.Config(
-        create(store, hosts=reached_by(host, names), win_rates=win_rates),
+        create(store, hosts=reached_by(host, names), win_rates=win_rates, export=export),
         log_level="warning",
         access_log=False,
         server_header=False,

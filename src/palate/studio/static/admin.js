@@ -1,4 +1,4 @@
-// The dashboard: new join links, revoking them, and fresh numbers.
+// The dashboard: new join links, revoking them, erasing raters, all that was said as a file, and fresh numbers.
 
 import { post } from "./net.js";
 
@@ -45,6 +45,43 @@ document.addEventListener("click", async (event) => {
     location.reload();
   } catch (error) {
     told(error.message);
+  }
+});
+
+document.addEventListener("click", (event) => {
+  const button = event.target.closest("[data-erase]");
+  if (!button) return;
+  $("erase-title").textContent = `Erase ${button.dataset.name}?`;
+  $("erase-votes").checked = false;
+  $("erase-sure").dataset.rater = button.dataset.erase;
+  $("erase").showModal();
+});
+
+$("erase-not")?.addEventListener("click", () => $("erase").close());
+
+$("erase-sure")?.addEventListener("click", async () => {
+  const asked = { rater: $("erase-sure").dataset.rater, votes: $("erase-votes").checked };
+  $("erase").close();
+  try {
+    await post("/admin/erase", asked);
+    location.reload();
+  } catch (error) {
+    told(error.message);
+  }
+});
+
+$("export")?.addEventListener("click", async () => {
+  const said = $("export-told");
+  $("export").disabled = true;
+  said.textContent = "It is being put together ...";
+  try {
+    const { link, snapshot, bytes } = await post("/admin/export", {}, { seconds: 3600 });
+    said.textContent = `Snapshot ${snapshot}, ${(bytes / 2 ** 20).toFixed(1)} MiB.`;
+    location.assign(link);  // an attachment: the page stays
+  } catch (error) {
+    said.textContent = error.message;
+  } finally {
+    $("export").disabled = false;
   }
 });
 

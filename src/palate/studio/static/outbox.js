@@ -1,6 +1,7 @@
-// Answers on their way. Each is written into localStorage before it is sent and removed only when the studio has said
-// what became of it, so that neither a broken connection nor a closed tab loses one. A key of its own makes an answer
-// count once, however often it is sent.
+// Answers, and undos, on their way. Each is written into localStorage before it is sent and removed only when the studio
+// has said what became of it, so that neither a broken connection nor a closed tab loses one. A key of its own makes each
+// count once, however often it is sent; an undo is sent behind the answers before it and before those behind it, so that
+// it takes back what was meant. The reply to an answer tells what is to be judged next.
 
 import { post, Refused, later } from "./net.js";
 
@@ -20,6 +21,7 @@ export class Outbox extends EventTarget {
     this.volatile = new Map();  // where the browser keeps nothing for us
     this.busy = false;
     this.wake = () => {};
+    this.wants = () => 0;  // how many leases to ask for along with the answer of a lease
     addEventListener("online", () => this.hurry());
     addEventListener("storage", (event) => event.key?.startsWith(`palate:${space}:`) && this.changed());
     document.addEventListener("visibilitychange", () => document.hidden || this.hurry());
@@ -80,7 +82,12 @@ export class Outbox extends EventTarget {
   }
 
   leases() {
-    return new Set(this.entries().map((entry) => entry.answer.lease));
+    return new Set(this.entries().filter((entry) => !entry.answer.undo).map((entry) => entry.answer.lease));
+  }
+
+  // Whether an undo of this tab, or of one that is gone, is on its way.
+  undoes() {
+    return this.entries().some((entry) => entry.answer.undo && this.mine(entry));
   }
 
   failures() {
@@ -137,11 +144,12 @@ export class Outbox extends EventTarget {
     this.sending = entry.name;
     this.mark(entry);
     try {
-      const receipt = await post("/api/answer", entry.answer);
+      const { key, undo, lease } = entry.answer;
+      const receipt = await (undo ? post("/api/undo", { key }) : post("/api/answer", { ...entry.answer, n: this.wants(lease) }));
       this.drop(entry.name);
       this.attempt = 0;
       this.trouble = "";
-      this.tell(receipt.status, entry, receipt);
+      this.tell(receipt.status, entry, undo ? { again: receipt.lease, progress: receipt.progress } : receipt);
       return true;
     } catch (error) {
       if (error instanceof Refused && !error.again && error.status !== 401 && error.status !== 403) {
@@ -165,10 +173,11 @@ export class Outbox extends EventTarget {
     else try { localStorage.setItem(entry.name, text); } catch { /* it stays as it was */ }
   }
 
-  // An answer that the studio refuses is not thrown away: it stays in this browser, and the page says so.
+  // An answer that the studio refuses is not thrown away: it stays in this browser, and the page says so. An undo is, as
+  // later it would take back something else.
   fail(entry, why) {
     this.drop(entry.name);  // first, so that there is room
-    this.keep(this.lost + entry.answer.key, JSON.stringify({ ...entry.answer, why, at: entry.at }));
+    if (!entry.answer.undo) this.keep(this.lost + entry.answer.key, JSON.stringify({ ...entry.answer, why, at: entry.at }));
     this.tell("failed", entry, { why });
   }
 

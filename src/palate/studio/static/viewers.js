@@ -5,6 +5,7 @@ import { bytes, element, later } from "./net.js";
 import { soundViewer } from "./sound.js";
 
 const PAUSES = [500, 1000, 2000, 4000, 8000];
+const PATIENCE = 4000;  // milliseconds that a video may take to say that it would play to its end
 const CRISP = 128;  // pixels: smaller pictures are shown with their pixels, not smoothed
 
 export function viewer(medium, label) {
@@ -47,15 +48,31 @@ function picture(url, label) {
 }
 
 function video(url, label) {
-  const node = element("video", { muted: true, playsInline: true, preload: "auto", disablePictureInPicture: true });
+  const node = element("video", { muted: true, defaultMuted: true, playsInline: true, preload: "auto", disablePictureInPicture: true });
   node.setAttribute("aria-label", label);
   const ready = persistently((again) => new Promise((done, fail) => {
-    node.oncanplaythrough = done;
-    node.onerror = () => fail(new Error("the video cannot be played"));
+    const timer = setTimeout(() => urged(node, done), PATIENCE);
+    const end = (act) => (event) => { clearTimeout(timer); act(event); };
+    node.oncanplaythrough = end(done);
+    node.onerror = end(() => fail(new Error("the video cannot be played")));
     node.src = again ? `${url}?again=${again}` : url;
     node.load();
   }));
   return { ...still, node, ready, stop() { node.pause(); } };
+}
+
+// Safari on a phone ignores `preload` and never says `canplaythrough` of a video that nobody began, and others do not
+// where little memory or a slow line keeps them from loading ahead. After a while a video whose picture is there will do.
+// Where there is none it is begun for a moment: muted and inline that needs no touch, but when the phone saves power; then
+// the next touch or key does it.
+function urged(node, done) {
+  const shows = () => node.readyState >= HTMLMediaElement.HAVE_CURRENT_DATA;
+  if (shows()) return done();
+  const stop = new AbortController(), { signal } = stop;
+  const begin = () => node.play().catch(() => {});
+  node.addEventListener("loadeddata", () => { stop.abort(); node.pause(); done(); }, { signal });
+  for (const gesture of ["touchend", "click", "keydown"]) document.addEventListener(gesture, begin, { signal, capture: true });
+  begin();
 }
 
 function text(url, label) {

@@ -1,0 +1,41 @@
+"""Connections that say nothing, or a letter now and then, are closed after a bounded time.
+
+uvicorn closes a connection that rests after an answer, but waits for ever for the first request, and for the end of one
+that has begun. Bodies have a time of their own (`guard.BODY_SECONDS`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+REST_SECONDS = 15  # without a request after an answer
+HEAD_SECONDS = 30.0  # from a connection's start, or its last answer, until the next request's head is there
+
+
+class Patient(H11Protocol):
+    """HTTP/1.1 as uvicorn speaks it, with an end to waiting."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._since = self.loop.time()
+        self._look = self.loop.call_later(HEAD_SECONDS, self._look_again)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._look.cancel()
+        super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        self._since = self.loop.time()
+        super().on_response_complete()
+
+    def _look_again(self) -> None:
+        cycle: Any = self.cycle
+        waits = cycle is None or cycle.response_complete
+        left = self._since + HEAD_SECONDS - self.loop.time() if waits else HEAD_SECONDS
+        if left <= 0:
+            self.transport.abort()
+        else:
+            self._look = self.loop.call_later(left, self._look_again)

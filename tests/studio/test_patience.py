@@ -1,0 +1,99 @@
+"""Who sends slowly or says nothing keeps nobody from voting, and is let go of in bounded time."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from urllib.parse import urlsplit
+
+import pytest
+
+from palate.studio import guard, patience
+
+from . import make
+
+SILENT, SLOW = 200, 40
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Waits of a second or two, which are half a minute otherwise."""
+    monkeypatch.setattr(patience, "HEAD_SECONDS", 2.0)
+    monkeypatch.setattr(guard, "BODY_SECONDS", 1.0)
+
+
+def connected(base: str) -> socket.socket:
+    address = urlsplit(base)
+    made = socket.create_connection((address.hostname, address.port), 5)
+    made.settimeout(20)
+    return made
+
+
+def closed(connection: socket.socket) -> bytes:
+    """What the studio said until it closed the connection. Raises TimeoutError if it does not."""
+    said = b""
+    with contextlib.suppress(ConnectionError):
+        while piece := connection.recv(4096):
+            said += piece
+    return said
+
+
+def test_slow_and_silent_ones_are_dropped_while_others_vote(tmp_path, short):
+    with make.project(tmp_path / "p", 12) as store, make.served(store) as base, contextlib.ExitStack() as held:
+        silent = [held.enter_context(connected(base)) for _ in range(SILENT)]
+        heads, bodies = ([held.enter_context(connected(base)) for _ in range(SLOW)] for _ in range(2))
+        head = f"POST /api/answer HTTP/1.1\r\nhost: {urlsplit(base).netloc}\r\n".encode()
+        with make.http(base) as client:
+            rater = make.person(client, store, origin=base)
+            posting = "".join(f"{name}: {value}\r\n" for name, value in rater.posting.items()).encode()
+            for one in bodies:
+                one.sendall(head + posting + b"content-length: 1000\r\n\r\n{")
+            stop = threading.Event()
+
+            def drip() -> None:  # a byte at a time, of a head and of a body
+                at = 0
+                while not stop.wait(0.05):
+                    at += 1
+                    for one in heads:
+                        with contextlib.suppress(OSError):
+                            one.sendall(head[at % len(head) : at % len(head) + 1].replace(b"\n", b"x"))
+                    for one in bodies:
+                        with contextlib.suppress(OSError):
+                            one.sendall(b" ")
+
+            dripping = threading.Thread(target=drip, daemon=True)
+            dripping.start()
+            begun, times, leases = time.monotonic(), [], rater.lease(4)
+            for turn in range(12):
+                at = time.monotonic()
+                body = {"lease": leases.pop(0)["id"], "key": f"key-{turn:08}", "answers": {"overall": "left"}, "n": 4}
+                reply = rater.post("/api/answer", body).json()
+                times.append(time.monotonic() - at)
+                assert reply["status"] == "saved"
+                leases += [one for one in reply["leases"] if one["id"] not in {lease["id"] for lease in leases}]
+            assert sorted(times)[-2] < 0.5, times
+            assert {closed(one) for one in silent} == {b""}
+            assert {closed(one).partition(b"\r\n")[0] for one in bodies} == {b"HTTP/1.1 408 Request Timeout"}
+            for one in heads:
+                closed(one)
+            assert time.monotonic() - begun < 15
+            stop.set()
+            dripping.join()
+            assert rater.get("/").status_code == 200  # who rests no longer than is usual is not dropped
+        assert len(list(store.votes())) == 12
+
+
+def test_a_connection_that_is_at_work_is_not_dropped(tmp_path, monkeypatch):
+    monkeypatch.setattr(patience, "HEAD_SECONDS", 0.3)
+    with make.project(tmp_path / "p", 2) as store, make.served(store) as base, make.http(base) as client:
+        rater = make.person(client, store, origin=base)
+        slow = store.lease
+
+        def lease(*arguments, **options):
+            time.sleep(0.8)
+            return slow(*arguments, **options)
+
+        monkeypatch.setattr(store, "lease", lease)
+        assert len(rater.lease(2)) == 2
