@@ -49,6 +49,8 @@ RESUMABLE = {
     "sample": "run the same command again to draw what is missing",
     "score": "run the same command again to score what is missing",
     "demo": "run the same command again to go on",
+    "rounds": "run the same command again to go on",
+    "compare": "run the same command again to draw and judge what is missing",
     "synthesize": "run the same command again to make what is missing",
 }
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from palate.cli.options import BatchSize, Eta, Guidance, Out, Seed, Steps, app
+from palate.cli.options import BatchSize, Call, Eta, Guidance, Out, Seed, Steps, app
 
 
 @app.command()
@@ -47,6 +47,7 @@ def sample(
     steps: Steps = None,
     guidance: Guidance = None,
     eta: Eta = None,
+    call: Call = None,
     batch_size: BatchSize = 8,
     image: Annotated[
         Path | None,
@@ -70,46 +71,31 @@ def sample(
 ) -> None:
     """Draw candidates for prompts, each with its seed.
 
-    From noise, or, with --image, out of pictures that the prompts change. With --project they are to be labelled.
+    Pictures, videos or sounds, as the model makes them. From noise, or, with --image, out of pictures that the prompts
+    change. With --project they are to be labelled.
     """
     from palate.doors import asked
 
     asked.sampling([model], prompts, image=image, out=out)
+    how: dict[str, Any] = {
+        "k": k,
+        "seed": seed,
+        "num_inference_steps": steps,
+        "guidance_scale": guidance,
+        "eta": eta,
+        "call": asked.arguments(call or ()),
+        "batch_size": batch_size,
+        "image": image,
+        "strength": strength,
+    }
     if project is not None:
         from palate.doors.projects import sample as into
 
-        into(
-            model,
-            prompts,
-            folder=project,
-            k=k,
-            seed=seed,
-            pairs=pairs,
-            batch=batch,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            eta=eta,
-            batch_size=batch_size,
-            image=image,
-            strength=strength,
-        )
+        into(model, prompts, folder=project, pairs=pairs, batch=batch, **how)
         return
     from palate.doors.drawing import sample as run
 
-    run(
-        model,
-        prompts,
-        k=k,
-        out=out,
-        seed=seed,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        eta=eta,
-        batch_size=batch_size,
-        image=image,
-        strength=strength,
-        layout=layout,
-    )
+    run(model, prompts, out=out, layout=layout, **how)
 
 
 @app.command()

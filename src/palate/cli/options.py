@@ -54,4 +54,12 @@ Eta = Annotated[
     typer.Option(min=0, help="Noise put back at each step; 0 is deterministic [default: the model's own]."),
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Candidates sampled at once; speed only.")]
+Call = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUE",
+        help="Argument of each call of the model's pipeline, such as num_frames=33; repeatable. frame_rate=8 says how "
+        "fast its videos run, also where the pipeline does not know it.",
+    ),
+]
 Prompts = Annotated[Path, typer.Option("--prompts", help="Text file of prompts, one a line, or world:shapes:eval.")]

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from palate import config, datasets, durable, plugins, views
 from palate import prompts as prompt_files
 from palate.config import AlgorithmSettings, ConfigError, DataSettings, Recipe
@@ -168,6 +170,23 @@ def sampling(models: Iterable[str], prompts: str | Path, *, image: Path | None =
     prompt_lines(prompts)
     if image is not None and not image.exists():
         raise ConfigError(f"--image {image}: there is no such file or folder; give a picture, or a folder of them")
+
+
+def arguments(given: Sequence[str]) -> dict[str, bool | int | float | str]:
+    """Arguments of a model's calls, each as NAME=VALUE. Raises ConfigError for what is not, or stands twice."""
+    found: dict[str, bool | int | float | str] = {}
+    for text in given:
+        name, equals, written = text.partition("=")
+        try:
+            value = yaml.safe_load(written)
+        except yaml.YAMLError:
+            value = None
+        if not equals or not name.isidentifier() or not isinstance(value, bool | int | float | str):
+            raise ConfigError(f"--call {text}: write NAME=VALUE, such as num_frames=33")
+        if name in found:
+            raise ConfigError(f"--call {name} is given twice")
+        found[name] = value
+    return found
 
 
 def comparison_folder(models: Sequence[str]) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -13,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from palate import durable, planning, project, views
+from palate import durable, kinds, planning, project, views
 from palate.config import ConfigError
 from palate.datasets import parquet
-from palate.doors import drawing, lookup, raters, shown
+from palate.doors import drawing, lookup, matching, raters, shown
 from palate.doors.hands import reading
-from palate.media import MediaError, decode
+from palate.media import MediaError
 from palate.project import ProjectSettings
 from palate.records import OVERALL, Comparison, Medium, Preference, Sample, Score, now
 from palate.store import Snapshot, Store, StoreError
@@ -53,8 +52,8 @@ def sample(
         with closing(order.draw(wanted, batch_size)) as drawn:
             for part in _parts(drawn, batch_size):
                 made = [
-                    Sample(ids[i][j], order.rows[i][0], Medium("image/png", _png(picture)), model, now(), seed)
-                    for i, j, picture in part
+                    Sample(ids[i][j], order.rows[i][0], kinds.written(medium), model, now(), seed)
+                    for i, j, medium in part
                 ]
                 store.add_samples(made, batch=batch)
         media = {made.id: made.medium for made in store.samples(source=model)}
@@ -85,6 +84,7 @@ def _sample_id(order: drawing.Order, row: int, candidate: int) -> str:
     """By what a candidate is made of, so that it is known again and other settings make another."""
     prompt, path = order.rows[row]
     made_of = {"model": order.model, "seed": order.seed, "prompt": prompt, "candidate": candidate, **order.asked}
+    made_of |= {"call": dict(order.call)} if order.call else {}
     if path is not None and order.originals is not None:
         image = hashlib.sha256(path.read_bytes()).hexdigest()
         made_of |= {"image": image, "strength": order.originals.strength}
@@ -93,12 +93,6 @@ def _sample_id(order: drawing.Order, row: int, candidate: int) -> str:
 
 def _digest(facts: Any) -> str:
     return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=12).hexdigest()
-
-
-def _png(picture: Any) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def _comparisons(
@@ -119,12 +113,13 @@ def _comparisons(
 def score(folder: Path, scorers: Sequence[str], batch_size: int = 8) -> None:
     """Every sample of a project scored by each scorer, stored as it goes. Again: only what is missing.
 
-    Raises ConfigError for a scorer that gives something else than a number a sample, or a sample it cannot look at.
+    Raises ConfigError for a scorer that judges none of these kinds of media, that gives something else than a number a
+    sample, or a sample it cannot look at.
     """
     with Store.open(folder) as store:
         for name in scorers:
             done = {known.sample for known in store.scores(source=name)}
-            wanted = [made for made in store.samples() if made.id not in done]
+            wanted = _judged(folder, name, [made for made in store.samples() if made.id not in done])
             judge = lookup.find_scorer(name) if wanted else None
             with closing(Progress(len(wanted), 0, what="sample")) as bar:
                 for start in range(0, len(wanted), batch_size):
@@ -134,11 +129,22 @@ def score(folder: Path, scorers: Sequence[str], batch_size: int = 8) -> None:
             print(f"{name}: {len(done) + len(wanted)} samples in {folder} scored ({len(wanted)} new)")
 
 
+def _judged(folder: Path, name: str, samples: Sequence[Sample]) -> list[Sample]:
+    """The samples of the kinds that a scorer judges; all, if it does not say. Raises ConfigError if it judges none."""
+    judged = matching.judged_by(name) if samples else ()
+    kept = [made for made in samples if not judged or kinds.kind_of_type(made.medium.type) in judged]
+    if samples and not kept:
+        matching.check([name], kinds.kind_of_type(samples[0].medium.type), f"{folder} holds")
+    if len(kept) < len(samples):
+        print(f"{name} judges {' and '.join(judged)}: {len(samples) - len(kept)} other samples are left out")
+    return kept
+
+
 def _scored(store: Store, name: str, judge: Any, part: Sequence[Sample]) -> Iterator[Score]:
     media = []
     for made in part:
         try:
-            media.append(decode(Medium(made.medium.type, store.read_media(made.medium))))
+            media.append(kinds.read(Medium(made.medium.type, store.read_media(made.medium))))
         except MediaError as error:
             raise ConfigError(f"{name} cannot look at sample {made.id} of {store.folder}: {error}") from None
     at = now()
