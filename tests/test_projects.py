@@ -12,7 +12,7 @@ from palate import project
 from palate.cli import main
 from palate.config import ConfigError
 from palate.datasets import parquet
-from palate.doors import projects
+from palate.doors import giving, projects
 from palate.project import ProjectSettings
 from palate.records import Medium, Score, Vote
 from palate.store import Store, StoreError
@@ -51,7 +51,7 @@ def test_candidates_scores_and_data(model, prompts, tmp_path, capsys):
         projects.score(folder, ["jpeg_size"], batch_size=4)
     said = capsys.readouterr().out
     assert "(6 new)" in said and "(0 new)" in said
-    projects.export(folder, tmp_path / "data", by="scores", dimension="jpeg_size")
+    giving.export(folder, tmp_path / "data", giving.How(by="scores", dimension="jpeg_size"))
     rows = list(parquet.read(tmp_path / "data"))
     assert [(row.prompt, len(row), row.dimensions) for row in rows] == [
         ("a red cat", 3, ("jpeg_size",)),
@@ -98,13 +98,13 @@ def digests(folder: Path) -> dict[str, str]:
 
 def test_the_same_snapshot_gives_the_same_bytes_while_votes_come_in(tmp_path, capsys):
     with told(tmp_path / "p") as store:
-        projects.export(tmp_path / "p", tmp_path / "first")  # another reader, while this one may write
+        giving.export(tmp_path / "p", tmp_path / "first")  # another reader, while this one may write
         taken = json.loads((tmp_path / "first" / "snapshot.json").read_text())["snapshot"]
         assert f"snapshot {taken}" in capsys.readouterr().out
         store.add_votes([Vote("late", "s0", "s1", "b", "di", TIME, comparison="c0")])
         store.add_scores([Score("s0", "size", 1.0, "judge", TIME)])
-        projects.export(tmp_path / "p", tmp_path / "again", snapshot=taken)
-        projects.export(tmp_path / "p", tmp_path / "later")
+        giving.export(tmp_path / "p", tmp_path / "again", snapshot=taken)
+        giving.export(tmp_path / "p", tmp_path / "later")
     assert digests(tmp_path / "first") == digests(tmp_path / "again") != digests(tmp_path / "later")
     rows = list(parquet.read(tmp_path / "first"))
     assert [row.prefer[0][1] for row in rows] == [2 / 3] * 4 and rows[0].votes[0][1] == 3
@@ -114,7 +114,8 @@ def test_the_same_snapshot_gives_the_same_bytes_while_votes_come_in(tmp_path, ca
 
 def test_labels_and_a_split(tmp_path):
     told(tmp_path / "p").close()
-    projects.export(tmp_path / "p", tmp_path / "data", name="end", labels="majority", at_least=3, held_out=0.25)
+    how = giving.How(labels="majority", at_least=3, held_out=0.25)
+    giving.export(tmp_path / "p", tmp_path / "data", how, name="end")
     parts = {part: list(parquet.read(tmp_path / "data" / part)) for part in ("train", "validation")}
     assert [len(rows) for rows in parts.values()] == [3, 1]
     assert {row.prefer[0][1] for rows in parts.values() for row in rows} == {1.0}
@@ -124,9 +125,9 @@ def test_labels_and_a_split(tmp_path):
 def test_what_cannot_be_exported_is_refused(tmp_path, capsys):
     told(tmp_path / "p").close()
     with pytest.raises(ConfigError, match="nothing was said of 'mood'"):
-        projects.export(tmp_path / "p", tmp_path / "out", dimension="mood")
+        giving.export(tmp_path / "p", tmp_path / "out", giving.How(dimension="mood"))
     with pytest.raises(StoreError, match="'gone' is none of this project"):
-        projects.export(tmp_path / "p", tmp_path / "out", snapshot="gone")
+        giving.export(tmp_path / "p", tmp_path / "out", snapshot="gone")
     with pytest.raises(SystemExit) as left:
         main(["dataset", "export", str(tmp_path / "nowhere"), str(tmp_path / "out")])
     assert left.value.code == 1 and "is no project" in capsys.readouterr().err

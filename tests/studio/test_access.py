@@ -27,7 +27,8 @@ OPEN = {
     ("POST", "/api/join"): "takes the token",
     ("GET", "/static/{name}"): "files of the package, the same for everybody",
 }
-ADMIN = {("GET", "/admin")} | {("POST", f"/admin/{name}") for name in ("raters", "revoke", "erase", "amend")}
+ADMIN = {("GET", "/admin")} | {("POST", f"/admin/{name}") for name in ("raters", "revoke", "erase", "amend", "export")}
+ADMIN |= {("GET", "/admin/export/{snapshot}")}
 BODIES = {
     "/api/join": {"token": "x" * 43},
     "/api/lease": {"n": 1},
@@ -38,6 +39,7 @@ BODIES = {
     "/admin/raters": {"name": "Eve"},
     "/admin/revoke": {"rater": "nobody"},
     "/admin/erase": {"rater": "nobody", "votes": True},
+    "/admin/export": {},
     "/admin/amend": {"amendments": [{"comparison": "none", "sensitive": True}]},
 }
 
@@ -68,7 +70,7 @@ def walked(routes):
 
 
 def asked(client, method, path, headers=None):
-    path = path.replace("{name}", "studio.css").replace("{sha256}", "0" * 64)
+    path = path.replace("{name}", "studio.css").replace("{sha256}", "0" * 64).replace("{snapshot}", "none")
     if method == "GET":
         return client.get(path, headers=headers)
     headers = {"origin": make.BASE} | (headers or {})

@@ -1,4 +1,4 @@
-"""Commands on a project folder: candidates and scores into it, preference data out of it, and a plan for it."""
+"""Commands on a project folder: candidates and scores into it, and a plan for it."""
 
 from __future__ import annotations
 
@@ -6,23 +6,20 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from palate import durable, kinds, planning, project, views
+from palate import kinds, planning, project
 from palate.config import ConfigError
-from palate.datasets import parquet
 from palate.doors import drawing, lookup, matching, raters, shown
 from palate.doors.hands import reading
 from palate.media import MediaError
 from palate.project import ProjectSettings
-from palate.records import OVERALL, Comparison, Medium, Preference, Sample, Score, now
-from palate.store import Snapshot, Store, StoreError
+from palate.records import Comparison, Medium, Sample, Score, now
+from palate.store import Store, StoreError
 from palate.training.logs import Progress
-from palate.views import Labels
 
 
 def sample(
@@ -154,74 +151,6 @@ def _scored(store: Store, name: str, judge: Any, part: Sequence[Sample]) -> Iter
             raise ConfigError(f"{name} gave {given.shape} scores of {dimension} for {len(part)} samples: one each")
         for made, value in zip(part, given.tolist(), strict=True):
             yield Score(made.id, dimension, value, name, at)
-
-
-def export(
-    folder: Path,
-    out: Path,
-    *,
-    snapshot: str | None = None,
-    name: str | None = None,
-    by: str = "votes",
-    dimension: str = OVERALL,
-    labels: Labels = "soft",
-    at_least: int = 1,
-    held_out: float = 0.0,
-) -> None:
-    """What was said in a project as preference data; the same snapshot and options give the same bytes.
-
-    snapshot: id or name of an earlier one; None takes one now, called `name`. by: votes (and rankings) or scores of
-    `dimension`; what was asked beside it is kept as aspects. held_out: share of the prompts that goes to `validation`
-    beside `train`. Raises StoreError for a snapshot that cannot be given, ConfigError where nothing would be written.
-    """
-    if snapshot is not None and name is not None:
-        raise ConfigError("--name calls a new snapshot, and --snapshot is one that was taken: give either")
-    with reading(folder, to_note=name is not None) as store:
-        taken = store.find_snapshot(snapshot) if snapshot is not None else store.snapshot(name)
-        how = {"by": by, "dimension": dimension, "labels": labels, "at_least": at_least, "held_out": held_out}
-        rows = list(_rows(store, taken, by, dimension, labels, at_least))
-        # A project that asks nothing overall has aspects alone, and rows that compare nothing themselves.
-        if not rows or (dimension != OVERALL and not any(np.isfinite(row.prefer).any() for row in rows)):
-            raise ConfigError(f"{folder}: nothing was said of {dimension!r} by {by} yet; there is nothing to export")
-        durable.make_folder(out)
-        parts = {"": rows}
-        if held_out:
-            kept, aside = views.held_out([row.prompt for row in rows], held_out)
-            parts = {"train": [rows[i] for i in kept], "validation": [rows[i] for i in aside]}
-        for part, content in parts.items():
-            made = parquet.write(out / part, (_whole(store, row) for row in content))
-            print(f"{made.rows} rows in {out / part}, hash {made.hash[:16]}")
-        facts = {"project": store.settings.id, "snapshot": taken.id, **how}
-        durable.write_bytes(out / "snapshot.json", (json.dumps(facts, indent=1) + "\n").encode())
-    print(f"snapshot {taken.id}{f' ({taken.name})' if taken.name else ''}: --snapshot gives the same bytes again")
-
-
-def _rows(
-    store: Store, taken: Snapshot, by: str, dimension: str, labels: Labels, at_least: int
-) -> Iterator[Preference]:
-    if by not in ("votes", "scores"):
-        raise ConfigError(f"--by {by}: preferences are by votes or by scores")
-    scores = list(store.scores(snapshot=taken))
-    return views.preferences(
-        store.samples(snapshot=taken),
-        store.votes(snapshot=taken),
-        scores,
-        rankings=store.rankings(snapshot=taken),
-        comparisons=store.comparisons(snapshot=taken),
-        by="votes" if by == "votes" else "scores",
-        dimensions=sorted({score.dimension for score in scores}),
-        dimension=dimension,
-        # In the data the overall judgement is the row's own, and no aspect of it.
-        aspects=[asked for asked in store.settings.questions if asked not in (dimension, OVERALL)],
-        labels=labels,
-        at_least=at_least,
-    )
-
-
-def _whole(store: Store, row: Preference) -> Preference:
-    """The row with its media in it."""
-    media = tuple(medium and Medium(medium.type, store.read_media(medium)) for medium in row.media)
-    return replace(row, media=media, id="")
 
 
 def plan(folder: Path, half_width: float, seconds: float | None = None) -> None:

@@ -11,22 +11,24 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from palate.store import Store, StoreError, StoreFull, StoreUnavailable
-from palate.studio import dashboard, entrance, labelling, upkeep
-from palate.studio.context import HERE, Studio, WinRates
+from palate.studio import dashboard, download, entrance, labelling, upkeep
+from palate.studio.context import HERE, Export, Studio, WinRates
 from palate.studio.guard import UNAVAILABLE, Guard
 
 TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
 
 
-def create(store: Store, *, hosts: Iterable[str] = (), win_rates: WinRates | None = None) -> FastAPI:
+def create(
+    store: Store, *, hosts: Iterable[str] = (), win_rates: WinRates | None = None, export: Export | None = None
+) -> FastAPI:
     """The app. The store stays the caller's, open for writing as long as the app runs.
 
-    hosts: names beside those of the loopback under which it may be reached. win_rates: for the dashboard.
+    hosts: names beside those of the loopback under which it may be reached. win_rates, export: for the dashboard.
     """
-    studio = Studio(store, win_rates)
+    studio = Studio(store, win_rates, export)
     app = FastAPI(title="Palate studio", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.state.studio = studio
-    for part in (entrance, labelling, dashboard, upkeep):
+    for part in (entrance, labelling, dashboard, upkeep, download):
         app.include_router(part.routes(studio))
     _static(app)
     _errors(app)

@@ -14,7 +14,7 @@ from fastapi import Request
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
-from palate.store import Rater, Store
+from palate.store import Rater, Snapshot, Store
 from palate.studio.files import Views
 from palate.studio.joining import Guesses, TokenFile, cookie_name
 
@@ -37,6 +37,7 @@ class Wins:
 
 
 WinRates = Callable[[Store], Sequence[Wins]]
+Export = Callable[[Store, Snapshot, Path], object]  # writes a snapshot's data into a folder
 
 
 class Remembered(Generic[Found]):
@@ -69,10 +70,10 @@ class Remembered(Generic[Found]):
 
 
 class Studio:
-    """See the module. win_rates: numbers of the dashboard that a floor above knows how to find."""
+    """See the module. win_rates: numbers of the dashboard, and export: its download, which a floor above makes."""
 
-    def __init__(self, store: Store, win_rates: WinRates | None = None) -> None:
-        self.store, self.win_rates = store, win_rates
+    def __init__(self, store: Store, win_rates: WinRates | None = None, export: Export | None = None) -> None:
+        self.store, self.win_rates, self.export = store, win_rates, export
         self.settings = store.settings
         self.cookie = cookie_name(store.folder)
         self.tokens = TokenFile(store.folder)

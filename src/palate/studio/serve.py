@@ -22,6 +22,7 @@ from palate.studio.reach import announced
 
 if TYPE_CHECKING:
     import uvicorn
+    from fastapi import FastAPI
 
 FIRST_RATERS = 3  # join links made along with the admin's at the first start
 
@@ -120,19 +121,29 @@ def prepare(
     base = f"http://{shown_host(host)}:{listening.getsockname()[1]}"
     file = TokenFile(store.folder)
     say(write, base, file, store.folder, links=invite(store, file, first, raters))
-    config = uvicorn.Config(
-        create(store, hosts=reached_by(host, names), win_rates=win_rates, export=export),
+    app = create(store, hosts=reached_by(host, names), win_rates=win_rates, export=export)
+    return Prepared(uvicorn.Server(config_of(app)), listening, base)
+
+
+def config_of(app: FastAPI) -> uvicorn.Config:
+    """How the studio is served, whoever it is served to."""
+    import uvicorn
+
+    from palate.studio.patience import REST_SECONDS, Patient
+
+    return uvicorn.Config(
+        app,
+        http=Patient,
         log_level="warning",
         access_log=False,
         server_header=False,
         proxy_headers=False,
         lifespan="off",
         ws="none",
-        timeout_keep_alive=15,
+        timeout_keep_alive=REST_SECONDS,
         timeout_graceful_shutdown=3,
         h11_max_incomplete_event_size=32 * 1024,
     )
-    return Prepared(uvicorn.Server(config), listening, base)
 
 
 def is_loopback(host: str) -> bool:
