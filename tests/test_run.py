@@ -17,7 +17,7 @@ from palate.datasets import parquet
 from palate.doors import drawing, encoding, run
 from palate.models.diffusion import DiffusionPolicy
 from palate.records import Medium, Preference
-from tests import zoo
+from tests import gaming, zoo
 
 PROMPTS = ["a red cat", "a blue dog", "a green bird", "a hat"]
 
@@ -212,6 +212,27 @@ def test_an_online_run_is_evaluated_on_the_way(tmp_path, model):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "evaluation/reward" in row] == [0, 1, 2]
     assert (folder / "samples" / "step_000001.png").is_file()
+
+
+def test_a_run_whose_reward_is_gamed_is_stopped_and_keeps_the_best_by_the_judge_held_out(tmp_path, model, capsys):
+    """The taste rises until the third look and falls from there."""
+    recipe = online(tmp_path, model, 9, gaming.PROMPTS)
+    folder = run.train(
+        recipe,
+        [
+            "rollout.scorers={tests.gaming:scorer/reward: 1}",
+            "evaluation.scorers={tests.gaming:scorer: 1}",
+            "evaluation.guard=stop",
+            "evaluation.batch_size=16",
+            "training.evaluate_every=1",
+        ],
+    )
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["guard/alarm"] == 1 and rows[-1]["step"] < 9
+    result = json.loads((folder / "result.json").read_text())
+    assert (result["ended"], result["weights"]) == ("guard", "best, step 2"), result
+    out = capsys.readouterr().out
+    assert "tests.gaming:scorer.reward rose while taste fell" in out and "kept: best, step 2 of" in out
 
 
 def test_samples_are_resumed_and_do_not_depend_on_the_batch(tmp_path, model):

@@ -83,5 +83,7 @@ def _imported(path: str, what: str) -> Any:
     except ModuleNotFoundError as error:
         missing = error.name or ""
         if path == missing or path.startswith(f"{missing}."):
-            raise PluginError(f"{what}: there is no module {missing}; is it installed, or on PYTHONPATH?") from None
+            module, _, name = path.rpartition(".")
+            mend = f"is it installed, or on PYTHONPATH? What stands in a module is written {module}:{name}"
+            raise PluginError(f"{what}: there is no module {missing}; {mend}") from None
         raise PluginError(f"{what} needs the package {missing}, which is not installed") from error

@@ -209,7 +209,8 @@ def _conclude(
         if (guard := facts["against_base"]["guard"]) and guard["alarm"]:
             facts["warnings"] = [*facts["warnings"], guard["says"]]
     judging.publish(folder, facts)
-    by = f" (validation/loss {result.loss:.4g})" if result.loss is not None else ""
+    measured = "guard/loss" if recipe.evaluation and recipe.evaluation.guard == "stop" else "validation/loss"
+    by = f" ({measured} {result.loss:.4g})" if result.loss is not None else ""
     print(f"kept: {result.exported}, step {result.exported_step} of {result.step}{by}")
     print(f"done: {folder / 'report.html'}")
     for warning in facts["warnings"]:  # once more, where nothing scrolls it away
