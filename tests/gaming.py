@@ -1,4 +1,4 @@
-"""A course that is being gamed, as judges see it: the reward rises with every look, the taste until the third and falls from there."""
+"""A gamed course as judges see it: the reward rises with every look, the taste until the third, and falls from there."""
 
 import numpy as np
 
