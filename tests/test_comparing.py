@@ -82,7 +82,7 @@ def test_weights_that_cannot_be_are_refused(comparison, scorers, said):
 def test_a_comparison_is_not_written_over(comparison, tmp_path, capsys, monkeypatch):
     first = comparison()
     said = capsys.readouterr().out
-    monkeypatch.setattr(comparing.lookup, "load_arm", lambda _: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(comparing.lookup, "load_arm", lambda *_: pytest.fail("a model was loaded"))
     assert comparison(batch_size=3) == first  # speed only
     assert said.splitlines()[-1] in (again := capsys.readouterr().out) and "is finished" in again
     with pytest.raises(ValueError, match=r"same holds other comparisons: seed: 0 -> 1; choose another --out"):
@@ -94,7 +94,7 @@ def test_a_comparison_is_not_written_over(comparison, tmp_path, capsys, monkeypa
 
 
 def test_prompts_that_cannot_be_judged_are_found_before_a_model_is_loaded(comparison, tmp_path, monkeypatch):
-    monkeypatch.setattr(comparing.lookup, "load_arm", lambda _: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(comparing.lookup, "load_arm", lambda *_: pytest.fail("a model was loaded"))
     free = tmp_path / "free.txt"
     free.write_text("a cat\n")
     with pytest.raises(ValueError, match=r"world:shapes cannot judge .*'a cat'"):
@@ -182,7 +182,7 @@ groupwise, both = Groupwise(), Both()
 
 
 def test_a_judge_that_compares_within_a_call_is_refused_before_any_sampling(comparison, monkeypatch):
-    monkeypatch.setattr(comparing.lookup, "load_arm", lambda _: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(comparing.lookup, "load_arm", lambda *_: pytest.fail("a model was loaded"))
     with pytest.raises(ValueError, match=r"groupwise scores candidates of one call .*dataset synthesize"):
         comparison(scorers=[f"{__name__}:groupwise"])
     wanted = EvaluationSettings(prompts=["a"], scorers={f"{__name__}:groupwise": 1.0})
@@ -263,10 +263,10 @@ def test_one_model_is_held_at_a_time(comparison, monkeypatch):
 
     held, load = [], comparing.lookup.load_arm
 
-    def loaded(model):
+    def loaded(model, call):
         gc.collect()
         assert not [reference for reference in held if reference() is not None]
-        policy = load(model)
+        policy = load(model, call)
         held.append(weakref.ref(policy))
         return policy
 

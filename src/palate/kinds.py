@@ -113,6 +113,16 @@ def written(made: Any) -> Medium:
     return Medium("audio/wav", _wav(_waveform(made)))
 
 
+def keep(folder: Path, name: str, made: Any) -> Path:
+    """Writes a medium as `name` and its kind's ending, whole or not at all. Raises as `written` does."""
+    medium = written(made)
+    path = folder / f"{name}{ENDINGS[medium.type]}"
+    aside = path.with_suffix(".partial")
+    aside.write_bytes(medium.bytes or b"")
+    aside.replace(path)
+    return path
+
+
 def _wav(sound: Waveform) -> bytes:
     if sound.rate <= 0:
         raise MediaError("a sound that does not say its rate cannot be written", "no rate")

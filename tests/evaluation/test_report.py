@@ -12,7 +12,8 @@ from PIL import Image
 
 from palate.evaluation import charts, grids, win_rate
 from palate.evaluation.charts import Chart
-from palate.evaluation.report import Pair, ReportData, ReportError, data_uri, from_run, render, verdict, versions, write
+from palate.evaluation.exhibits import data_uri
+from palate.evaluation.report import Pair, ReportData, ReportError, from_run, render, verdict, versions, write
 from palate.evaluation.win_rate import WinRate
 
 NASTY = "</script><img src=x onerror=alert(1)> & \"quoted\" 'too' \N{GREEK SMALL LETTER ALPHA}"

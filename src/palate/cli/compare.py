@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from palate.cli.options import BatchSize, Eta, Guidance, Prompts, Seed, Steps, app
+from palate.cli.options import BatchSize, Call, Eta, Guidance, Prompts, Seed, Steps, app
 
 
 @app.command()
@@ -39,21 +39,25 @@ def compare(
     steps: Steps = None,
     guidance: Guidance = None,
     eta: Eta = None,
+    call: Call = None,
     batch_size: BatchSize = 8,
 ) -> None:
     """Win rates of models on the same prompts and seeds.
 
-    Judged by scorers, or by people: then the pairs go into a project, and when votes are in, the same command counts
-    them. The same command again prints what it found.
+    Of pictures, videos or sounds, judged by scorers, or by people: then the pairs go into a project, and when votes are
+    in, the same command counts them. The same command again goes on where it was stopped, or prints what it found.
     """
+    from palate.doors import asked
+
     how: dict[str, Any] = {
+        "n": n,
+        "seed": seed,
         "num_inference_steps": steps,
         "guidance_scale": guidance,
         "eta": eta,
+        "call": asked.arguments(call or ()),
         "batch_size": batch_size,
     }
-    from palate.doors import asked
-
     asked.sampling(models, prompts, out=out)
     asked.scorers(name.partition("=")[0] for name in [*(scorer or ()), *(held_out_scorer or ())])
     out = out or asked.comparison_folder(models)
@@ -64,10 +68,10 @@ def compare(
             )
         from palate.doors.polling import compare as poll
 
-        poll(models, prompts=prompts, project=project, n=n, out=out, seed=seed, **how)
+        poll(models, prompts=prompts, project=project, out=out, **how)
         return
     if not scorer:
         raise typer.BadParameter("say who judges: --scorer NAME, or --people --project DIR", param_hint="--scorer")
     from palate.doors.comparing import compare as run
 
-    run(models, prompts=prompts, scorers=scorer, held_out=held_out_scorer or (), n=n, out=out, seed=seed, **how)
+    run(models, prompts=prompts, scorers=scorer, held_out=held_out_scorer or (), out=out, **how)

@@ -1,10 +1,14 @@
-"""`palate compare`: two or more models on the same prompts from the same noise, judged by scorers."""
+"""`palate compare`: two or more models on the same prompts from the same noise, judged by scorers.
+
+What is drawn and scored is kept in the folder as it comes (`palate.doors.drawn`): stopped at any point, the same
+command goes on.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,14 +18,14 @@ import numpy as np
 
 from palate import durable
 from palate.config import ConfigError
-from palate.doors import drawing, judging, lineage, lookup
+from palate.doors import drawing, drawn, fingerprints, judging, lineage, lookup, matching
 from palate.evaluation import compare as comparing
-from palate.evaluation import grids, report, verdict, win_rate
+from palate.evaluation import report, verdict, win_rate
 from palate.prompts import Prompt
-from palate.training.logs import Progress
 
 COMPARISON = "comparison.json"  # what a comparison's folder was made of
-SHOWN = 24  # prompts whose pictures are kept, the first ones: a page that chose its pictures could show anything
+DRAWN = "drawn"  # what the models made, and its scores
+SHOWN = 24  # prompts that the page shows, the first ones: a page that chose its pictures could show anything
 
 
 def compare(
@@ -33,45 +37,58 @@ def compare(
     n: int,
     out: Path,
     seed: int,
-    num_inference_steps: int | None = None,
-    guidance_scale: float | None = None,
-    eta: float | None = None,
+    call: Mapping[str, Any] | None = None,
     batch_size: int = 8,
+    **asked: Any,
 ) -> Path:
-    """Each model against each other, the first the one to beat: result.json and report.html in out. Again: printed.
+    """Each model against each other, the first the one to beat: result.json and report.html in out. Again: what is
+    missing, or printed.
 
     scorers: names, whose scores are judged one by one, or `name=weight`, whose weighted sum is. held_out: further
-    scorers, kept apart: never added up. Raises ConfigError for fewer than two models, one twice, a judge given twice,
-    or a folder that holds another comparison, or any other result.
+    scorers, kept apart: never added up. call, asked: as of `drawing.ordered`. Raises ConfigError for fewer than two
+    models, one twice, models of several kinds of media or judges of others, a judge given twice, or a folder that holds
+    another comparison (of other weights, too), or any other result.
     """
     if len(models) < 2 or (len(set(models)) < len(models) and len(models) > 2):
         raise ConfigError(f"palate compare takes two models or more, each once; got {', '.join(models)}")
-    rows, judges = lookup.prompt_rows(prompts), Judges(scorers, held_out)
-    asked = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, "eta": eta}
+    rows = lookup.prompt_rows(prompts)
     texts = [row.text for row in rows]
-    made_of = {
-        "models": list(models), "seed": seed, "n": n, "prompts_sha256": drawing.digest(texts),
-        "scorers": list(scorers), "held_out": list(held_out), **asked,
-    }  # fmt: skip
+    made_of = made_by(models, texts, n=n, seed=seed, call=call or {}, asked=asked)
+    made_of |= {"scorers": list(scorers), "held_out": list(held_out)}
     with durable.locked(out):
         if compared(out, made_of):
             print(f"{out} is finished")
         else:
+            names = [*_weights(scorers)[0], *_weights(held_out)[0]]
+            kind = matching.check_models(names, models)
+            judges = Judges(scorers, held_out)
             judges.scorer.check(texts)
-            for model in models[1:]:
-                lookup.check_arm(model)  # before the first is sampled
-            arms, settings = _arms(models, texts, judges.scorer, n, seed, asked, batch_size)
-            judging.write_json(out / COMPARISON, made_of)
-            facts = {
-                "title": f"{models[-1]} against {models[0]}" if len(models) == 2 else f"{len(models)} models compared",
-                "seed": seed,
-                "sampling": settings,
-                "data": {"models": ", ".join(models), "prompts": f"{prompts} ({len(texts)})", "judged by": judges.told},
-                "versions": report.versions(),
-            }
+            drawing.same_folder(out / COMPARISON, made_of, "comparisons")
+            plan = drawn.Plan(models, texts, n, seed, names, kind, call or {}, asked, batch_size)
+            arms, settings = drawn.arms(plan, judges.scorer, out / DRAWN)
+            facts = told_of(models, prompts, len(texts), seed, judges.told) | {"sampling": settings}
             judging.publish(out, facts | judged(models, arms, rows, n, judges, out))
         tell(out)
     return out
+
+
+def made_by(
+    models: Sequence[str], texts: Sequence[str], *, n: int, seed: int, call: Mapping[str, Any], asked: Mapping[str, Any]
+) -> dict[str, Any]:
+    """By what a comparison is known again: its models, their weights, prompts, seeds, and the sampler's settings."""
+    known = {"models": list(models), "weights": {model: fingerprints.of_model(model) for model in models}}
+    known |= {"seed": seed, "n": n, "prompts_sha256": drawing.digest(texts), **drawing.sampler(**asked)}
+    return known | ({"call": dict(call)} if call else {})
+
+
+def told_of(models: Sequence[str], prompts: str | Path, number: int, seed: int, judges: str) -> dict[str, Any]:
+    """What result.json says first of a comparison."""
+    return {
+        "title": f"{models[-1]} against {models[0]}" if len(models) == 2 else f"{len(models)} models compared",
+        "seed": seed,
+        "data": {"models": ", ".join(models), "prompts": f"{prompts} ({number})", "judged by": judges},
+        "versions": report.versions(),
+    }
 
 
 class Judges:
@@ -169,14 +186,15 @@ def _warnings(models: Sequence[str], roles: Mapping[str, Mapping[str, str]], jud
 
 
 def _shown(arms: Sequence[comparing.Arm], rows: Sequence[Prompt], n: int, folder: Path) -> list[dict[str, Any]]:
-    """Writes the first candidate of the first prompts, and says which file is what."""
+    """Keeps the first candidate of the first prompts where the page looks, and says which file is what."""
     folder.mkdir(parents=True, exist_ok=True)
     names = ("base", "tuned") if len(arms) == 2 else tuple(f"model_{i}" for i in range(len(arms)))
     shown = []
     for number, row in enumerate(rows[:SHOWN]):
-        files = [f"{name}_{number:03d}.png" for name in names]
-        for file, arm in zip(files, arms, strict=True):
-            grids.still(arm.media[number * n]).save(folder / file)
+        held = [drawn.file_of(arm, number * n) for arm in arms]
+        files = [f"{name}_{number:03d}{path.suffix}" for name, path in zip(names, held, strict=True)]
+        for file, path in zip(files, held, strict=True):
+            shutil.copyfile(path, folder / file)
         shown.append({"prompt": row.text, "category": row.category, "files": files})
     return shown
 
@@ -210,29 +228,6 @@ def compared(out: Path, made_of: Mapping[str, Any]) -> bool:
         raise ConfigError(f"{out} holds another result; choose another --out")
     drawing.same_folder(held, made_of, "comparisons")
     return True
-
-
-def _arms(
-    models: Sequence[str],
-    texts: Sequence[str],
-    scorer: lookup.Weighted,
-    n: int,
-    seed: int,
-    asked: Mapping[str, Any],
-    batch: int,
-) -> tuple[list[comparing.Arm], dict[str, Any]]:
-    """What each model makes, by one sampler for all, the first's: what is compared is the models."""
-    arms: list[comparing.Arm] = []
-    settings: dict[str, Any] = {}
-    for model in models:
-        policy = lookup.load_arm(model)
-        settings = settings or lookup.settings_of(model, policy, **asked)
-        with contextlib.closing(Progress(len(texts) * n, 0, what="picture")) as bar:
-            how = settings | {"batch_size": batch}
-            arm = comparing.run_arm(policy, texts, scorer, n=n, seed=seed, settings=how, progress=bar.advance)
-        arms.append(arm)
-        del policy  # before the next is loaded: two at once need not fit
-    return arms, settings
 
 
 # --- on the terminal --------------------------------------------------------------------------------------------------

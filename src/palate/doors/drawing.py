@@ -61,7 +61,7 @@ def sample(
         files = {place: path for place in places if (path := _found(out, _name(*place))) is not None}
         wanted = [place for place in places if place not in files]
         for i, j, medium in order.draw(wanted, batch_size):
-            files[i, j] = keep(out, _name(i, j), medium)
+            files[i, j] = kinds.keep(out, _name(i, j), medium)
         made = [_line(order, place, files[place]) for place in places]
         (out / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in made), encoding="utf-8")
         if layout:
@@ -113,13 +113,11 @@ def ordered(
     image: str | Path | None = None,
     strength: float | None = None,
     call: Mapping[str, Any] | None = None,
-    num_inference_steps: int | None = None,
-    guidance_scale: float | None = None,
-    eta: float | None = None,
+    **asked: Any,
 ) -> Order:
-    """Checked before anything is drawn. call: arguments of each call of the pipeline, such as num_frames. Settings of
-    the sampler are None for the model's own."""
-    asked = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, "eta": eta}
+    """Checked before anything is drawn. call: arguments of each call of the pipeline, such as num_frames. asked: of
+    `sampler`."""
+    asked = sampler(**asked)
     lines = [prompt.text for prompt in lookup.prompt_lines(prompts)]
     texts = list(dict.fromkeys(lines))
     originals = _originals(image, strength, lines)
@@ -202,16 +200,6 @@ def _name(row: int, candidate: int) -> str:
     return f"{row:05d}-{candidate}"
 
 
-def keep(folder: Path, name: str, made: Media) -> Path:
-    """Writes a medium as the file of its kind, whole or not at all."""
-    medium = kinds.written(made)
-    path = folder / f"{name}{kinds.ENDINGS[medium.type]}"
-    aside = path.with_suffix(".partial")
-    aside.write_bytes(medium.bytes or b"")
-    aside.replace(path)
-    return path
-
-
 def _found(folder: Path, name: str) -> Path | None:
     """The file of that name, whichever kind it is of."""
     return next((path for ending in kinds.ENDINGS.values() if (path := folder / f"{name}{ending}").is_file()), None)
@@ -225,6 +213,13 @@ def _line(order: Order, place: tuple[int, int], file: Path) -> dict[str, Any]:
     if order.originals and original:
         told |= {"image": original.name, "strength": order.originals.strength}
     return told
+
+
+def sampler(
+    num_inference_steps: int | None = None, guidance_scale: float | None = None, eta: float | None = None
+) -> dict[str, Any]:
+    """Settings of a sampler that were asked for, None for a model's own."""
+    return {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, "eta": eta}
 
 
 def digest(prompts: Sequence[str]) -> str:

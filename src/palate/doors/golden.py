@@ -4,9 +4,9 @@ Two prompts and two media that plainly belong to them one to one, all four pairs
 the same of everything, of different media, or (if it says that it reads them) of different prompts; and one whose
 scores hang on what else is in the batch. A few media, so that a start stays quick.
 
-A scorer may say of itself: `reads_prompts`, true or false; `judges`, kinds of media, pictures if not told; `golden = None`:
-it is not to be checked (it costs money, or rightly says the same of these). One that cannot judge them, or says NaN, is
-not checked further: it may be for other media or prompts.
+A scorer may say of itself: `reads_prompts`, true or false; `judges`, kinds of media, pictures if not told; `golden =
+None`: it is not to be checked (it costs money, or rightly says the same of these). One that cannot judge them, or says
+NaN, is not checked further: it may be for other media or prompts.
 """
 
 from __future__ import annotations

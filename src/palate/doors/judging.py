@@ -73,10 +73,10 @@ class Watch:
         self._guard = Guarding(folder / "evaluations", trained_on_by(self._scorer, rewards), looks)
 
     def __call__(self, step: int) -> Mapping[str, float]:
-        self._note(f"evaluating: {len(self._prompts) * self._how['n']} pictures")
+        self._note(f"evaluating: {len(self._prompts) * self._how['n']} samples")
         arm = comparing.run_arm(self._policy, self._prompts, self._scorer, **self._how)
         (self._folder / "samples").mkdir(exist_ok=True)
-        shown = arm.media[:: self._how["n"]]
+        shown = [grids.still(medium) for medium in arm.media[:: self._how["n"]]]
         grids.grid(shown, columns=8, scale=2).save(self._folder / "samples" / f"step_{step:06d}.png")
         scores = {"reward": arm.reward(self._weights or dict.fromkeys(arm.scores, 1.0)), **arm.scores}
         known = {name: values[np.isfinite(values)] for name, values in scores.items()}
@@ -185,7 +185,7 @@ def judge(
     scorer = lookup.weighted(wanted.scorers)
     check_alone(scorer)
     settings = sampler_of(policy, model, wanted) | {"batch_size": wanted.batch_size}
-    with contextlib.closing(Progress(2 * len(prompts) * wanted.n, 0, what="picture")) as bar:
+    with contextlib.closing(Progress(2 * len(prompts) * wanted.n, 0, what="sample")) as bar:
         run_arm = partial(comparing.run_arm, n=wanted.n, seed=wanted.seed, settings=settings, progress=bar.advance)
         tuned = run_arm(policy, prompts, scorer)
         with base_of(policy, model, adapter) as untouched:

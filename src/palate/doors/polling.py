@@ -7,20 +7,16 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
-from io import BytesIO
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from palate import agreement, durable, sampling
+from palate import agreement, durable, kinds, sampling
 from palate.config import ConfigError
-from palate.doors import comparing, drawing, judging, lookup
-from palate.evaluation import grids, people, report, verdict
-from palate.media import decode
+from palate.doors import comparing, drawing, judging, lookup, matching
+from palate.evaluation import people, verdict
 from palate.prompts import Prompt
-from palate.records import Comparison, Medium, Sample, Vote, now
+from palate.records import Comparison, Sample, Vote, now
 from palate.store import Store
 from palate.training.logs import Progress
 
@@ -36,6 +32,7 @@ def compare(
     out: Path,
     seed: int,
     wanted: int = WANTED,
+    call: Mapping[str, Any] | None = None,
     batch_size: int = 8,
     **asked: Any,
 ) -> Path:
@@ -47,30 +44,23 @@ def compare(
     if len(models) < 2 or len(set(models)) < len(models):
         raise ConfigError(f"palate compare takes two models or more, each once; got {', '.join(models)}")
     rows = lookup.prompt_rows(prompts)
-    made_of = {
-        "models": list(models), "seed": seed, "n": n, "people": str(project), "wanted": wanted,
-        "prompts_sha256": drawing.digest([row.text for row in rows]), **asked,
-    }  # fmt: skip
+    texts, how = [row.text for row in rows], {"call": call or {}, "asked": asked}
+    made_of = comparing.made_by(models, texts, n=n, seed=seed, **how) | {"people": str(project), "wanted": wanted}
     batch = "compare-" + _digest({**made_of, "people": None})
     with durable.locked(out):
         shown = _shown(models, rows, n, batch)
         filled = _filled(project, models, batch, len(shown))
-        for model in () if filled else models:
-            lookup.check_arm(model)
+        if not filled:
+            matching.of_all(models)
         drawing.same_folder(out / comparing.COMPARISON, made_of, "comparisons")
         if not filled:
             with Store.open(project, create=True) as store:
-                _fill(store, models, rows, n, seed, batch, asked, batch_size)
+                _fill(store, models, rows, n, seed, batch, batch_size, **how)
                 _ask(store, shown, batch, wanted)
         with Store.open(project, write=False) as store:
             facts = _counted(store, models, rows, shown, batch, n, out)
-        facts |= {
-            "title": f"{models[-1]} against {models[0]}" if len(models) == 2 else f"{len(models)} models compared",
-            "seed": seed,
-            "sampling": {name: value for name, value in asked.items() if value is not None},
-            "data": {"models": ", ".join(models), "prompts": f"{prompts} ({len(rows)})", "judged by": "people"},
-            "versions": report.versions(),
-        }
+        facts |= comparing.told_of(models, prompts, len(rows), seed, "people")
+        facts["sampling"] = {name: value for name, value in asked.items() if value is not None}
         judging.publish(out, facts)
         _tell(out, project, facts)
     return out
@@ -109,8 +99,9 @@ def _fill(
     n: int,
     seed: int,
     batch: str,
-    asked: Mapping[str, Any],
     batch_size: int,
+    call: Mapping[str, Any],
+    asked: Mapping[str, Any],
 ) -> None:
     """Draws what the project lacks, all models from the same noise and by the first one's sampler."""
     have = {sample.id for sample in store.samples(batch=batch)}
@@ -119,9 +110,9 @@ def _fill(
         wanted = [(r, j) for r in range(len(rows)) for j in range(n) if _id(batch, number_of, r, j) not in have]
         if not wanted and settings:
             continue
-        policy = lookup.load_arm(model)
+        policy = lookup.load_arm(model, call)
         settings = settings or lookup.settings_of(model, policy, **asked)
-        with closing(Progress(len(wanted), 0, what="picture")) as bar:
+        with closing(Progress(len(wanted), 0, what="sample")) as bar:
             for start in range(0, len(wanted), batch_size):
                 part = wanted[start : start + batch_size]
                 texts = [rows[r].text for r, _ in part]
@@ -129,21 +120,13 @@ def _fill(
                 media = sampling.sample(policy, texts, ids, seed=seed, batch_size=batch_size, **settings)
                 store.add_samples(
                     [
-                        Sample(_id(batch, number_of, r, j), text, Medium("image/png", _png(made)), model, now(), seed)
+                        Sample(_id(batch, number_of, r, j), text, kinds.written(made), model, now(), seed)
                         for (r, j), text, made in zip(part, texts, media, strict=True)
                     ],
                     batch=batch,
                 )
                 bar.advance(len(part))
         del policy  # before the next is loaded: two at once need not fit
-
-
-def _png(made: Any) -> bytes:
-    if not isinstance(made, Image.Image):
-        raise ConfigError("palate compare --people shows pictures, and the model makes none")
-    buffer = BytesIO()
-    made.save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def _ask(store: Store, shown: Sequence[people.Shown], batch: str, wanted: int) -> None:
@@ -180,7 +163,7 @@ def _counted(
         "warnings": [] if judged else ["nobody has voted yet"],
         **numbers,
         "judges": [{"name": name, "role": verdict.JUDGE} for name in judged],
-        "shown": _pictures(store, models, rows, batch, out / "samples"),
+        "shown": _exhibits(store, models, rows, batch, out / "samples"),
         "people": {
             "votes": sum(given.values()),
             "wanted": sum(comparison.wanted for comparison in asked),
@@ -206,19 +189,18 @@ def _plain(found: agreement.Alpha | None) -> dict[str, Any] | None:
     return asdict(found) if found else None
 
 
-def _pictures(
+def _exhibits(
     store: Store, models: Sequence[str], rows: Sequence[Prompt], batch: str, folder: Path
 ) -> list[dict[str, Any]]:
-    """The first prompts' pictures as files of the comparison's folder."""
+    """The first prompts' media as files of the comparison's folder."""
     samples = {sample.id: sample for sample in store.samples(batch=batch)}
     folder.mkdir(parents=True, exist_ok=True)
     shown = []
     for row, prompt in enumerate(rows[: comparing.SHOWN]):
-        files = [f"model_{number}_{row:03d}.png" for number in range(len(models))]
-        for number, file in enumerate(files):
-            held = samples[_id(batch, number, row, 0)].medium
-            picture = decode(Medium(held.type, store.read_media(held)), None)
-            grids.still(picture).save(folder / file)
+        held = [samples[_id(batch, number, row, 0)].medium for number in range(len(models))]
+        files = [f"model_{number}_{row:03d}{kinds.ENDINGS[medium.type]}" for number, medium in enumerate(held)]
+        for file, medium in zip(files, held, strict=True):
+            (folder / file).write_bytes(store.read_media(medium))
         shown.append({"prompt": prompt.text, "category": prompt.category, "files": files})
     return shown
 

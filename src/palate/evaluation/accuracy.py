@@ -2,8 +2,8 @@
 
 With ties, a scorer that never returns two equal numbers can call a tie only by a threshold: pairs whose scores differ
 by no more are ties. The threshold that agrees best is chosen, as in "Ties Matter" (Deutsch et al., arXiv:2305.14324),
-which VideoAlign's accuracy follows; chosen and judged on the same pairs it flatters, so that one may be given, found on
-others.
+which VideoAlign's accuracy follows; chosen and judged on the same pairs it flatters, so that one may be given, or found
+on other prompts.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from palate.evaluation.win_rate import Mean, mean
+
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,13 @@ def pairwise(
     prompts: Sequence[Hashable],
     *,
     threshold: float | None = None,
+    crossed: bool = False,
     seed: int = 0,
 ) -> Accuracy:
     """people [n]: 1 A, 0 B, .5 a tie; difference [n]: the scorer's of A less that of B; NaN in either is left out.
 
-    threshold: of a tie; None takes the one that agrees best with these pairs. Raises ValueError if none is known.
+    threshold: of a tie; None takes the one that agrees best with these pairs. crossed: each half of the prompts is
+    judged by the threshold of the other half, and the one returned is that of all. Raises ValueError if none is known.
     """
     said, off = np.asarray(people, np.float64), np.asarray(difference, np.float64)
     if said.shape != off.shape or said.ndim != 1:
@@ -50,14 +54,16 @@ def pairwise(
     said = np.sign(said - 0.5)
     if not len(said):
         raise ValueError("no pair is judged both by people and by the scorer")
+    levels: float | Array | None = threshold
     if threshold is None:
         threshold = calibrated(said, off)
+        levels = _crossed(said, off, rows, seed) if crossed else threshold
     decided = said != 0
     right = np.where(np.sign(off) == 0, 0.5, np.sign(off) == said)
     without = None
     if decided.any():
         without = mean(right[decided], [p for p, d in zip(rows, decided, strict=True) if d], seed=seed)
-    called = np.where(np.abs(off) <= threshold, 0.0, np.sign(off))
+    called = np.where(np.abs(off) <= levels, 0.0, np.sign(off))
     return Accuracy(without, mean((called == said).astype(np.float64), rows, seed=seed), threshold)
 
 
@@ -74,6 +80,18 @@ def calibrated(said: ArrayLike, difference: ArrayLike) -> float:
     totals = np.append(0, np.cumsum(gain)[ends])
     best = int(np.argmax(totals))
     return -1.0 if best == 0 else float(size[order][ends[best - 1]])
+
+
+def _crossed(said: Array, off: Array, prompts: Sequence[Hashable], seed: int) -> Array:
+    """Each pair's threshold [n], found on the half of the prompts that its own is not in."""
+    number = {name: i for i, name in enumerate(dict.fromkeys(prompts))}
+    half = np.random.default_rng(seed).permutation(len(number)) % 2 == 0
+    first = half[[number[name] for name in prompts]]
+    levels = np.full(len(off), -1.0)
+    for mine in (first, ~first):
+        if (~mine).any():
+            levels[mine] = calibrated(said[~mine], off[~mine])
+    return levels
 
 
 def correlations(people: ArrayLike, difference: ArrayLike) -> tuple[float, float]:

@@ -22,7 +22,7 @@ class Arm:
     """What one model made of m prompts, n samples each: prompts and media [m*n], scores {dimension: [m*n]}."""
 
     prompts: list[str]
-    media: list[Media]
+    media: Sequence[Media]
     scores: dict[str, np.ndarray]
 
     def reward(self, weights: Mapping[str, float]) -> np.ndarray:

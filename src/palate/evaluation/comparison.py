@@ -1,6 +1,7 @@
-"""The page of a comparison: pictures side by side, then who wins by whom and how surely, and what else is to be known.
+"""The page of a comparison: media side by side, then who wins by whom and how surely, and what else is to be known.
 
-Of two models or more; it loads nothing, has no script, and takes every text from outside for text.
+Of two models or more; it loads nothing but videos and sounds of its folder, has no script, and takes every text from
+outside for text.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from palate.evaluation import report
+from palate.evaluation import exhibits, report
 from palate.evaluation.charts import number
 
 FIRST = 12  # prompts shown at once; the others behind a click
@@ -25,14 +26,14 @@ def write(folder: Path, path: Path) -> None:
     """Writes the page of a comparison's folder, whole or not at all. Raises ReportError naming the file."""
     facts = report.read_object(folder / "result.json")
     try:
-        page = render(facts, folder / "samples")
+        page = render(facts, folder / "samples", path.parent)
     except (KeyError, TypeError, IndexError) as error:
         raise report.ReportError(f"{folder / 'result.json'} is not of this version: {error!r}") from None
     report.write_page(page, path)
 
 
-def render(facts: Mapping[str, Any], pictures: Path) -> str:
-    """The page as text. pictures: the folder of those that `shown` names."""
+def render(facts: Mapping[str, Any], media: Path, beside: Path) -> str:
+    """The page as text. media: the folder of those that `shown` names. beside: the folder that the page will lie in."""
     facts = {"means": {}, "warnings": [], "data": {}, "sampling": {}, "versions": {}, **facts}
     models = [str(model) for model in facts["models"]]
     names = dict(zip(models, short_names(models), strict=True))
@@ -40,12 +41,12 @@ def render(facts: Mapping[str, Any], pictures: Path) -> str:
         {
             "prompt": entry["prompt"],
             "category": entry.get("category", ""),
-            "pictures": [report.picture(pictures / Path(file).name) for file in entry["files"]],
+            "media": [exhibits.of_file(media / Path(file).name) for file in entry["files"]],
         }
         for entry in facts.get("shown", ())
     ]
     verdicts = [_told(entry, names) for entry in facts["verdicts"]]
-    environment = report.environment()
+    environment = report.environment(beside)
     environment.filters |= {"known_ends": _known, "times": _times}
     return environment.get_template("comparison.html.j2").render(
         facts=facts,

@@ -1,4 +1,4 @@
-"""Pictures side by side: a grid as one picture, and pairs before and after as files."""
+"""Media side by side: a grid as one picture, and pairs before and after as files."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from palate import kinds
+from palate.models.contracts import Media
+
 MARGIN = 8
+WINDOW = 1024  # of a sound, in samples, whose frequencies are a column of its spectrogram
 PAPER, INK = (255, 255, 255), (70, 70, 78)
 
 
@@ -46,11 +51,30 @@ def grid(
 
 
 def still(medium: Any) -> Image.Image:
-    """A picture of a medium: itself, or the middle frame of a video. Raises ValueError for what has none."""
-    frame = medium[len(medium) // 2] if isinstance(medium, list | tuple) and medium else medium
-    if not isinstance(frame, Image.Image):
-        raise ValueError(f"a {type(medium).__name__} cannot be shown as a picture")
-    return frame
+    """A picture of a medium: itself, the middle frame of a video, the spectrogram of a sound.
+
+    Raises ValueError for what has none.
+    """
+    kind = kinds.kind_of(medium)
+    if kind == "videos":
+        return kinds.frames_of(medium)[len(medium) // 2]
+    if kind == "sounds":
+        return spectrogram(medium)
+    if kind == "pictures" and isinstance(medium, Image.Image):
+        return medium
+    raise ValueError(f"a {type(medium).__name__} cannot be shown as a picture")
+
+
+def spectrogram(sound: Any, size: tuple[int, int] = (128, 64)) -> Image.Image:
+    """A sound as a picture: time to the right, frequency upwards, the darker the louder, over 80 dB below its peak."""
+    wave = np.atleast_2d(np.asarray(kinds.rated(sound, 0, 0), np.float64)).mean(0)
+    width = min(WINDOW, len(wave))
+    starts = np.linspace(0, len(wave) - width, size[0]).astype(int)
+    parts = np.nan_to_num(wave[starts[:, None] + np.arange(width)]) * np.hanning(width + 2)[1:-1]
+    power = np.abs(np.fft.rfft(parts, axis=1)) ** 2
+    decibels = 10 * np.log10(np.maximum(power / max(power.max(), 1e-20), 1e-8))
+    shades = (255 * (-decibels / 80).clip(0, 1)).astype(np.uint8)
+    return Image.fromarray(np.flipud(shades.T)).resize(size, Image.Resampling.BOX).convert("RGB")
 
 
 def _cut(text: str, width: float, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
@@ -64,14 +88,17 @@ def _cut(text: str, width: float, font: ImageFont.FreeTypeFont | ImageFont.Image
 
 
 def write_pairs(
-    folder: Path, prompts: Sequence[str], base: Sequence[Image.Image], tuned: Sequence[Image.Image]
+    folder: Path, prompts: Sequence[str], base: Sequence[Media], tuned: Sequence[Media]
 ) -> list[dict[str, str]]:
-    """Writes `base_000.png`, `tuned_000.png` ...; returns what belongs under `pairs` of the run's result.json."""
+    """Writes `base_000.png`, `tuned_000.png` ..., WebM of videos and WAV of sounds.
+
+    Returns what belongs under `pairs` of the run's result.json.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     pairs = []
     for number, (prompt, before, after) in enumerate(zip(prompts, base, tuned, strict=True)):
-        names = f"base_{number:03d}.png", f"tuned_{number:03d}.png"
-        for name, image in zip(names, (before, after), strict=True):
-            image.save(folder / name)
-        pairs.append({"prompt": prompt, "base": names[0], "tuned": names[1]})
+        files = {
+            name: kinds.keep(folder, f"{name}_{number:03d}", m).name for name, m in (("base", before), ("tuned", after))
+        }
+        pairs.append({"prompt": prompt, **files})
     return pairs

@@ -2,35 +2,31 @@
 
     write(from_run("runs/shapes_dpo"), "report.html")
 
-Nothing is loaded from elsewhere: pictures are data URIs, charts inline SVG, styles in the page. Prompts and names come
-from outside and are escaped. The page has no script.
+Nothing is loaded from elsewhere: pictures are data URIs, videos and sounds files of the run's folder, charts inline
+SVG, styles in the page. Prompts and names come from outside and are escaped. The page has no script.
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import metadata
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import yaml
-from PIL import Image
 
-from palate.evaluation import curves
+from palate.evaluation import curves, exhibits
 from palate.evaluation.charts import Chart, number, svg
+from palate.evaluation.exhibits import Exhibit, ReportError
 from palate.evaluation.win_rate import Comparison, Mean, WinRate
 
-EXACT_SIDE = 256  # up to this side pictures are stored exactly
-MAX_SIDE = 1024  # larger ones are shrunk in the page; the run's folder keeps them whole
-CRISP_SIDE = 128  # up to this side pixels are shown as pixels
 MAX_GRIDS = 6
 
 
@@ -39,8 +35,8 @@ class Pair:
     """One prompt from the same seed, before and after."""
 
     prompt: str
-    base: Image.Image
-    tuned: Image.Image
+    base: Exhibit
+    tuned: Exhibit
 
 
 @dataclass(frozen=True)
@@ -57,7 +53,7 @@ class ReportData:
     pairs: list[Pair] = field(default_factory=list)
     dimensions: dict[str, Comparison] = field(default_factory=dict)
     charts: list[Chart] = field(default_factory=list)
-    grids: list[tuple[str, Image.Image]] = field(default_factory=list)
+    grids: list[tuple[str, Exhibit]] = field(default_factory=list)
     summary: str = ""
     caution: str = ""
     data: dict[str, str] = field(default_factory=dict)
@@ -66,16 +62,12 @@ class ReportData:
     config: str = ""
 
 
-class ReportError(ValueError):
-    """A run folder cannot be reported on; the message names the file."""
-
-
 # --- the page ---------------------------------------------------------------------------------------------------------
 
 
 def write(report: ReportData, path: str | Path) -> None:
     """Writes the page, whole or not at all."""
-    write_page(render(report), Path(path))
+    write_page(render(report, Path(path).parent), Path(path))
 
 
 def write_page(html: str, path: Path) -> None:
@@ -86,16 +78,16 @@ def write_page(html: str, path: Path) -> None:
     aside.replace(path)
 
 
-def render(report: ReportData) -> str:
-    """The page as text."""
-    template = environment().get_template("report.html.j2")
+def render(report: ReportData, beside: Path = Path()) -> str:
+    """The page as text. beside: the folder that it will lie in."""
+    template = environment(beside).get_template("report.html.j2")
     return template.render(
         report=report, verdicts=[(judge, *verdict(judge, won)) for judge, won in report.wins.items()]
     )
 
 
-def environment() -> jinja2.Environment:
-    """Templates of pages, with what they show numbers and pictures by."""
+def environment(beside: Path) -> jinja2.Environment:
+    """Templates of pages that lie in a folder, with what they show numbers and media by."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -103,8 +95,8 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"svg": svg, "uri": data_uri, "crisp": _crisp, "number": number, "percent": percent}
-    environment.filters |= {"signed": _signed, "interval": _interval, "tone": tone, "known": _known}
+    environment.filters |= {"svg": svg, "exhibit": partial(exhibits.html, beside=beside), "number": number}
+    environment.filters |= {"percent": percent, "signed": _signed, "interval": _interval, "tone": tone, "known": _known}
     return environment
 
 
@@ -161,24 +153,6 @@ def _signed(value: float) -> str:
 
 def _interval(ci95: Sequence[float]) -> str:
     return f"{_signed(ci95[0])} to {_signed(ci95[1])}" if _known(ci95) else "unknown"
-
-
-def data_uri(image: Image.Image) -> str:
-    """The picture inside the page: PNG as it is if small, else shrunk and as WebP."""
-    image = image.convert("RGB")
-    buffer = BytesIO()
-    if max(image.size) <= EXACT_SIDE:
-        image.save(buffer, "PNG", optimize=True)
-        kind = "png"
-    else:
-        image.thumbnail((MAX_SIDE, MAX_SIDE))
-        image.save(buffer, "WEBP", quality=88)
-        kind = "webp"
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _crisp(image: Image.Image) -> bool:
-    return max(image.size) <= CRISP_SIDE
 
 
 # --- reading a run folder ---------------------------------------------------------------------------------------------
@@ -255,25 +229,16 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _pair(folder: Path, entry: Mapping[str, str]) -> Pair:
-    base, tuned = (picture(folder / Path(entry[side]).name) for side in _SIDES)  # never outside of the folder
+    base, tuned = (exhibits.of_file(folder / Path(entry[side]).name) for side in _SIDES)  # never outside of the folder
     return Pair(str(entry["prompt"]), base, tuned)
 
 
-def picture(path: Path) -> Image.Image:
-    """A picture of a folder. Raises ReportError."""
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except OSError as error:
-        raise ReportError(f"{path} is not a picture that can be read: {error}") from None
-
-
-def _grids(folder: Path, taken: set[str]) -> list[tuple[str, Image.Image]]:
+def _grids(folder: Path, taken: set[str]) -> list[tuple[str, Exhibit]]:
     """The grids of a run, first and last among at most six, evenly chosen."""
     files = [file for file in sorted(folder.glob("*.png")) if file.name not in taken]
     if len(files) > MAX_GRIDS:
         files = [files[round(i * (len(files) - 1) / (MAX_GRIDS - 1))] for i in range(MAX_GRIDS)]
-    return [(re.sub(r"_+0*(?=\d)|_+", " ", file.stem), picture(file)) for file in files]
+    return [(re.sub(r"_+0*(?=\d)|_+", " ", file.stem), exhibits.of_file(file)) for file in files]
 
 
 def _win_rate(entry: Mapping[str, Any]) -> WinRate:
