@@ -137,6 +137,7 @@ def test_what_cannot_be_exported_is_refused(tmp_path, capsys):
 def test_a_scorer_that_gives_too_little_is_refused(tmp_path, monkeypatch):
     told(tmp_path / "p").close()
     monkeypatch.setattr(projects.lookup, "find_scorer", lambda name: lambda prompts, media: {"x": [1.0]})
+    monkeypatch.setattr(projects.matching, "judged_by", lambda name: ())
     with pytest.raises(ConfigError, match=r"gave \(1,\) scores of x for 8 samples"):
         projects.score(tmp_path / "p", ["one"])
 

@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 
 from palate.records import Comparison, Medium, Sample, now
 from palate.studio.app import create
-from palate.studio.files import NoRange, only_pixels, range_of, view_of
+from palate.studio.files import NoRange, as_encoded_here, range_of, view_of
 from palate.studio.scrub import patches
 
 from . import make
@@ -147,7 +147,7 @@ def body(view) -> bytes:
 
 def test_a_picture_of_nothing_but_pixels_goes_out_as_it_lies_there(tmp_path):
     path = written(tmp_path, make.picture(7), "a.png")
-    assert only_pixels(path)
+    assert as_encoded_here(path.read_bytes())
     assert body(view_of(path, "image/png")) == path.read_bytes()
 
 
@@ -166,9 +166,29 @@ def test_other_pictures_go_out_as_png_with_the_pixels_that_scorers_see(tmp_path,
 
 def test_what_hangs_on_behind_a_picture_is_no_pixel(tmp_path):
     path = written(tmp_path, make.picture(7) + b"model-base", "a.png")
-    assert not only_pixels(path)
+    assert not as_encoded_here(path.read_bytes())
     assert b"model-base" not in body(view_of(path, "image/png"))
-    assert not only_pixels(written(tmp_path, make.picture(7)[:60], "b.png"))
+
+
+def test_only_what_is_encoded_as_here_goes_out_as_it_lies_there(tmp_path):
+    noise = Image.effect_noise((300, 200), 80).convert("RGB")
+    plain = encoded(noise)
+    assert plain.count(b"IDAT") > 1 and as_encoded_here(plain)
+    for cut in (*range(60), len(plain) - 1):
+        assert not as_encoded_here(plain[:cut])
+    others = [encoded(noise, compress_level=1), encoded(noise, optimize=True), encoded(noise.convert("L"))]
+    others += [encoded(noise, dpi=(72, 72)), plain + b"x"]
+    for number, data in enumerate(others):
+        assert not as_encoded_here(data)
+        with Image.open(io.BytesIO(data)) as opened:
+            pixels = opened.convert("RGB")
+        assert body(view_of(written(tmp_path, data, f"{number}.png"), "image/png")) == encoded(pixels)
+
+
+def encoded(picture, **how) -> bytes:
+    out = io.BytesIO()
+    picture.save(out, "PNG", **how)
+    return out.getvalue()
 
 
 def box(kind: bytes, content: bytes) -> bytes:

@@ -1,15 +1,15 @@
 """Media as raters get them: the stored file without what it says about where it came from, in ranges.
 
-Pictures go out as PNG, whatever they were stored as, by the decoder that scorers use: both sides of a pair in one
-encoding, none lossy twice. A PNG that holds nothing but its pixels goes out as it lies there. Of videos and sounds the
-tags are blanked in place (`scrub`), so that lengths and offsets stay.
+Pictures go out as PNG, whatever they were stored as, by the decoder that scorers use and one encoder: what a rater's
+browser gets of one depends on its pixels alone, and nothing tells which model, or whose software, made it. One that is
+so encoded already, as Palate's own are, goes out as it lies there. Of videos and sounds the tags are blanked in place
+(`scrub`), so that lengths and offsets stay.
 """
 
 from __future__ import annotations
 
 import io
 import re
-import struct
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -22,7 +22,8 @@ from palate.studio.scrub import Patch, patches
 
 CHUNK = 256 * 1024
 KEPT_BYTES = 128 * 2**20  # of pictures that had to be encoded anew
-PLAIN_CHUNKS = {b"IHDR", b"IDAT", b"IEND"}
+PIECE = 65536  # bytes of a chunk of pixels as Pillow cuts them
+END = b"\0\0\0\0IEND\xaeB`\x82"
 RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
@@ -62,6 +63,15 @@ class Views:
         self._bytes = 0  # that the kept ones hold
         self._lock = threading.Lock()
 
+    def at_hand(self, sha256: str) -> View | None:
+        """A view whose bytes are in memory; None for any other, and nothing is read."""
+        with self._lock:
+            view = self._kept.get(sha256)
+            if view is None or view.data is None:
+                return None
+            self._kept.move_to_end(sha256)
+            return view
+
     def of(self, sha256: str, path: Path, type: str) -> View:
         """Raises OSError if the file is gone, MediaError if it is no readable picture."""
         with self._lock:
@@ -80,35 +90,27 @@ class Views:
 
 
 def view_of(path: Path, type: str) -> View:
-    size = path.stat().st_size
     if not type.startswith("image/"):
-        return View(type, size, path=path, patches=tuple(patches(path, type)))
-    if type == "image/png" and only_pixels(path):
-        return View(type, size, path=path)
-    encoded = io.BytesIO()
-    decode(Medium(type, path.read_bytes())).save(encoded, "PNG", compress_level=1)
-    return View("image/png", encoded.tell(), data=encoded.getvalue())
+        return View(type, path.stat().st_size, path=path, patches=tuple(patches(path, type)))
+    data = path.read_bytes()
+    if type != "image/png" or not as_encoded_here(data):
+        encoded = io.BytesIO()
+        decode(Medium(type, data)).save(encoded, "PNG")
+        data = encoded.getvalue()
+    return View("image/png", len(data), data=data)
 
 
-def only_pixels(path: Path) -> bool:
-    """Whether a PNG is 8-bit RGB or grey without any further chunk: texts, profiles, times or orientation."""
-    with path.open("rb") as file:
-        if file.read(8) != b"\x89PNG\r\n\x1a\n":
-            return False
-        while len(head := file.read(8)) == 8:
-            length, kind = struct.unpack(">I4s", head)
-            if kind not in PLAIN_CHUNKS:
-                return False
-            if kind == b"IHDR":
-                body = file.read(13)
-                if length != 13 or len(body) != 13 or body[8] != 8 or body[9] not in (0, 2):
-                    return False
-                length = 0
-            if kind == b"IEND":
-                file.seek(4, io.SEEK_CUR)
-                return file.read(1) == b""  # nothing may hang on behind
-            file.seek(length + 4, io.SEEK_CUR)
-    return False
+def as_encoded_here(data: bytes) -> bool:
+    """Whether a PNG is what encoding its pixels anew would give, as far as its build tells: 8-bit RGB, no further
+    chunk (texts, profiles, times, orientation), compressed and cut as Pillow does, nothing behind it."""
+    if data[:8] != b"\x89PNG\r\n\x1a\n" or data[8:16] != b"\0\0\0\rIHDR" or data[24:29] != b"\x08\x02\0\0\0":
+        return False
+    at, pieces = 33, []
+    while (head := data[at : at + 8]) and len(head) == 8 and head[4:] == b"IDAT":
+        pieces.append(int.from_bytes(head[:4], "big"))
+        at += 12 + pieces[-1]
+    cut = all(size == PIECE for size in pieces[:-1]) and bool(pieces) and pieces[-1] <= PIECE
+    return cut and data[41:43] == b"\x78\x9c" and data[at:] == END
 
 
 def range_of(header: str | None, size: int) -> tuple[int, int] | None:

@@ -7,6 +7,7 @@ the rater was given are served.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
 from typing import Annotated, Any, Literal
@@ -14,6 +15,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from pydantic import Field
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from palate.media import MediaError
@@ -28,6 +30,9 @@ Key = Annotated[str, Field(min_length=8, max_length=64, pattern=r"^[0-9A-Za-z_-]
 Choice = Literal["left", "right", "tie", "both_bad", "skip"]
 Group = Annotated[list[Annotated[int, Field(ge=0, lt=8)]], Field(max_length=8)]
 MODULES = [path.name for path in sorted((HERE / "static").glob("*.js")) if path.stem not in ("join", "admin", "label")]
+
+
+MOST_TOLD = 100_000
 
 
 class Ask(Strict):
@@ -54,11 +59,37 @@ class Preference(Strict):
 
 def routes(studio: Studio) -> APIRouter:
     router, store = APIRouter(), studio.store
+    told: set[tuple[str, str]] = set()  # of raters and the media that they were given
 
     def standing(done: int) -> dict[str, Any]:
         """How many answers the rater gave, known and repeated ones too, and how much of the whole is done."""
         whole = studio.progress.get()
         return {"done": done, "whole": whole.votes / whole.wanted if whole.wanted else 0.0}
+
+    @router.post("/api/answer")
+    def answer(given: Answer, request: Request) -> Response:
+        """The most frequent request by far: what became of the answer, and in the same transaction what comes next."""
+        rater: Rater = request.state.rater
+        receipt = store.answer(rater.id, given.lease, given.key, given.answers, given.seconds, given.reason, n=given.n)
+        leases = [shown(one, rater) for one in receipt.leases]
+        return JSONResponse({"status": receipt.status, "leases": leases, **standing(receipt.done)})
+
+    async def medium(request: Request) -> Response:
+        sha256, rater, wanted = request.path_params["sha256"], request.state.rater, request.headers.get("range")
+        view = studio.views.at_hand(sha256) if (rater.id, sha256) in told else None
+        return sent(view, wanted) if view else await run_in_threadpool(looked_up, sha256, rater, wanted)
+
+    def looked_up(sha256: str, rater: Rater, wanted: str | None) -> Response:
+        found = store.media_file(sha256, None if rater.role == "admin" else rater.id)
+        if found is None:
+            raise HTTPException(404)
+        try:
+            return sent(studio.views.of(sha256, *found), wanted)
+        except (OSError, MediaError):  # to a rater the same as none; they can skip it as broken
+            raise HTTPException(404) from None
+
+    # As frequent as answers: nothing stands between, and what was told of a moment ago is neither looked up nor read.
+    router.add_route("/media/{sha256}", medium, methods=["GET"])
 
     @router.get("/")
     def label_page(request: Request) -> HTMLResponse:
@@ -79,14 +110,6 @@ def routes(studio: Studio) -> APIRouter:
         leases = [shown(one, rater) for one in store.lease(rater.id, asked.n)]
         return JSONResponse({"leases": leases, "progress": standing(store.answered(rater.id))})
 
-    @router.post("/api/answer")
-    def answer(given: Answer, request: Request) -> Response:
-        """The most frequent request by far: what became of the answer, and in the same transaction what comes next."""
-        rater: Rater = request.state.rater
-        receipt = store.answer(rater.id, given.lease, given.key, given.answers, given.seconds, given.reason, n=given.n)
-        leases = [shown(one, rater) for one in receipt.leases]
-        return JSONResponse({"status": receipt.status, "leases": leases, **standing(receipt.done)})
-
     @router.post("/api/undo")
     def undo(asked: Undo, request: Request) -> Response:
         rater: Rater = request.state.rater
@@ -100,20 +123,15 @@ def routes(studio: Studio) -> APIRouter:
         store.set_preference(request.state.rater.id, blur=asked.blur, opted_out=asked.opted_out)
         return {"ok": True}
 
-    @router.get("/media/{sha256}")
-    def medium(sha256: str, request: Request) -> Response:
-        rater: Rater = request.state.rater
-        found = store.media_file(sha256, None if rater.role == "admin" else rater.id)
-        if found is None:
-            raise HTTPException(404)
-        try:
-            return sent(studio.views.of(sha256, *found), request.headers.get("range"))
-        except (OSError, MediaError):  # to a rater the same as none; they can skip it as broken
-            raise HTTPException(404) from None
-
     def shown(lease: Lease, rater: Rater) -> dict[str, Any]:
-        """A lease as its rater may know it."""
+        """A lease as its rater may know it, its media at hand: how long one takes to be fetched tells nothing of it."""
         comparison = lease.comparison
+        if len(told) > MOST_TOLD:
+            told.clear()  # from then on the database says it again
+        for sample in lease.samples:
+            with contextlib.suppress(OSError, MediaError):  # what cannot be shown is told when it is asked for
+                studio.views.of(named(sample.medium), store.folder / (sample.medium.path or ""), sample.medium.type)
+                told.add((rater.id, named(sample.medium)))
         return {
             "id": lease.id,
             "prompt": comparison.prompt,
