@@ -235,6 +235,17 @@ def test_the_threshold_of_ties_is_the_best_there_is(seed):
     assert got.without_ties.mean == pytest.approx(right.mean())
 
 
+def test_a_threshold_of_other_prompts_does_not_flatter():
+    """A scorer that knows nothing: the best threshold of the same pairs looks better than it is."""
+    rng = np.random.default_rng(0)
+    own, other = [], []
+    for _ in range(60):
+        said, off = rng.choice([0.0, 0.5, 1.0], 20), rng.normal(size=20)
+        own.append(accuracy.pairwise(said, off, list(range(20))).with_ties.mean)
+        other.append(accuracy.pairwise(said, off, list(range(20)), crossed=True).with_ties.mean)
+    assert np.mean(own) > 0.42 and np.mean(other) == pytest.approx(1 / 3, abs=0.04)
+
+
 def test_accuracy_by_hand():
     people, off = [1, 0, 0.5, 1, NAN], [2.0, 1.0, 0.1, 0.3, 5.0]
     got = accuracy.pairwise(people, off, list("pqrst"))

@@ -106,6 +106,20 @@ def project_raters(project: Project) -> None:
     run(project)
 
 
+@project_verbs.command("judges")
+def project_judges(
+    project: Project,
+    question: Annotated[str | None, typer.Option(help="Name of the project's question; the first by default.")] = None,
+) -> None:
+    """Which scorers agree with your people, and how far people agree.
+
+    Of what `palate score` stored: accuracy on people's pairs, ties left out and ties told, and rank correlations.
+    """
+    from palate.doors.agreeing import table as run
+
+    run(project, question)
+
+
 @project_verbs.command("revoke")
 def project_revoke(project: Project, rater: Who) -> None:
     """A rater's join link lets nobody in any more. What they said stays."""
