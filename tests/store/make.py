@@ -36,3 +36,17 @@ def filled(store: Store, pairs: int, wanted: int = 3, **changes: Any) -> Store:
     store.add_samples(sample(number) for number in range(2 * pairs))
     store.add_comparisons(pair(number, wanted, **changes) for number in range(pairs))
     return store
+
+
+# What takes a database back a schema, the latest step first.
+STEPS_BACK = {
+    "0002": ("DROP INDEX leases_of_comparison", "ALTER TABLE raters DROP COLUMN answered"),
+    "0001": ("DROP TABLE amendments",),
+}
+
+
+def go_back(store: Store, version: str) -> None:
+    """Gives an open store's database the schema of before."""
+    for step in (step for step in STEPS_BACK if step >= version):
+        for said in (*STEPS_BACK[step], f"UPDATE alembic_version SET version_num = '{step}'"):
+            store._database.write(lambda connection, said=said: connection.exec_driver_sql(said))

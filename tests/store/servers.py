@@ -15,13 +15,19 @@ from pathlib import Path
 import pytest
 
 
+def found() -> Path | None:
+    """The folder of PostgreSQL's server programs: Debian's, or that of the path's initdb; None without them."""
+    debian = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
+    if debian:
+        return debian[-1].parent
+    path = shutil.which("initdb")
+    return Path(path).resolve().parent if path else None
+
+
 def programs() -> Path:
-    """The folder of PostgreSQL's server programs; skips the test without them, but in CI fails."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
-    if found:
-        return found[-1].parent
-    if path := shutil.which("initdb"):
-        return Path(path).resolve().parent
+    """`found`; skips the test without them, but in CI fails."""
+    if (folder := found()) is not None:
+        return folder
     message = "PostgreSQL's server programs are not installed (Debian: apt install postgresql)"
     if os.environ.get("CI"):
         pytest.fail(message)

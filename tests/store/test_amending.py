@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import pytest
-import sqlalchemy as sa
 
 from palate.store import Amendment, Store, StoreError, upgrade
-from tests.store.make import filled, pair
+from tests.store.make import filled, go_back, pair
 
 LEFT = {"overall": "left"}
 
@@ -76,8 +75,7 @@ def test_a_project_of_the_first_schema_is_renewed_and_keeps_its_snapshots(opened
     taken, place = store.snapshot("then"), store.folder
     with store._database.read() as connection:
         assert upgrade.version(connection) == upgrade.HEAD
-    for said in ("DROP TABLE amendments", "UPDATE alembic_version SET version_num = '0001'"):
-        store._database.write(lambda connection, said=said: connection.execute(sa.text(said)))
+    go_back(store, "0001")
     store.close()
     with Store.open(place) as again:
         assert again.find_snapshot("then").marks == taken.marks and again.find_snapshot(taken.id).id == taken.id

@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 
 from palate import project
+from palate.project import ChoiceSettings
 from palate.records import Comparison, Vote
 from palate.store import Lease, Store, StoreError, leases, medium
 from tests.store.make import TIME, filled, pair, sample
@@ -47,6 +48,31 @@ def test_a_ranking_is_read_as_it_was_shown(opened):
     shown = [s.id for s in lease.samples]
     (ranking,) = store.rankings()
     assert ranking.groups == ((shown[2],), (shown[0], shown[3]), (shown[1],)) and ranking.shown == tuple(shown)
+
+
+def test_none_of_several_is_any_good(opened):
+    store = opened(kind="ranking", show=3, questions={"overall": "Best?", "style": "Nicest?"})
+    store.add_samples(sample(number, prompt="p") for number in range(3))
+    store.add_comparisons([Comparison("c", "p", ("s0", "s1", "s2"), 1)])
+    rater, _ = store.add_rater("ada")
+    (lease,) = store.lease(rater)
+    said = {"overall": "both_bad", "style": [[0], [1], [2]]}
+    assert store.answer(rater, lease.id, "k", said).status == "saved"
+    pairs = [(vote.a, vote.b) for vote in store.votes("overall")]
+    assert sorted(pairs) == [("s0", "s1"), ("s0", "s2"), ("s1", "s2")]
+    assert {vote.choice for vote in store.votes()} == {"both_bad"} and len(list(store.rankings("style"))) == 1
+    assert (store.progress().votes, store.progress().done) == (1, 1)
+    assert store.undo(rater, "u").status == "saved"
+    assert not list(store.votes()) and not list(store.rankings()) and store.progress().votes == 0
+
+
+def test_that_none_is_any_good_is_an_answer_only_where_it_is_one(opened):
+    store = opened(kind="ranking", show=3, choices=ChoiceSettings(both_bad=False))
+    store.add_samples(sample(number, prompt="p") for number in range(3))
+    store.add_comparisons([Comparison("c", "p", ("s0", "s1", "s2"), 1)])
+    rater, _ = store.add_rater("ada")
+    with pytest.raises(StoreError, match="'both_bad' is no answer here"):
+        store.answer(rater, store.lease(rater)[0].id, "k", {"overall": "both_bad"})
 
 
 def test_one_answer_says_something_to_each_question_or_nothing_is_stored(opened):
@@ -286,7 +312,7 @@ def test_many_raters_at_once_get_exactly_the_overlap(opened):
             said = {"overall": "skip" if rater == raters[0] else "left"}
             receipt = store.answer(rater, leases[0].id, f"k{number}", said, now=seconds, n=2)
             assert receipt.status == "saved"
-            leases = receipt.leases
+            leases = union(leases[1:], receipt.leases)
 
     together(20, lambda number: work(raters[number]))
     assert len(list(store.votes())) < 120
@@ -300,7 +326,7 @@ def test_many_raters_at_once_get_exactly_the_overlap(opened):
                 return
             receipt = store.answer(rater, leases[0].id, f"k{number}", LEFT, now=seconds, n=2)
             assert receipt.status == "saved"
-            leases = receipt.leases
+            leases = union(leases[1:], receipt.leases)
 
     together(20, lambda number: finish(raters[number]))
     for rater in raters:
@@ -331,6 +357,11 @@ def test_a_snapshot_reads_the_same_whatever_comes_in(opened):
     for snapshot, ids in taken:
         assert [vote.id for vote in store.votes(snapshot=snapshot)] == ids
     assert len({len(ids) for _, ids in taken}) > 1 and len(list(store.votes())) == 180
+
+
+def union(first: tuple[Lease, ...], second: tuple[Lease, ...]) -> tuple[Lease, ...]:
+    """Leases of which each is told once."""
+    return tuple({lease.id: lease for lease in (*first, *second)}.values())
 
 
 def together(n: int, work) -> None:

@@ -52,14 +52,14 @@ def main(folder: str, rater: str, n: str, point: str = "") -> None:
     with Store.open(folder) as store:
         waiting = tuple(store.lease(rater, 1)) if int(n) else ()
         for number in range(int(n)):
-            if not waiting:
-                break
             killer.begin("")
             print(f"asked {number} {waiting[0].id}", flush=True)
             killer.begin(str(number))
             waiting = store.answer(rater, waiting[0].id, f"key {number}", {"overall": "left"}, n=1).leases
             killer.begin("")
             print(f"acked {number}", flush=True)
+            if not waiting:
+                break
 
 
 if __name__ == "__main__":

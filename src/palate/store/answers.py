@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -36,7 +37,8 @@ class Receipt:
     went to another, or the rater answered it elsewhere; nothing was stored. Of an undo: the answer, a skip, is taken
     back, but its place went to another. nothing: there was no answer to undo. lease: the lease it is about; after an
     undo that was saved it is open again. done: how many of the rater's answers stand by now, skips, known pairs and
-    repeats included. leases: what the rater holds after an answer, if that was asked for.
+    repeats included. leases: after an answer, if that was asked for, those that the rater was given along with it; all
+    that they hold, if they were given none.
     """
 
     status: Status
@@ -65,7 +67,7 @@ class Given:
                 f"it has {', '.join(self.answers) or 'nothing'}"
             )
         allowed = {"left", "right"} if settings.kind == "pair" else set()
-        extra = ("tie", "both_bad", "skip") if settings.kind == "pair" else ("skip",)
+        extra = ("tie", "both_bad", "skip") if settings.kind == "pair" else ("both_bad", "skip")
         allowed |= {name for name in extra if getattr(settings.choices, name)}
         if self.reason == "broken":  # who cannot see it cannot judge it, whatever the settings say
             allowed.add("skip")
@@ -88,8 +90,8 @@ def answer(connection: sa.Connection, given: Given, now_s: float, settings: Proj
     rater = leases.locked_rater(connection, given.rater)
     status, holds_place = _stored(connection, given, now_s)
     done = rater.answered + (status == "saved")
-    rows = leases.take(connection, rater, n, now_s, settings, answered=done, holds_place=holds_place)
-    return Receipt(status, given.lease, done, tuple(leases.filled(connection, rows)))
+    held, made = leases.take(connection, rater, n, now_s, settings, answered=done, holds_place=holds_place)
+    return Receipt(status, given.lease, done, tuple(leases.filled(connection, made or held)))
 
 
 def _stored(connection: sa.Connection, given: Given, now_s: float) -> tuple[Status, bool]:
@@ -164,26 +166,31 @@ def _said(given: Given, lease: Any) -> list[Vote | Ranking]:
         name = f"{given.rater}/{given.key}/{dimension}"
         if not isinstance(said, str):
             made.append(_ranking(given, lease, shown, name, dimension, said, time))
-            continue
-        a, b = sorted(shown[:2])
-        choice = {"left": "a" if shown[0] == a else "b", "right": "b" if shown[0] == a else "a"}.get(said, said)
-        made.append(
-            Vote(
-                name,
-                a,
-                b,
-                choice,  # type: ignore[arg-type]  # `Given.check` looked
-                given.rater,
-                time,
-                dimension,
-                comparison=lease.comparison,
-                left=shown[0],
-                seconds=given.seconds,
-                reason=given.reason if said == "skip" else "",
-                repeat=lease.repeat,
-            )
-        )
+        elif said == "both_bad":  # of several, too: what is said of all is said of each pair, as by a ranking
+            for number, pair in enumerate(combinations(shown, 2)):
+                made.append(_vote(given, lease, pair, f"{name}/{number}" if number else name, dimension, said, time))
+        else:
+            made.append(_vote(given, lease, shown[:2], name, dimension, said, time))
     return made
+
+
+def _vote(given: Given, lease: Any, shown: Sequence[str], name: str, dimension: str, said: str, time: str) -> Vote:
+    a, b = sorted(shown)
+    choice = {"left": "a" if shown[0] == a else "b", "right": "b" if shown[0] == a else "a"}.get(said, said)
+    return Vote(
+        name,
+        a,
+        b,
+        choice,  # type: ignore[arg-type]  # `Given.check` looked
+        given.rater,
+        time,
+        dimension,
+        comparison=lease.comparison,
+        left=shown[0],
+        seconds=given.seconds,
+        reason=given.reason if said == "skip" else "",
+        repeat=lease.repeat,
+    )
 
 
 def _ranking(

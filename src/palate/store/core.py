@@ -321,11 +321,13 @@ class Store:
         with self._database.read() as connection:
             mine = leases.held(connection, rater, at, leases.is_spared(connection, rater))
         if len(mine) < n:
-            mine = self._write(
-                lambda connection: leases.take(connection, leases.locked_rater(connection, rater), n, at, self.settings)
-            )
+            mine = self._write(lambda connection: self._take(connection, rater, n, at))
         with self._database.read() as connection:
             return leases.filled(connection, mine[:n])
+
+    def _take(self, connection: sa.Connection, rater: str, n: int, at: float) -> list[Any]:
+        held, made = leases.take(connection, leases.locked_rater(connection, rater), n, at, self.settings)
+        return [*held, *made]
 
     def _expire(self, at: float, every: float = 0.0) -> None:
         """Gives the places of leases that ran out back, in a transaction of its own, at most so often."""
@@ -352,8 +354,9 @@ class Store:
 
         key: the rater's own for this answer; sent again it counts once. answers_of: by dimension, what was chosen as it
         was shown: left, right, tie, both_bad or skip; or a ranking, groups of places from 0, the best group first:
-        [[2], [0, 1]]. seconds: it took. reason: of a skip. n: in the same transaction the rater is then leased up to so
-        many, as `lease` does it, whatever became of the answer.
+        [[2], [0, 1]]. both_bad of several: none is any good, a vote on each pair of them. seconds: it took. reason: of
+        a skip. n: in the same transaction the rater is then leased up to so many, as `lease` does it, whatever became
+        of the answer; the receipt tells the new ones.
         """
         given = answers.Given(rater, lease, key, answers_of, seconds, reason)
         given.check(self.settings)

@@ -129,8 +129,8 @@ def take(
     *,
     answered: int | None = None,
     holds_place: bool = False,
-) -> Sequence[Any]:
-    """Leases the rater, whose row is locked, up to n in all, with those that they hold, and returns these rows.
+) -> tuple[Sequence[Any], Sequence[Any]]:
+    """Leases the rater, whose row is locked, up to n in all, with those that they hold: these rows, and the new ones.
 
     What a rater held when they asked to be spared runs out by itself; it is not among them and does not count.
     answered: how many of their answers stand, noted along. holds_place: the transaction changed a place before.
@@ -150,7 +150,7 @@ def take(
         counts["answered"] = answered
     if counts:
         connection.execute(_COUNTED, {"rater_of": rater.id, **counts})
-    return [*before, *(SimpleNamespace(**lease) for lease in made)]
+    return before, [SimpleNamespace(**lease) for lease in made]
 
 
 def count_answers(connection: sa.Connection, rater: str, answered: int) -> None:
@@ -244,22 +244,21 @@ def _key(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest(), "little")
 
 
-_SHOWN = facts.comparison_query().where(schema.comparisons.c.id.in_(sa.bindparam("ids", expanding=True)))
-_SAMPLES = facts.sample_query().where(schema.samples.c.id.in_(sa.bindparam("ids", expanding=True)))
+_SHOWN = facts.comparison_query().where(schema.comparisons.c.id == _comparison)
+_SAMPLES = (
+    facts.sample_query()
+    .join(schema.shown, schema.shown.c.sample == schema.samples.c.id)
+    .where(schema.shown.c.comparison == _comparison)
+)
 
 
 def filled(connection: sa.Connection, rows: Sequence[Any]) -> list[Lease]:
     """Rows of leases with the comparisons and samples they are about."""
-    if not rows:
-        return []
-    shown = {row.id: json.loads(row.shown) for row in rows}
-    asked = {"ids": [row.comparison for row in rows]}
-    comparisons = {row.id: facts.COMPARISONS.record(row) for row in connection.execute(_SHOWN, asked)}
-    ids = {"ids": sorted({sample for names in shown.values() for sample in names})}
-    samples = {row.id: facts.SAMPLES.record(row) for row in connection.execute(_SAMPLES, ids)}
-    return [
-        Lease(
-            row.id, comparisons[row.comparison], tuple(samples[name] for name in shown[row.id]), row.repeat, row.expires
-        )
-        for row in rows
-    ]
+    found = []
+    for row in rows:
+        asked = {"comparison_of": row.comparison}
+        comparison = facts.COMPARISONS.record(connection.execute(_SHOWN, asked).one())
+        samples = {sample.id: facts.SAMPLES.record(sample) for sample in connection.execute(_SAMPLES, asked)}
+        shown = tuple(samples[name] for name in json.loads(row.shown))
+        found.append(Lease(row.id, comparison, shown, row.repeat, row.expires))
+    return found

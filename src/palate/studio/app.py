@@ -28,7 +28,7 @@ def create(
     studio = Studio(store, win_rates, export)
     app = FastAPI(title="Palate studio", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.state.studio = studio
-    for part in (entrance, labelling, dashboard, upkeep, download):
+    for part in (labelling, entrance, dashboard, upkeep, download):  # the first is looked through first
         app.include_router(part.routes(studio))
     _static(app)
     _errors(app)

@@ -31,8 +31,7 @@ Choice = Literal["left", "right", "tie", "both_bad", "skip"]
 Group = Annotated[list[Annotated[int, Field(ge=0, lt=8)]], Field(max_length=8)]
 MODULES = [path.name for path in sorted((HERE / "static").glob("*.js")) if path.stem not in ("join", "admin", "label")]
 
-
-MOST_TOLD = 100_000
+MOST_TOLD = 100_000  # raters and media that need not be looked up
 
 
 class Ask(Strict):

@@ -1,4 +1,4 @@
-"""Connections that say nothing, or a letter now and then, are closed after a bounded time.
+"""HTTP as the studio speaks it: connections that say nothing, or a letter now and then, are closed in bounded time.
 
 uvicorn closes a connection that rests after an answer, but waits for ever for the first request, and for the end of one
 that has begun. Bodies have a time of their own (`guard.BODY_SECONDS`).
@@ -15,11 +15,41 @@ REST_SECONDS = 15  # without a request after an answer
 HEAD_SECONDS = 30.0  # from a connection's start, or its last answer, until the next request's head is there
 
 
+class Joined:
+    """A transport that sends what is written in one turn of the loop at once.
+
+    The head of an answer and its body go out together: with each of two the loop would let go of the interpreter, and
+    wait for a thread to give it back.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._held = b""
+
+    def write(self, data: bytes) -> None:
+        if data and not self._held:
+            self._loop.call_soon(self._flush)
+        self._held += data
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        held, self._held = self._held, b""
+        if held:
+            self._transport.write(held)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 class Patient(H11Protocol):
-    """HTTP/1.1 as uvicorn speaks it, with an end to waiting."""
+    """HTTP/1.1 by uvicorn, with an end to waiting."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.transport = Joined(transport, self.loop)  # type: ignore[assignment]
         self._since = self.loop.time()
         self._look = self.loop.call_later(HEAD_SECONDS, self._look_again)
 
