@@ -203,15 +203,20 @@ def test_known_pairs_of_any_question_and_of_rankings():
         vote("y", "cd", "c", comparison="2", number=4),
         vote("z", "ab", "a", comparison="1", dimension="style", number=5),
     ]
-    known = [Comparison("1", "p", ("a", "b"), 3, expected="b", dimension="style", time=TIME)]
+    known = [
+        Comparison("1", "p", ("a", "b"), 3, expected="b", dimension="style", time=TIME),
+        Comparison("3", "p", ("a", "b", "c"), 3, expected="b", dimension="style", time=TIME),
+    ]
+    votes += [vote("z", pair, "both_bad", comparison="3", dimension="style", number=6) for pair in ("ab", "ac", "bc")]
     ranked = [
-        Ranking("r", (("b",), ("a", "c")), "x", TIME, "style", comparison="1", seconds=4.0),
+        Ranking("r", (("b",), ("a", "c")), "x", TIME, "style", comparison="3", seconds=4.0),
         Ranking("s", (("b", "a"),), "y", TIME, "style", comparison="1"),
         Ranking("t", (("b",), ("a",)), "y", TIME, "style", comparison="1", repeat=True),
     ]
     found = {r.id: r for r in raters(votes, known, rankings=ranked)}
-    assert {name: (r.known.k, r.known.n) for name, r in found.items()} == {"x": (2, 2), "y": (0, 1), "z": (0, 1)}
+    assert {name: (r.known.k, r.known.n) for name, r in found.items()} == {"x": (2, 2), "y": (0, 1), "z": (0, 2)}
     assert {name: r.votes for name, r in found.items()} == {"x": 2, "y": 2, "z": 0}
     assert found["x"].others.n == 1  # what was said of a known pair counts nowhere else, whatever was asked
     style = {r.id: r for r in raters(votes, known, "style", rankings=ranked)}
     assert style["x"].votes == 2 and style["x"].seconds == 4.0 and style["y"].votes == 1
+    assert style["z"].votes == 2  # that none of three is any good is one judgement

@@ -138,7 +138,7 @@ def raters(
         if test is None or made.dimension != test.dimension or made.repeat:
             continue
         if (right := _right(made, test.expected)) is not None:
-            by_rater[made.source].right.append(right)
+            by_rater[made.source].right[made.comparison] = right
     return [_rater(name, by_rater[name], units, _LEVEL / len(by_rater)) for name in sorted(by_rater)]
 
 
@@ -201,11 +201,11 @@ def _alphas(tables: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @dataclass
 class _Work:
-    """What one rater did: judgements of one dimension, and whether each known pair was answered rightly."""
+    """What one rater did: judgements of one dimension, and whether known pairs were answered rightly."""
 
     votes: list[Vote] = field(default_factory=list)
     rankings: list[Ranking] = field(default_factory=list)
-    right: list[bool] = field(default_factory=list)
+    right: dict[str, bool] = field(default_factory=dict)  # by comparison
 
 
 def _right(made: Vote | Ranking, expected: str) -> bool | None:
@@ -228,9 +228,9 @@ def _rater(name: str, work: _Work, units: Mapping[Pair, NDArray[np.float64]], le
     left = share(sum(sides), len(sides))
     found = Rater(
         name,
-        len(first) + len(ranked),
+        len({made.comparison or made.id for made in (*first, *ranked)}),  # of several, all bad is a vote on each pair
         counts["skip"],
-        share(sum(work.right), len(work.right)),
+        share(sum(work.right.values()), len(work.right)),
         share(sum(now == before for now, before in again), len(again)),
         left,
         _chance(left, 0.5, "two-sided"),

@@ -317,6 +317,10 @@ def test_ranking_by_keys_by_clicks_and_by_dragging(tmp_path, chromium):
             page.wait_for_timeout(100)
             page.locator("[data-act=done]").click()
             state(page, "2 saved")
+            ready(page)
+            page.keyboard.press("b")
+            state(page, "3 saved")
+        assert [vote.choice for vote in store.votes()] == ["both_bad"] * 6  # one for each pair of the four
         shade = {s.id: make.shade_of(store.read_media(s.medium)) for s in store.samples()}
         found = [[sorted(shade[one] for one in group) for group in ranking.groups] for ranking in store.rankings()]
         assert found[0] == [[shown[2]], sorted([shown[0], shown[3]]), [shown[1]]]

@@ -45,11 +45,12 @@ function onKey(event, acts, choose) {
 
 // What a key means that depends on what is judged.
 function onTask(key, event, acts, choose) {
+  if (key === "b" && has('[data-choice="both_bad"]')) return () => choose("both_bad", event);
   if (ranks) {
     if (/^[1-8]$/.test(key)) return () => shown?.ranking.press(Number(key) - 1);
     return { t: acts.level, Enter: acts.done, Backspace: acts.back }[key];
   }
-  const choice = { 1: "left", ArrowLeft: "left", 2: "right", ArrowRight: "right", t: "tie", b: "both_bad" }[key];
+  const choice = { 1: "left", ArrowLeft: "left", 2: "right", ArrowRight: "right", t: "tie" }[key];
   if (choice && has(`[data-choice="${choice}"]`)) return () => choose(choice, event);
   return { q: () => shown?.play.listen(0), w: () => shown?.play.listen(1) }[key];
 }
