@@ -11,7 +11,7 @@ import pytest
 
 from palate import project
 from palate.cli import main
-from palate.doors import giving, labelling
+from palate.doors import awaited, giving, labelling
 from palate.project import ProjectSettings
 from palate.records import Vote
 from palate.store import Store
@@ -273,3 +273,5 @@ def test_known_pairs_count_for_nothing_else(folder, tmp_path):
         with pytest.raises(ValueError, match="nothing was said"):
             giving.export(folder, tmp_path / "out")
         assert labelling.win_rates_so_far(store) == []
+        assert {made.id for made, _ in awaited.missing(store, "")} == {f"c{n}" for n in range(1, 6)}
+        assert not list(awaited.votes_of(store, "")) and not awaited.preferences(store, [""])

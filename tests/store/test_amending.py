@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from palate.doors import raters
+from palate.doors.hands import hand
+from palate.durable import StorageError
 from palate.store import Amendment, Store, StoreError, upgrade
 from tests.store.make import filled, go_back, pair
 
@@ -81,3 +84,21 @@ def test_a_project_of_the_first_schema_is_renewed_and_keeps_its_snapshots(opened
         assert again.find_snapshot("then").marks == taken.marks and again.find_snapshot(taken.id).id == taken.id
         assert again.amend([Amendment("c1", expected="s3")], "me") == 1
         assert len(list(again.comparisons(snapshot=taken))) == 2
+
+
+def test_a_project_on_postgresql_needs_no_studio_to_be_asked(opened, folder, capsys):
+    """On SQLite the studio is; here another store only has it open, and that is told."""
+    with_it = filled(opened(), 2)
+    if folder.kind == "sqlite":
+        with pytest.raises(StorageError, match="in use by another process"), hand(with_it.folder):
+            pass
+        return
+    rater, _ = with_it.add_rater("Ada")
+    with hand(with_it.folder) as held:
+        assert held.studio is None
+        assert held.amend([Amendment("c1", sensitive=True)]) == 1
+        held.revoke(rater)
+    assert [made.sensitive for made in with_it.comparisons()] == [False, True]
+    assert [one.revoked for one in with_it.raters()] == [True]
+    raters.table(with_it.folder)
+    assert "Ada" in capsys.readouterr().out

@@ -413,6 +413,21 @@ def test_tokens_are_not_stored(opened, folder):
         assert token.encode() not in (store.folder / "palate.db").read_bytes()
 
 
+def test_who_was_forgotten_is_in_no_file(opened, folder):
+    """Beside a reader that has read before, as a studio's are."""
+    store = filled(opened(), 4, 1)
+    store.raters()
+    rater, _ = store.add_rater("Ada Lovelace of Ockham")
+    for number in range(3):
+        store.answer(rater, store.lease(rater, 1)[0].id, f"peculiar-key-{number}", LEFT)
+    store.raters()
+    assert store.erase(rater, votes=True) == 3
+    assert store.add_rater("Bo")  # and the log goes on
+    if folder.kind == "sqlite":
+        kept = b"".join(path.read_bytes() for path in store.folder.glob("palate.db*"))
+        assert b"Bo" in kept and b"Lovelace" not in kept and b"peculiar-key" not in kept
+
+
 def test_a_rater_is_forgotten(opened):
     store = filled(opened(), 4, 1)
     (ada, token), (bo, _) = store.add_rater("Ada Lovelace"), store.add_rater("Bo")

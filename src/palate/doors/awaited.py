@@ -18,6 +18,11 @@ def question(store: Store) -> str:
     return next(iter(store.settings.questions))
 
 
+def asked_of(store: Store, batch: str) -> list[Comparison]:
+    """The comparisons of a batch that are asked for what raters think: a known pair tests them, and counts nowhere."""
+    return [comparison for comparison in store.comparisons(batch=batch) if not comparison.expected]
+
+
 def missing(store: Store, batch: str) -> list[tuple[Comparison, int]]:
     """The comparisons of a batch that lack answers, and how many each lacks.
 
@@ -28,7 +33,7 @@ def missing(store: Store, batch: str) -> list[tuple[Comparison, int]]:
     for answer in answers:
         if not answer.repeat:
             given.setdefault(answer.comparison, set()).add(answer.source)
-    lacks = ((c, c.wanted - len(given.get(c.id, ()))) for c in store.comparisons(batch=batch))
+    lacks = ((c, c.wanted - len(given.get(c.id, ()))) for c in asked_of(store, batch))
     return [(comparison, n) for comparison, n in lacks if n > 0]
 
 
@@ -39,7 +44,7 @@ def lacking(store: Store, batch: str) -> int:
 
 def votes_of(store: Store, batch: str) -> Iterator[tuple[Vote, float]]:
     """The judgements of a batch, and how much the first sample of each won: 1, 0 or, of a tie, a half."""
-    asked = {comparison.id for comparison in store.comparisons(batch=batch)}
+    asked = {comparison.id for comparison in asked_of(store, batch)}
     for vote in store.votes(question(store)):
         share = {"a": 1.0, "b": 0.0, "tie": 0.5}.get(vote.choice)
         if share is not None and vote.comparison in asked and not vote.repeat:
@@ -48,7 +53,7 @@ def votes_of(store: Store, batch: str) -> Iterator[tuple[Vote, float]]:
 
 def preferences(store: Store, batches: Iterable[str]) -> list[Preference]:
     """What the votes on some batches say, a row a prompt, with its media's bytes: it needs no project beside it."""
-    shown = {c.id: c.samples for batch in batches for c in store.comparisons(batch=batch)}
+    shown = {c.id: c.samples for batch in batches for c in asked_of(store, batch)}
     wanted = {name for together in shown.values() for name in together}
     votes = [vote for vote in store.votes() if vote.comparison in shown and not vote.repeat]
     samples = [sample for sample in store.samples() if sample.id in wanted]

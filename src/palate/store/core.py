@@ -106,10 +106,10 @@ class Store:
     ) -> None:
         self.close()
 
-    def _write(self, job: Callable[[sa.Connection], Result], *, alone: bool = False) -> Result:
+    def _write(self, job: Callable[[sa.Connection], Result], *, alone: bool = False, wipe: bool = False) -> Result:
         if not self._writable:
             raise StoreError(f"{self.folder} was opened for reading only: open it with write=True")
-        return self._database.write(job, alone=alone)
+        return self._database.write(job, alone=alone, wipe=wipe)
 
     # --- media --------------------------------------------------------------------------------------------------------
 
@@ -298,13 +298,14 @@ class Store:
     def erase(self, rater: str, votes: bool = False) -> int:
         """Forgets who a rater was and, with `votes`, deletes all they said; how many facts went. Itself recorded.
 
-        Their places are free again. Snapshots that held their votes can no longer be given.
+        Their places are free again. Snapshots that held their votes can no longer be given. SQLite overwrites what it
+        deletes at once, PostgreSQL when it next cleans its tables.
         """
-        return self._change_rater(lambda connection: raters.erase(connection, rater, votes), alone=True)
+        return self._change_rater(lambda connection: raters.erase(connection, rater, votes), erases=True)
 
-    def _change_rater(self, job: Callable[[sa.Connection], Result], *, alone: bool = False) -> Result:
+    def _change_rater(self, job: Callable[[sa.Connection], Result], *, erases: bool = False) -> Result:
         try:
-            return self._write(job, alone=alone)
+            return self._write(job, alone=erases, wipe=erases)
         finally:
             self._sessions.forget()
 

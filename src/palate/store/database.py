@@ -41,8 +41,11 @@ class Database:
 
     name: str
 
-    def write(self, job: Callable[[sa.Connection], Result], *, alone: bool = False) -> Result:
-        """Runs job(connection), again if it lost a race with another. alone: with no other writer under way."""
+    def write(self, job: Callable[[sa.Connection], Result], *, alone: bool = False, wipe: bool = False) -> Result:
+        """Runs job(connection), again if it lost a race with another. alone: with no other writer under way.
+
+        wipe: what it deletes is then in no file of SQLite's; PostgreSQL overwrites it when it next cleans its tables.
+        """
         raise NotImplementedError
 
     @contextmanager
@@ -57,8 +60,8 @@ class Database:
 class _Ticket(Generic[Result]):
     """A job that waits for the writer, and what became of it."""
 
-    def __init__(self, job: Callable[[sa.Connection], Result]) -> None:
-        self.job = job
+    def __init__(self, job: Callable[[sa.Connection], Result], wipe: bool) -> None:
+        self.job, self.wipe = job, wipe
         self.called = threading.Event()  # it is done, or its caller is to serve
         self.done = False
         self.result: Result | None = None
@@ -89,10 +92,10 @@ class SQLite(Database):
                     _assert_durable(self.name, connection)
                 refused.pop_all()
 
-    def write(self, job: Callable[[sa.Connection], Result], *, alone: bool = False) -> Result:
+    def write(self, job: Callable[[sa.Connection], Result], *, alone: bool = False, wipe: bool = False) -> Result:
         if self._engine is None:
             raise StoreError(f"{self.name} was opened for reading only")
-        ticket = _Ticket(job)
+        ticket = _Ticket(job, wipe)
         with self._line:
             self._waiting.append(ticket)
             first, self._serving = not self._serving, True
@@ -135,6 +138,15 @@ class SQLite(Database):
                     ticket.error = error
                     connection.exec_driver_sql("ROLLBACK TO ticket")
                 connection.exec_driver_sql("RELEASE ticket")
+        if any(ticket.wipe for ticket in group):
+            self._empty_log()
+
+    def _empty_log(self) -> None:
+        """Copies the log into the database and cuts it to nothing, unless a reader holds on to it: older pages are in
+        it until then. On the one connection that writes, between its transactions."""
+        assert self._engine is not None
+        with contextlib.suppress(sqlite3.Error), contextlib.closing(self._engine.raw_connection()) as connection:
+            connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").close()
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
@@ -154,7 +166,8 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
     for pragma in (f"busy_timeout={BUSY_MS}", "foreign_keys=ON", "mmap_size=0"):
         connection.execute(f"PRAGMA {pragma}")
     if mode != "ro":
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "fullfsync=ON", "checkpoint_fullfsync=ON"):
+        safe = ("journal_mode=WAL", "synchronous=FULL", "fullfsync=ON", "checkpoint_fullfsync=ON")
+        for pragma in (*safe, "secure_delete=ON"):  # what is deleted is overwritten with zeros
             connection.execute(f"PRAGMA {pragma}")
     return connection
 
@@ -200,7 +213,7 @@ class Postgres(Database):
                         )
             refused.pop_all()
 
-    def write(self, job: Callable[[sa.Connection], Result], *, alone: bool = False) -> Result:
+    def write(self, job: Callable[[sa.Connection], Result], *, alone: bool = False, wipe: bool = False) -> Result:
         lock = f"SELECT pg_advisory_xact_lock{'' if alone else '_shared'}({_WRITERS})"
         with explained(self.name):
             for attempt in range(_RETRIES):
