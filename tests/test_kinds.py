@@ -150,6 +150,11 @@ def test_a_video_of_predicted_frames_and_of_too_many_is_refused(monkeypatch):
                 webm.read(made)
 
 
+def test_a_video_of_others_that_says_no_rate_has_that_of_its_times():
+    content = webm.write(clip(40), 20).replace(b"\x23\xe3\x83", b"\x23\xe3\x84")  # another element, which is not read
+    assert webm.read(content)[1] == pytest.approx(20) and webm.measure(content)[1:] == (40, pytest.approx(20))
+
+
 def test_every_second_of_a_video_can_be_jumped_to():
     """Its index says where each cluster begins, from the start of the segment's content."""
     content = webm.write(clip(40), 16)

@@ -1,9 +1,9 @@
 """Videos as WebM files of VP8 key frames, written and read without any encoder of video: Pillow's WebP is one.
 
 A lossy WebP picture is a VP8 key frame in another wrapping (RFC 6386; RFC 9649, section 2.5), so that a video whose
-frames are all key frames is its frames as WebP, wrapped as Matroska (RFC 9559). Browsers play it and seek to any frame.
-It takes some three times the bytes of a video that predicts frames from frames. The reader takes such files alone: of
-untrusted data, nothing but the WebP decoder sees any pixels.
+frames are all key frames is its frames as WebP, wrapped as Matroska (RFC 9559). Browsers play it and seek to any frame;
+it is larger than one that predicts frames from frames. The reader takes such files alone: of untrusted data, nothing
+but the WebP decoder sees any pixels.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ MAX_FRAMES = 1024
 MAX_PIXELS_IN_ALL = 4 * MAX_PIXELS
 MAX_RATE = 1000.0  # frames a second: Matroska's times here are milliseconds
 QUALITY = 95  # of WebP; the colours are kept at half the resolution, whatever the quality
-MEND = "videos are read as WebM of VP8 key frames: ffmpeg -i IN -c:v libvpx -crf 4 -b:v 50M -g 1 -an OUT.webm makes one"
+MEND = (
+    "videos are read as WebM of VP8 key frames: "
+    "ffmpeg -i IN -c:v libvpx -crf 4 -b:v 50M -force_key_frames expr:1 -an OUT.webm makes one"
+)
 _CLUSTER_S = 1.0  # a block's time counts from its cluster's, in 16 bits of milliseconds
 _EBML, _SEGMENT, _INFO, _TRACKS, _CUES, _CLUSTER = (
     0x1A45DFA3,
@@ -31,7 +34,7 @@ _EBML, _SEGMENT, _INFO, _TRACKS, _CUES, _CLUSTER = (
     0x1C53BB6B,
     0x1F43B675,
 )
-_TRACK, _BLOCK, _GROUP, _IN_GROUP, _DURATION, _CODEC = 0xAE, 0xA3, 0xA0, 0xA1, 0x23E383, 0x86
+_TRACK, _BLOCK, _GROUP, _IN_GROUP, _DURATION, _CODEC, _TIME = 0xAE, 0xA3, 0xA0, 0xA1, 0x23E383, 0x86, 0xE7
 _NESTED = {_SEGMENT, _CLUSTER, _TRACKS, _TRACK, _GROUP}
 
 
@@ -81,7 +84,7 @@ def _clusters(parts: Sequence[bytes], times: Sequence[int]) -> tuple[list[bytes]
         starts.append(start := times[group[0]])
         # track 1, time, and the flag of a key frame
         blocks = (_element(_BLOCK, struct.pack(">BhB", 0x81, times[p] - start, 0x80), parts[p]) for p in group)
-        made.append(_element(_CLUSTER, _element(0xE7, _integer(start)), *blocks))
+        made.append(_element(_CLUSTER, _element(_TIME, _integer(start)), *blocks))
     return made, starts
 
 
@@ -158,22 +161,26 @@ def measure(content: bytes) -> tuple[tuple[int, int], int, float]:
 def _parts(content: bytes) -> tuple[list[bytes], float]:
     """The frames as VP8's bitstreams, and how many a second."""
     parts: list[bytes] = []
-    codec, duration = b"", 0
+    codec, duration, cluster, times = b"", 0, 0, list[int]()
     try:
         for name, value in _elements(content):
             if name == _CODEC:
                 codec = bytes(value)
             elif name == _DURATION:
                 duration = int.from_bytes(value, "big")
+            elif name == _TIME:
+                cluster = int.from_bytes(value, "big")
             elif name in (_BLOCK, _IN_GROUP):
+                times.append(cluster + struct.unpack_from(">h", value, _number(value, 0)[1])[0])
                 parts.append(_frame_of(value))
                 if len(parts) > MAX_FRAMES:
                     raise MediaError(f"a video has more than {MAX_FRAMES} frames", "too many frames")
     except (IndexError, struct.error):
         raise MediaError("a video that is damaged, or cut short", "damaged") from None
-    if codec != b"V_VP8" or not parts or not duration:
+    if codec != b"V_VP8" or not parts:
         raise MediaError(f"a video of another kind; {MEND}", "other video")
-    rate = 1e9 / duration
+    span = max(times) - min(times)
+    rate = 1e9 / duration if duration else 1000 * (len(parts) - 1) / span if span else 1.0
     return parts, float(round(rate)) if abs(rate - round(rate)) < 1e-3 else rate
 
 

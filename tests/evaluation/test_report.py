@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from palate import kinds
 from palate.evaluation import charts, grids, win_rate
 from palate.evaluation.charts import Chart
 from palate.evaluation.exhibits import data_uri
@@ -315,3 +316,19 @@ def test_a_grid_asks_for_pictures_and_as_many_labels():
         grids.grid([], 3)
     with pytest.raises(ValueError, match="as many labels"):
         grids.grid([picture()], 1, labels=["a", "b"])
+
+
+def test_a_still_of_every_medium_that_can_be_seen():
+    red, blue = (Image.new("RGB", (8, 6), colour) for colour in ("red", "blue"))
+    assert grids.still(red) is red and grids.still([red, blue, red]) is blue
+    array = np.zeros((3, 6, 8, 3), np.float32)
+    array[1] = 1
+    assert np.asarray(grids.still(array)).min() == 255
+    rising = kinds.rated(np.sin(np.arange(20_000) ** 2 / 2e4)[None], 0, 8000)
+    dark = 255 - np.asarray(grids.still(rising).convert("L"), float)
+    heights = (dark * np.arange(64)[::-1, None]).sum(0) / dark.sum(0)  # of what sounds, from the bottom
+    assert dark.shape == (64, 128) and heights[10] < heights[60] < heights[115]
+    for sound in (np.zeros((1, 300)), np.ones(2), np.full((2, 40), np.nan)):
+        assert grids.still(sound).size == (128, 64)  # silence, and what is hardly there
+    with pytest.raises(ValueError, match="a str cannot be shown"):
+        grids.still("words")

@@ -7,16 +7,16 @@ the votes that were given are in the store: called again it asks for what is mis
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol, cast
 
 import numpy as np
-from PIL import Image
 
+from palate import kinds
 from palate.doors import shown
 from palate.doors.awaited import missing, question, votes_of
-from palate.media import MediaError, decode
+from palate.media import MediaError
 from palate.models.contracts import Media, Scorer
 from palate.records import Choice, Comparison, Sample, Vote, now
 from palate.store import Store
@@ -67,13 +67,10 @@ def show(
 
 
 def _sample(store: Store, prompt: str, medium: Media, source: str, seed: int, at: str) -> Sample:
-    if not isinstance(medium, Image.Image):
-        raise AskingError("the model makes no pictures, and people are shown nothing else yet")
-    buffer = io.BytesIO()
-    medium.save(buffer, "PNG")
-    content = buffer.getvalue()
-    name = hashlib.blake2b(content, digest_size=12, key=hashlib.sha256(f"{source}\x1f{prompt}".encode()).digest())
-    return Sample(name.hexdigest(), prompt, store.add_media(content, "image/png"), source, at, seed)
+    made = kinds.written(medium)
+    content, key = made.bytes or b"", hashlib.sha256(f"{source}\x1f{prompt}".encode()).digest()
+    name = hashlib.blake2b(content, digest_size=12, key=key)
+    return Sample(name.hexdigest(), prompt, store.add_media(content, made.type), source, at, seed)
 
 
 def _looked_at(store: Store, asked: Iterable[Comparison]) -> tuple[list[Sample], list[Media]]:
@@ -87,10 +84,17 @@ def kept(store: Store, wanted: Sequence[str]) -> tuple[list[Sample], list[Media]
     decoded: dict[str, Media] = {}
     for name in dict.fromkeys(wanted):
         try:
-            decoded[name] = decode(known[name].medium, store.folder)
+            decoded[name] = kinds.read(known[name].medium, store.folder)
         except MediaError as error:
             raise AskingError(f"sample {name} of {store.folder} cannot be shown: {error}") from None
     return [known[name] for name in wanted], [decoded[name] for name in wanted]
+
+
+def laid_out(store: Store, sample: Sample, folder: Path, name: str) -> str:
+    """Copies a sample's medium into a folder as it is, for a page to show; the file's name there."""
+    file = f"{name}{Path(sample.medium.path or '').suffix}"
+    (folder / file).write_bytes(store.read_media(sample.medium))
+    return file
 
 
 class Simulated:

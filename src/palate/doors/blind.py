@@ -11,7 +11,7 @@ from typing import Any
 from palate import randomness, sampling
 from palate.config import ModelSettings
 from palate.doors import asking, awaited, judging
-from palate.evaluation import grids, win_rate
+from palate.evaluation import win_rate
 from palate.models.diffusion import DiffusionPolicy
 from palate.store import Store
 
@@ -63,6 +63,21 @@ def verdict(
     low, high = won.ci95
     told = f"the tuned model wins {won.rate:.1%} of {won.n} judgements (95% interval {low:.1%} to {high:.1%})"
     print(told, flush=True)
-    before, after = (asking.kept(store, names)[1] for names in (theirs, ours))
-    pairs = grids.write_pairs(folder / "samples", prompts, before, after)
+    pairs = _laid_out(store, prompts, {"base": theirs, "tuned": ours}, folder / "samples")
     return {"wins": {"people": asdict(won)}, **judging.headline(won), "pairs": pairs}
+
+
+def _laid_out(
+    store: Store, prompts: Sequence[str], sides: Mapping[str, Sequence[str]], folder: Path
+) -> list[dict[str, str]]:
+    """The pairs as files of the run's folder, as `pairs` of its result.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    known = {sample.id: sample for sample in store.samples()}
+    return [
+        {"prompt": prompt}
+        | {
+            side: asking.laid_out(store, known[names[number]], folder, f"{side}_{number:03d}")
+            for side, names in sides.items()
+        }
+        for number, prompt in enumerate(prompts)
+    ]

@@ -5,7 +5,6 @@ What they vote on comes from the exact oracle; what leaves this file is votes al
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from itertools import combinations
@@ -13,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from palate import randomness, sampling, views
+from palate import kinds, randomness, sampling, views
 from palate.models.contracts import Media
 from palate.models.diffusion import DiffusionPolicy
-from palate.records import Medium, Preference, Sample, Score, Vote, now
+from palate.records import Preference, Sample, Score, Vote, now
 from palate.training.logs import Progress
 from palate.worlds import shapes
 from palate.worlds.shapes import annotators
@@ -45,7 +44,7 @@ def ask(
     scores = shapes.scorer()(rows, media)
     time_of = now()
     samples = [
-        Sample(name, prompt, Medium("image/png", _png(picture)), WORLD, time_of, seed)
+        Sample(name, prompt, kinds.written(picture), WORLD, time_of, seed)
         for name, prompt, picture in zip(ids, rows, media, strict=True)
     ]
     facts = [Score(name, d, float(scores[d][i]), "oracle", time_of) for i, name in enumerate(ids) for d in TASTE]
@@ -97,9 +96,3 @@ def win_share(
         won[a], won[b] = won[a] + p, won[b] + 1 - p
         shown[a], shown[b] = shown[a] + 1, shown[b] + 1
     return {"votes": won / np.maximum(shown, 1)}
-
-
-def _png(picture: Any) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from PIL import Image
 
-from palate import datasets, durable
+from palate import datasets, durable, kinds
 from palate.config import ConfigError
-from palate.media import PICTURE_FORMATS, DatasetError, MediaError, decode, medium_bytes
+from palate.media import PICTURE_FORMATS, DatasetError, MediaError, medium_bytes
 from palate.models import geometry, identity, trimming
 from palate.models.diffusion import DiffusionPolicy
 from palate.models.geometry import Size
@@ -62,7 +62,7 @@ def decoded(medium: Medium | None, root: Path | None, row: Preference, census: C
         return None
     census.media += 1
     try:
-        return decode(medium, root)
+        return kinds.read(medium, root)
     except MediaError as error:
         census.bad.append(f"{_named(row, medium)}: {error}")
         return None
@@ -77,15 +77,28 @@ def _named(row: Preference, medium: Medium) -> str:
 
 
 def latents_of(policy: DiffusionPolicy, media: Sequence[Any], row: Preference) -> torch.Tensor:
-    """x0 [n, ...] of a row's media, on the CPU. Raises ConfigError if the model draws another shape."""
-    latents = policy.encode(media).cpu()
+    """x0 [n, ...] of a row's media, on the CPU.
+
+    Raises ConfigError if the model draws another shape, or none can be had of its media.
+    """
+    try:
+        latents = policy.encode(media).cpu()
+    except ValueError as error:
+        raise ConfigError(f"{row.where or row.id}: {error}") from None
     if latents.shape[1:] != policy.latent_shape:
-        sizes = sorted({medium.size for medium in media})
+        sizes = ", ".join(sorted({_size(medium) for medium in media}))
         raise ConfigError(
-            f"{row.where or row.id}: pictures of {sizes} give latents {tuple(latents.shape[1:])}, but the model "
-            f"draws {tuple(policy.latent_shape)}: bring all pictures to the size the model draws"
+            f"{row.where or row.id}: media of {sizes} give latents {tuple(latents.shape[1:])}, but the model "
+            f"draws {tuple(policy.latent_shape)}: bring all media to the size and length that the model draws"
         )
     return latents
+
+
+def _size(medium: Any) -> str:
+    """In words for an error."""
+    if isinstance(medium, list):
+        return f"{len(medium)} frames of {_size(medium[0])}"
+    return " x ".join(map(str, medium.size if isinstance(medium, Image.Image) else getattr(medium, "shape", ())))
 
 
 @dataclass
@@ -182,7 +195,7 @@ class Encoder:
             if one is not None and one.decoded is None:
                 one.damaged = True
                 with self._counted(row, one.name):
-                    one.decoded, one.damaged = decode(one.content), False
+                    one.decoded, one.damaged = kinds.read(one.content), False
         return [None if one is None else one.decoded for one in found]
 
     @contextlib.contextmanager
@@ -234,7 +247,7 @@ class Encoder:
             if one.damaged:
                 continue
             with self._counted(row, one.name):
-                medium = one.decoded if one.decoded is not None else decode(one.content)
+                medium = one.decoded if one.decoded is not None else kinds.read(one.content)
                 missing[key] = geometry.fitted(medium, size) if size else medium
                 good[place] = key
         parts = [[medium] for medium in missing.values()] if self._alone else [list(missing.values())]

@@ -13,7 +13,7 @@ from typing import Any
 
 from palate import agreement, durable, kinds, sampling
 from palate.config import ConfigError
-from palate.doors import comparing, drawing, judging, lookup, matching
+from palate.doors import asking, comparing, drawing, judging, lookup, matching
 from palate.evaluation import people, verdict
 from palate.prompts import Prompt
 from palate.records import Comparison, Sample, Vote, now
@@ -197,10 +197,8 @@ def _exhibits(
     folder.mkdir(parents=True, exist_ok=True)
     shown = []
     for row, prompt in enumerate(rows[: comparing.SHOWN]):
-        held = [samples[_id(batch, number, row, 0)].medium for number in range(len(models))]
-        files = [f"model_{number}_{row:03d}{kinds.ENDINGS[medium.type]}" for number, medium in enumerate(held)]
-        for file, medium in zip(files, held, strict=True):
-            (folder / file).write_bytes(store.read_media(medium))
+        held = [samples[_id(batch, number, row, 0)] for number in range(len(models))]
+        files = [asking.laid_out(store, made, folder, f"model_{i}_{row:03d}") for i, made in enumerate(held)]
         shown.append({"prompt": prompt.text, "category": prompt.category, "files": files})
     return shown
 

@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from palate import config, durable, plugins, randomness, sampling
 from palate.config import AlgorithmSettings, ConfigError, RolloutSettings, RoundsRecipe
 from palate.datasets import parquet
-from palate.doors import asking, assembly, awaited, blind, encoding, judging, lineage, lookup, trajectories
+from palate.doors import asking, assembly, awaited, blind, encoding, judging, lineage, lookup, matching, trajectories
 from palate.doors.run import local_places
 from palate.evaluation import report
 from palate.models.contracts import Media, Rollout
@@ -61,6 +61,7 @@ def rounds(path: str | Path, overrides: Sequence[str] = ()) -> Path:
             judging.mend(folder)
             print(f"{folder} is finished; its report is {folder / 'report.html'}")
             return folder
+        _check_kinds(recipe)
         config.dump(recipe, folder / "config.yaml")
         with Store.open(Path(recipe.rounds.project), create=True) as store, _asker(recipe, store) as ask:
             run = _Run(recipe, algorithm, options, folder, Path(path).parent, store, ask)
@@ -76,6 +77,12 @@ def _finished(folder: Path, recipe: RoundsRecipe) -> bool:
     if changes := config.difference(config.load(held, (), RoundsRecipe), recipe):
         raise ConfigError(f"{folder} was begun with another recipe: {'; '.join(changes)}; choose another output")
     return (folder / "result.json").is_file()
+
+
+def _check_kinds(recipe: RoundsRecipe) -> None:
+    """Raises ConfigError for a scorer that judges other media than the model makes: before either is loaded."""
+    scorers = [*(recipe.rounds.scorers or ()), *(recipe.evaluation.scorers if recipe.evaluation else ())]
+    matching.check_models(scorers, [recipe.model.name])
 
 
 @contextlib.contextmanager
@@ -151,6 +158,7 @@ class _Run:
 
     def offline(self) -> None:
         """Each round: draw with the policy as it is, ask, train on what was said so far."""
+        self._check_encodes()
         evaluate = self._evaluation()
         for index in range(self.wanted.n):
             place = self.folder / "rounds" / f"{index:03d}"
@@ -165,6 +173,15 @@ class _Run:
             self._note(index + 1, {**facts, **evaluate(index + 1)})
             judging.write_json(place / OVER, {**facts, **self.learnt})
         self._take_up(self.wanted.n)
+
+    def _check_encodes(self) -> None:
+        """Raises ConfigError for a model whose media cannot be learnt from, before anybody is asked about them."""
+        blank = torch.zeros(1, *self.policy.latent_shape, device=self.policy.device)
+        try:
+            self.policy.encode(self.policy.decode(blank))
+        except ValueError as error:
+            name = self.recipe.algorithm.name
+            raise ConfigError(f"{name} learns from stored media, but {error}: an online method (d3po) can") from None
 
     def _take_up(self, index: int) -> None:
         """Puts the weights into the policy that the round before left."""

@@ -11,7 +11,7 @@ import torch
 
 from palate import config, durable, views
 from palate.config import DataSettings, Recipe, RoundsRecipe
-from palate.doors import asked, assembly, encoding, judging, lineage, lookup
+from palate.doors import asked, assembly, encoding, judging, lineage, lookup, matching
 from palate.evaluation import report
 from palate.models.diffusion import DiffusionPolicy
 from palate.relabel import Relabel
@@ -113,8 +113,16 @@ def _cache(recipe: Recipe, processes: Processes) -> Iterator[TensorCache | None]
         yield cache
 
 
+def _scorers(recipe: Recipe) -> list[str]:
+    """All that a recipe names, whatever for."""
+    sections = (recipe.rollout and recipe.rollout.scorers, recipe.data and recipe.data.relabel)
+    sections += (recipe.evaluation and recipe.evaluation.scorers,)
+    return [name for section in sections for name in section or ()]
+
+
 def _check_inputs(recipe: Recipe, path: Path) -> None:
-    """Raises ConfigError for data, prompts or a LoRA that are not there, and for prompts a scorer cannot judge."""
+    """Raises ConfigError for data, prompts or a LoRA that are not there, and what a scorer cannot judge."""
+    matching.check_models(_scorers(recipe), [recipe.model.name])
     if recipe.model.adapter:
         lookup.check_adapter(recipe.model.name, recipe.model.adapter)
     if recipe.data:
