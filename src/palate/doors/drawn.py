@@ -1,6 +1,7 @@
 """What the models of a comparison have drawn and how it was scored, kept as it comes, so that a kill loses one batch.
 
     drawn/sampling.json      the sampler of all models, the first one's
+    drawn/judges.json        fingerprints of scorers that run elsewhere
     drawn/0/00003-1.png      candidate 1 of prompt 3 by the first model; WebM of videos, WAV of sounds
     drawn/0/scores.jsonl     a line a batch, written when its files are there: rows, files, scores, and whose these are
 
@@ -19,7 +20,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from palate import kinds, sampling
+from palate import kinds, sampling, wire
 from palate.config import ConfigError
 from palate.doors import judging, lookup, matching
 from palate.evaluation.compare import Arm
@@ -29,7 +30,7 @@ from palate.models.contracts import Media
 from palate.records import Medium
 from palate.training.logs import Progress
 
-SCORES, SAMPLER = "scores.jsonl", "sampling.json"
+SCORES, SAMPLER, JUDGES = "scores.jsonl", "sampling.json", "judges.json"
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ def arms(plan: Plan, scorer: lookup.Weighted, folder: Path) -> tuple[list[Arm], 
     """What each model makes, scored, and the sampler of all, the first model's: what is compared is the models.
 
     folder: where it is kept, and looked for before anything is drawn; a model that is done is not loaded. Raises
-    ConfigError for models that make media of several kinds, or such as a scorer does not judge.
+    ConfigError for models that make media of several kinds, or such as a scorer does not judge, and for a server that
+    is another scorer than before.
     """
     found: list[Arm] = []
     held = folder / SAMPLER
@@ -72,16 +74,29 @@ def arms(plan: Plan, scorer: lookup.Weighted, folder: Path) -> tuple[list[Arm], 
     for number, model in enumerate(plan.models):
         kept = _Kept.read(folder / str(number))
         if settings is None or len(kept.files) < len(plan.rows):
+            _check_judges(folder / JUDGES, scorer)
             policy = lookup.load_arm(model, plan.call)
             if settings is None:
                 settings = lookup.settings_of(model, policy, **plan.asked)
-                folder.mkdir(parents=True, exist_ok=True)
                 judging.write_json(held, settings)
             plan = _draw(plan, model, policy, settings, scorer, kept)
             del policy  # before the next is loaded: two at once need not fit
         scorer.origins |= kept.origins
         found.append(kept.arm(plan.rows))
     return found, settings or {}
+
+
+def _check_judges(path: Path, scorer: lookup.Weighted) -> None:
+    """Notes who answers for scorers that run elsewhere. Raises ConfigError if it is another than before."""
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    now = scorer.fingerprints
+    for name, was in known.items():
+        if name in now and not wire.same_scorer(was, now[name]):
+            raise ConfigError(
+                f"{name} is another scorer than the one that judged the first part (fingerprint {now[name]:.80}, not "
+                f"{was:.80}): serve the former one again, or choose another --out"
+            )
+    judging.write_json(path, now | known)
 
 
 def _draw(

@@ -76,7 +76,7 @@ def _pieces(path: Path) -> Iterator[bytes]:
             return
         yield str(size).encode()
         for number in range(_PIECES):
-            file.seek(number * (size - _PIECE_BYTES) // (_PIECES - 1))
+            file.seek(number * max(size - _PIECE_BYTES, 0) // (_PIECES - 1))
             yield file.read(_PIECE_BYTES)
 
 

@@ -218,6 +218,12 @@ class Weighted:
         """Those whose scores say something among the candidates of one call only."""
         return [name for name, scorer in self._found.items() if getattr(scorer, "groupwise", False)]
 
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """By which those are known again that run elsewhere, where another may answer tomorrow."""
+        told = {name: getattr(scorer, "fingerprint", None) for name, scorer in self._found.items()}
+        return {name: value for name, value in told.items() if isinstance(value, str)}
+
     def check(self, prompts: Sequence[str]) -> None:
         """Raises ConfigError for prompts or dimensions that a scorer is known not to judge: before any sampling."""
         for name, scorer in self._found.items():
