@@ -12,7 +12,7 @@ from palate.cli.options import BatchSize, Call, Eta, Guidance, Out, Seed, Steps,
 
 @app.command()
 def demo(
-    method: Annotated[str, typer.Option(help="Which algorithm to run.")] = "diffusion_dpo",
+    method: Annotated[str | None, typer.Option(help="Which algorithm to run [default: diffusion_dpo].")] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder of the results [default: demo, or demo-human].")
     ] = None,
@@ -29,12 +29,12 @@ def demo(
     if human:
         from palate.doors.human import run as with_you
 
-        with_you(out=out or Path("demo-human"), seed=seed, port=port)
+        with_you(method, out=out or Path("demo-human"), seed=seed, port=port)
         return
     out = out or Path("demo")
-    from palate.doors.demo import run
+    from palate.doors.demo import METHOD, run
 
-    run(method=method, out=out, seed=seed)
+    run(method=method or METHOD, out=out, seed=seed)
 
 
 @app.command()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from palate import config
-from palate.config import RoundsRecipe
+from palate.config import ConfigError, RoundsRecipe
 from palate.doors import rounds
 from palate.doors.crowd import WORLD
 from palate.doors.demo import METHOD, PLANS
@@ -44,8 +44,13 @@ def recipe(out: Path, seed: int, port: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def run(out: str | Path = "demo-human", seed: int = 0, port: int = 8765) -> Path:
-    """Opens the studio for one person and goes through the rounds with them; again, it goes on where it was left."""
+def run(method: str | None = None, out: str | Path = "demo-human", seed: int = 0, port: int = 8765) -> Path:
+    """Opens the studio for one person and goes through the rounds with them; again, it goes on where it was left.
+
+    Raises ConfigError for another method than the demo's own: only its settings are known to show a taste in 60 votes.
+    """
+    if method not in (None, METHOD):
+        raise ConfigError(f"--human learns by {METHOD}; for {method}, write a recipe for `palate rounds`")
     out = Path(out)
     asked = RoundsRecipe.model_validate(recipe(out, seed, port))
     words = {"overall": "Which do you like better?"}
