@@ -11,12 +11,11 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from palate import kinds, media, webm
-from palate.kinds import Video
+from palate import kinds, media, webm, wire
 from palate.media import MediaError
 from palate.models import rates
 from palate.records import Medium
-from palate.wire import Waveform
+from palate.wire import Video, Waveform
 
 
 def clip(n: int = 20, size: tuple[int, int] = (33, 18)) -> list[Image.Image]:
@@ -180,3 +179,12 @@ def test_how_fast_a_models_videos_run():
     assert rates.frame_rate(Silent(), {}) == kinds.FRAME_RATE and rates.frame_rate(Silent(), {"frame_rate": 8}) == 8
     assert rates.without_rate(Takes(), {"frame_rate": 30, "n": 1}) == {"frame_rate": 30, "n": 1}
     assert rates.without_rate(Silent(), {"frame_rate": 8, "n": 1}) == {"n": 1}
+
+
+def test_a_video_keeps_its_rate_on_its_way_to_a_scorer_elsewhere():
+    sent = wire.encode(Video(clip(2), 12))
+    assert sent["rate"] == 12 and wire.decode(sent).rate == 12 and len(wire.decode(sent)) == 2
+    assert "rate" not in (plain := wire.encode(clip(2))) and wire.decode(plain).rate == wire.FRAME_RATE
+    for rate in (0, -1, "12", True, float("inf"), None):
+        with pytest.raises(wire.WireError, match="frames a second is not read"):
+            wire.decode({**sent, "rate": rate})

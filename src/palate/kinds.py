@@ -1,7 +1,7 @@
 """The kinds of media there are: what each is in memory, and the file that it is written as.
 
     pictures   a PIL picture                                                    image/png, lossless
-    videos     a `Video`, a list of pictures, or an array [F, H, W, 3], 0 to 1   video/webm, lossy (`palate.webm`)
+    videos     a `wire.Video`, a list of pictures, or an array [F, H, W, 3], 0 to 1   video/webm, lossy (`palate.webm`)
     sounds     a `wire.Waveform` [C, L] or [L], a tensor of that shape, -1 to 1  audio/wav, 16 bits
     texts      a str                                                            text/plain
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import io
 import wave
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -22,21 +21,12 @@ from PIL import Image
 from palate import media, webm, wire
 from palate.media import MediaError
 from palate.records import Medium
-from palate.wire import Waveform
+from palate.wire import FRAME_RATE, Video, Waveform
 
 Kind = Literal["pictures", "videos", "sounds", "texts"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 ENDINGS = {"image/png": ".png", "video/webm": ".webm", "audio/wav": ".wav", "text/plain": ".txt"}  # of what is written
-FRAME_RATE = 16.0  # frames a second of videos that do not say
 _BY_TYPE: dict[str, Kind] = {"image": "pictures", "video": "videos", "audio": "sounds", "text": "texts"}
-
-
-class Video(list[Image.Image]):
-    """The frames of a video, and how many there are a second."""
-
-    def __init__(self, frames: Iterable[Image.Image], rate: float = FRAME_RATE) -> None:
-        super().__init__(frames)
-        self.rate = rate
 
 
 def kind_of(made: Any) -> Kind:

@@ -1,7 +1,8 @@
 """Media as JSON holds them, both ways, for the protocol of `docs/http_scorers.md`. No torch, nothing pickled.
 
     {"type": "image/png", "data": "<base64>"}               a picture; lossless, so that what is judged is what was made
-    {"type": "video/png", "frames": ["<base64>", ...]}      a video: its frames, each a PNG
+    {"type": "video/png", "frames": ["<base64>", ...]}      a video: its frames, each a PNG; "rate", frames a second,
+                                                            where that is known
     {"type": "audio/wav", "data": "<base64>"}               a waveform [C, L], 32-bit floats, at its rate in Hz; if
                                                             that is not known 48,000, and "rate_known": false
     {"type": "text/plain", "text": "..."}                   a text
@@ -17,9 +18,10 @@ import binascii
 import hashlib
 import io
 import json
+import math
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,6 +36,7 @@ MAX_FRAMES = 1024
 MAX_CHANNELS = 32
 MAX_PIXELS_AT_ONCE = 4 * media.MAX_PIXELS  # of all media of a request, and of one video: a PNG of nothing is small
 MAX_RATE = 2**20  # Hz
+FRAME_RATE = 16.0  # frames a second of videos that do not say
 _RATE = 48_000  # written where a waveform does not say its own
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
 GOLDEN = 4  # pictures whose scores a fingerprint holds
@@ -59,7 +62,9 @@ def encode(medium: Any) -> dict[str, Any]:
     if isinstance(medium, Image.Image):
         return {"type": "image/png", "data": _base64(png(medium))}
     if isinstance(medium, Sequence) and medium and all(isinstance(frame, Image.Image) for frame in medium):
-        return {"type": "video/png", "frames": [_base64(png(frame)) for frame in medium]}
+        rate = getattr(medium, "rate", None)
+        frames = [_base64(png(frame)) for frame in medium]
+        return {"type": "video/png", "frames": frames} | ({"rate": rate} if rate else {})
     wave, rate = medium if isinstance(medium, tuple) and len(medium) == 2 else (medium, getattr(medium, "rate", 0))
     array = _array(wave)
     if array is not None and array.ndim in (1, 2):
@@ -119,7 +124,7 @@ def wav(waveform: NDArray[np.float32], rate: int) -> bytes:
 
 
 def decode(entry: Any) -> Any:
-    """What `encode` was given: a picture, a list of them, a `Waveform` [C, L], a text. Raises WireError."""
+    """What `encode` was given: a picture, a `Video`, a `Waveform` [C, L], a text. Raises WireError."""
     kind = entry.get("type") if isinstance(entry, Mapping) else None
     if kind == "text/plain":
         if not isinstance(entry.get("text"), str):
@@ -131,13 +136,19 @@ def decode(entry: Any) -> Any:
         frames = entry.get("frames")
         if not isinstance(frames, list) or not 0 < len(frames) <= MAX_FRAMES:
             raise WireError(f"a medium of type video/png needs `frames`, 1 to {MAX_FRAMES} of them")
-        return _frames(frames)
+        return Video(_frames(frames), _frame_rate(entry.get("rate", FRAME_RATE)))
     if kind == "audio/wav":
         wave = unwav(_bytes(entry.get("data")))
         if entry.get("rate_known") is False:
             wave.rate = 0
         return wave
     raise WireError(f"a medium of type {kind!r} is not read: image/png, video/png, audio/wav or text/plain are")
+
+
+def _frame_rate(rate: Any) -> float:
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < math.inf:
+        raise WireError(f"a video at {rate!r:.40} frames a second is not read: its rate is a number above 0")
+    return float(rate)
 
 
 def _frames(frames: Sequence[Any]) -> list[Image.Image]:
@@ -161,6 +172,14 @@ def _bytes(data: Any) -> bytes:
         return base64.b64decode(data, validate=True)
     except (TypeError, ValueError, binascii.Error):
         raise WireError("a medium's data are no base64") from None
+
+
+class Video(list[Image.Image]):
+    """The frames of a video, and how many there are a second."""
+
+    def __init__(self, frames: Iterable[Image.Image], rate: float = FRAME_RATE) -> None:
+        super().__init__(frames)
+        self.rate = rate
 
 
 class Waveform(np.ndarray[Any, Any]):

@@ -337,11 +337,18 @@ def test_a_fingerprint_in_the_name_is_held_to(server):
 
 
 @pytest.mark.parametrize("health", [[], {}, {"protocol": "other/1"}, {**HEALTH, "fingerprint": ""},
-                                    {**HEALTH, "max_items": 0}, {**HEALTH, "dimensions": [1]}])  # fmt: skip
+                                    {**HEALTH, "max_items": 0}, {**HEALTH, "dimensions": [1]},
+                                    {**HEALTH, "judges": "videos"}, {**HEALTH, "judges": [1]}])  # fmt: skip
 def test_what_is_no_such_server_is_refused_before_any_sampling(server, health):
     server.reply = lambda request: Answer(health)
     with pytest.raises(RemoteError):
         client(server.url).check(["a"])
+
+
+def test_a_server_says_which_media_it_judges(server):
+    assert client(server.url).judges == ()
+    server.reply = lambda request: Answer({**HEALTH, "judges": ["videos", "sounds"]})
+    assert client(server.url).judges == ("videos", "sounds")
 
 
 # --- every wait has an end --------------------------------------------------------------------------------------------

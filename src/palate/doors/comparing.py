@@ -76,7 +76,8 @@ def made_by(
     models: Sequence[str], texts: Sequence[str], *, n: int, seed: int, call: Mapping[str, Any], asked: Mapping[str, Any]
 ) -> dict[str, Any]:
     """By what a comparison is known again: its models, their weights, prompts, seeds, and the sampler's settings."""
-    known = {"models": list(models), "weights": {model: fingerprints.of_model(model) for model in models}}
+    known: dict[str, Any] = {"models": list(models)}
+    known |= {"weights": {model: fingerprints.of_model(model) for model in models}}
     known |= {"seed": seed, "n": n, "prompts_sha256": drawing.digest(texts), **drawing.sampler(**asked)}
     return known | ({"call": dict(call)} if call else {})
 

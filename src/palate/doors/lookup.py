@@ -87,7 +87,10 @@ def load_arm(model: str, call: Mapping[str, Any] | None = None) -> DiffusionPoli
     base = base_of(run)
     if base is None:
         return DiffusionPolicy.load(model, device=pick_device(), call=call)
-    how = {"device": pick_device(), "call": {**(recipe_of(run)["model"].get("call") or {}), **(call or {})}}
+    how: dict[str, Any] = {
+        "device": pick_device(),
+        "call": {**(recipe_of(run)["model"].get("call") or {}), **(call or {})},
+    }
     if (run / "model").is_dir():
         return DiffusionPolicy.load(run / "model", **how)
     return DiffusionPolicy.load(base, prepare=partial(loras.load_run, run=run), **how)

@@ -115,9 +115,10 @@ def _cache(recipe: Recipe, processes: Processes) -> Iterator[TensorCache | None]
 
 def _scorers(recipe: Recipe) -> list[str]:
     """All that a recipe names, whatever for."""
-    sections = (recipe.rollout and recipe.rollout.scorers, recipe.data and recipe.data.relabel)
-    sections += (recipe.evaluation and recipe.evaluation.scorers,)
-    return [name for section in sections for name in section or ()]
+    named = [recipe.rollout.scorers] if recipe.rollout else []
+    named += [recipe.data.relabel] if recipe.data and recipe.data.relabel else []
+    named += [recipe.evaluation.scorers] if recipe.evaluation else []
+    return [name for scorers in named for name in scorers]
 
 
 def _check_inputs(recipe: Recipe, path: Path) -> None:

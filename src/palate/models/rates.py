@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from palate.kinds import FRAME_RATE
 from palate.models.probe import call_parameters
+from palate.wire import FRAME_RATE
 
 ASKED = "frame_rate"  # the argument of a model's call that says it, also where the pipeline's own call knows none
 _OF_CALLS = (ASKED, "fps")
