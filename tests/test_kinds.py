@@ -89,6 +89,7 @@ def test_pictures_and_texts(tmp_path):
 def test_what_is_no_medium_is_named(made):
     with pytest.raises(MediaError, match="is no picture, video, sound or text"):
         kinds.kind_of(made)
+    assert kinds.rated(made, 16, 8000) is made
 
 
 @pytest.mark.parametrize(
