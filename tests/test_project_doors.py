@@ -140,6 +140,21 @@ def test_wrong_usage(folder, tmp_path, capsys):
     assert "is no project" in capsys.readouterr().err
 
 
+def test_what_is_listed_is_a_table(folder, tmp_path, capsys):
+    with_votes(folder)
+    assert palate("project", "sensitive", folder, "--comparison", "c2") == 0
+    capsys.readouterr()
+    assert palate("project", "comparisons", folder) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["comparison"] for row in rows] == [f"c{n}" for n in range(6)]
+    assert rows[2]["sensitive"] and rows[2]["samples"] == ["s4", "s5"] and rows[2]["sources"] == ["model 0", "model 1"]
+    assert sum(row["judged"] for row in rows) == 2
+    assert all((folder / path).is_file() for row in rows for path in row["media"])
+    file = table(tmp_path / "some.jsonl", [row | {"expected": row["samples"][1]} for row in rows[:2]])
+    assert palate("project", "known", folder, file) == 0
+    assert known_of(folder) == {"c0": ("s1", "overall"), "c1": ("s3", "overall")}
+
+
 def sensitive_of(folder: Path) -> list[str]:
     with Store.open(folder, write=False) as store:
         return [made.id for made in store.comparisons() if made.sensitive]

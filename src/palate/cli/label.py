@@ -32,7 +32,7 @@ def label(
     Every answer is on disk when the page says so; stop it with Ctrl-C and start it again at any time.
     """
     if plan:
-        from palate.doors.projects import plan as tell
+        from palate.doors.plans import plan as tell
 
         tell(project, within)
         return

@@ -36,6 +36,18 @@ def score(
     run(project, scorer, batch_size)
 
 
+@project_verbs.command("comparisons")
+def project_comparisons(project: Project) -> None:
+    """List what is compared, a line of JSON each.
+
+    Its id, what it shows, whether it is known or sensitive, and how many judged it. With `expected` filled in, such
+    lines are a table for `palate project known`.
+    """
+    from palate.doors.marking import listing as run
+
+    run(project)
+
+
 @project_verbs.command("known")
 def project_known(
     project: Project,

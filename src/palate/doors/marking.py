@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,16 +21,43 @@ from typing import Any
 
 from palate import media, prompts, tables
 from palate.config import ConfigError
-from palate.doors.hands import Hand, hand
+from palate.doors.hands import Hand, hand, reading
 from palate.doors.shown import comparison_id
 from palate.media import MediaError
-from palate.records import Comparison, Medium, Sample, now
+from palate.records import Comparison, Medium, Sample, Vote, now
 from palate.store import Amendment
 from palate.store.medium import checked
 from palate.views import folded
 
 COLUMNS = ("comparison", "prompt", "a", "b", "expected", "dimension")
+LISTED = ("samples", "media", "sources", "batch", "sensitive", "judged")  # what `listing` tells beside them
 SOURCE = "known pair"  # of samples that came in as files
+
+
+def listing(folder: Path) -> None:
+    """Prints every comparison as a line of JSON: its id, what it shows, whether it is known or sensitive, and how many
+    judged it. With `expected` filled in, such lines are a table of known pairs."""
+    with reading(folder) as store:
+        samples = {made.id: made for made in store.samples()}
+        judged: dict[str, set[str]] = {}
+        for said in (*store.votes(), *store.rankings()):
+            if not said.repeat and not (isinstance(said, Vote) and said.choice == "skip"):
+                judged.setdefault(said.comparison, set()).add(said.source)
+        for made in store.comparisons():
+            shown = [samples[name] for name in made.samples]
+            row = {
+                "comparison": made.id,
+                "prompt": made.prompt,
+                "samples": made.samples,
+                "media": [sample.medium.path for sample in shown],
+                "sources": [sample.source for sample in shown],
+                "batch": made.batch,
+                "expected": made.expected,
+                "dimension": made.dimension if made.expected else "",
+                "sensitive": made.sensitive,
+                "judged": len(judged.get(made.id, ())),
+            }
+            print(json.dumps(row, ensure_ascii=False))
 
 
 @dataclass(frozen=True)
@@ -139,7 +167,7 @@ def _expression(pattern: str) -> Callable[[str], bool]:
 
 def _require(folder: Path, what: str, wanted: set[str], there: Iterable[str]) -> None:
     if missing := sorted(wanted - set(there)):
-        raise ConfigError(f"{folder} holds no {what} {missing[0]!r}; dataset export and the database tell their ids")
+        raise ConfigError(f"{folder} holds no {what} {missing[0]!r}; palate project comparisons {folder} tells all ids")
 
 
 def read(file: Path) -> Iterator[Row]:
@@ -157,7 +185,7 @@ def read(file: Path) -> Iterator[Row]:
 
 
 def _row(where: str, raw: Mapping[str, Any]) -> Row:
-    said = {name: value for name, value in raw.items() if value not in (None, "")}
+    said = {name: value for name, value in raw.items() if value not in (None, "") and name not in LISTED}
     if unknown := [name for name in said if name not in COLUMNS]:
         raise ConfigError(f"{where}: {unknown[0]!r} is not known; a row may have {', '.join(COLUMNS)}")
     for name, value in said.items():
@@ -199,7 +227,9 @@ class _Finder:
         if row.comparison:
             comparison = self._comparisons.get(row.comparison)
             if comparison is None:
-                raise row.refused(f"the project holds no comparison {row.comparison!r}; give the prompt, a and b")
+                raise row.refused(
+                    f"the project holds no comparison {row.comparison!r}; palate project comparisons tells all ids"
+                )
             names: Sequence[str] = comparison.samples
         else:
             names = [self._sample(row, side, prompt, files) for side in (row.a, row.b)]

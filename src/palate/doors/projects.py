@@ -1,4 +1,4 @@
-"""Commands on a project folder: candidates and scores into it, and a plan for it."""
+"""Commands on a project folder: candidates and scores into it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from palate import kinds, planning, project
+from palate import kinds
 from palate.config import ConfigError
-from palate.doors import drawing, lookup, matching, raters, shown
-from palate.doors.hands import reading
+from palate.doors import drawing, lookup, matching, shown
 from palate.media import MediaError
 from palate.project import ProjectSettings
 from palate.records import Comparison, Medium, Sample, Score, now
-from palate.store import Store, StoreError
+from palate.store import Store
 from palate.training.logs import Progress
 
 
@@ -151,26 +150,3 @@ def _scored(store: Store, name: str, judge: Any, part: Sequence[Sample]) -> Iter
             raise ConfigError(f"{name} gave {given.shape} scores of {dimension} for {len(part)} samples: one each")
         for made, value in zip(part, given.tolist(), strict=True):
             yield Score(made.id, dimension, value, name, at)
-
-
-def plan(folder: Path, half_width: float, seconds: float | None = None) -> None:
-    """Prints what an interval of so many points either way takes, by the project's settings and what it knows."""
-    settings = project.read(folder)
-    how: dict[str, Any] = {"votes_per_pair": settings.votes_per_comparison}
-    how |= {"known_share": settings.known_share, "repeat_share": settings.repeat_share}
-    took = [] if seconds is not None else _paces(folder)
-    pace = seconds if seconds is not None else float(np.median(took)) if took else None
-    how |= {} if pace is None else {"seconds_per_vote": pace}
-    made = planning.plan(half_width, **how)
-    told = "as raters took so far" if took else "as assumed" if seconds is None else "as given"
-    print(f"{made}\n({3600 * made.hours / made.votes:.1f} s a vote, {told})")
-    for line in raters.on_known_pairs(folder):
-        print(line)
-
-
-def _paces(folder: Path) -> list[float]:
-    try:
-        with reading(folder) as store:
-            return [vote.seconds for vote in store.votes() if vote.seconds]
-    except StoreError:  # nothing was added yet
-        return []
