@@ -8,9 +8,9 @@ The claims of arXiv:2410.18013 (sections 3.2 and 4) that are put to the test, al
  3. Random labels gain nothing, and do no harm.
 
 Pictures: four of each of P training prompts by the base model, the same for all labels of a seed. Scorers: the true
-reward with noise of their own; a person: a taste of their own, choices
-by Bradley and Terry's chance, lapses. `right` is the share of pairs of pictures that a kind of label orders as the
-truth does, ties half, before anything is trained: how good the labels are, apart from what training makes of them.
+reward with noise of their own; a person: a taste of their own, choices by Bradley and Terry's chance, lapses. `right`
+is the share of pairs of pictures that a kind of label orders as the truth does, ties half, before anything is trained:
+how good the labels are, apart from what training makes of them.
 Every arm takes the same number of steps of as many prompts; the learning rate is tuned on one seed that is not
 reported, for the ensemble and, in favour of the others, for each of them too.
 """
@@ -88,8 +88,8 @@ def voted(prompts: list[str], scores: dict[str, np.ndarray], seed: int) -> np.nd
     people = annotators.panel(20, demo.TASTE, seed=seed, **PEOPLE)
     ids = [f"{p}/{k}" for p in range(len(prompts)) for k in range(K)]
     votes = crowd.cast(people, ids, [prompt for prompt in prompts for _ in range(K)], scores, 1, "2026-01-01T00:00:00Z")
-    tables = [views.prefer_from_votes(ids[p : p + K], votes)[0] for p in range(0, len(ids), K)]
-    return np.array([np.nanmean(table, axis=1) for table in tables])
+    preferred = [views.prefer_from_votes(ids[p : p + K], votes)[0] for p in range(0, len(ids), K)]
+    return np.array([np.nanmean(table, axis=1) for table in preferred])
 
 
 def right(true: np.ndarray, phi: np.ndarray) -> float:
