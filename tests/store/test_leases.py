@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 import threading
 from collections import Counter
 
 import pytest
+import sqlalchemy as sa
 
 from palate import project
 from palate.project import ChoiceSettings
@@ -338,6 +341,36 @@ def test_many_raters_at_once_get_exactly_the_overlap(opened):
     for rater, ids in keys.items():  # each rater's own order is kept
         numbers = [int(name.split("/")[1][1:]) for name in ids]
         assert numbers == sorted(numbers), rater
+
+
+def test_nobody_waits_in_a_circle_for_the_last_comparisons(opened, folder):
+    """Raters who skip, forget, come late and ask at once: nobody has to be freed by the database after a second."""
+    store = filled(opened(known_share=0, repeat_share=0, lease_minutes=1), 6)
+    raters = [store.add_rater(f"rater {number}")[0] for number in range(8)]
+    ended, clock = [], itertools.count(1000)
+
+    def failed(context) -> None:
+        ended.append(getattr(context.original_exception, "sqlstate", ""))
+
+    if folder.kind == "postgresql":
+        sa.event.listen(store._database._engine, "handle_error", failed)
+
+    def work(number: int) -> None:
+        chance, rater, held = random.Random(number), raters[number], {}
+        for turn in range(25):
+            now = next(clock) / 2.0
+            held = held or {lease.id: lease for lease in store.lease(rater, 4, now=now)}
+            if held:
+                lease = held.pop(chance.choice(sorted(held)))
+                if chance.random() < 0.8:  # else it is forgotten and runs out
+                    said = {"overall": "skip" if chance.random() < 0.2 else "left"}
+                    given = store.answer(rater, lease.id, f"k{turn}", said, now=now, n=4).leases
+                    held |= {one.id: one for one in given}
+
+    together(8, work)
+    judged = Counter((vote.comparison, vote.source) for vote in store.votes() if vote.choice != "skip")
+    assert set(judged.values()) == {1} and max(Counter(name for name, _ in judged).values()) <= 3
+    assert "40P01" not in ended, f"{ended.count('40P01')} circles"
 
 
 def test_a_snapshot_reads_the_same_whatever_comes_in(opened):

@@ -73,6 +73,22 @@ def test_only_what_a_rater_was_given(studio):
     assert make.person(client, store, role="admin").get(f"/media/{mine}").status_code == 200
 
 
+def test_what_was_told_of_a_moment_ago_is_at_hand(tmp_path, monkeypatch):
+    with make.project(tmp_path / "p", 2) as store, TestClient(create(store), base_url=make.BASE) as client:
+        ada, bob = make.person(client, store, "Ada"), make.person(client, store, "Bob")
+        first, second = ada.lease(2)
+        (mine,) = bob.lease(1)
+        assert ada.answer(first["id"], "key-00000", overall="left").status_code == 200
+        looked_up = []
+        look_up = store.media_file
+        monkeypatch.setattr(store, "media_file", lambda *asked: looked_up.append(asked) or look_up(*asked))
+        for medium in first["media"] + second["media"]:
+            assert ada.get(f"/media/{medium['id']}").status_code == 200
+        assert not looked_up
+        foreign = next(one["media"][0]["id"] for one in (first, second) if one["prompt"] != mine["prompt"])
+        assert bob.get(f"/media/{foreign}").status_code == 404 and len(looked_up) == 1
+
+
 def test_raters_learn_the_prompt_and_the_pictures_and_nothing_else(studio):
     store, client = studio
     rater = make.person(client, store)

@@ -10,8 +10,8 @@ from starlette.testclient import TestClient
 
 from palate import losses
 from palate.datasets import parquet
+from palate.doors.giving import export
 from palate.doors.labelling import win_rates_so_far
-from palate.doors.projects import export
 from palate.project import ProjectSettings, create
 from palate.records import Comparison, Medium, Sample, now
 from palate.store import Store

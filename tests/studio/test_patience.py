@@ -85,6 +85,31 @@ def test_slow_and_silent_ones_are_dropped_while_others_vote(tmp_path, short):
         assert len(list(store.votes())) == 12
 
 
+def test_the_head_of_an_answer_and_its_body_go_out_at_once():
+    sent: list[bytes] = []
+
+    class Transport:
+        write = sent.append
+
+        def close(self) -> None:
+            sent.append(b"closed")
+
+        def is_closing(self) -> bool:
+            return b"closed" in sent
+
+    later: list = []
+    joined = patience.Joined(Transport(), type("Loop", (), {"call_soon": staticmethod(later.append)}))
+    for data in (b"head ", b"", b"body"):
+        joined.write(data)
+    assert sent == [] and len(later) == 1
+    later.pop()()
+    assert sent == [b"head body"] and not joined.is_closing()
+    joined.write(b"last")
+    joined.close()
+    assert sent[1:] == [b"last", b"closed"] and joined.is_closing()
+    later.pop()()  # nothing is left
+
+
 def test_a_connection_that_is_at_work_is_not_dropped(tmp_path, monkeypatch):
     monkeypatch.setattr(patience, "HEAD_SECONDS", 0.3)
     with make.project(tmp_path / "p", 2) as store, make.served(store) as base, make.http(base) as client:

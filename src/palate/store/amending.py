@@ -55,7 +55,7 @@ def amend(connection: sa.Connection, part: Sequence[Amendment], source: str) -> 
 
 
 def _amended(comparison: Comparison, made: Amendment) -> Comparison:
-    named = {"expected": made.expected, "dimension": made.dimension, "sensitive": made.sensitive}
+    named: dict[str, Any] = {"expected": made.expected, "dimension": made.dimension, "sensitive": made.sensitive}
     try:
         return replace(comparison, **{name: value for name, value in named.items() if value is not None})
     except RecordError as error:

@@ -88,19 +88,19 @@ def check_key(key: str) -> None:
 def answer(connection: sa.Connection, given: Given, now_s: float, settings: ProjectSettings, n: int = 0) -> Receipt:
     """Stores all that was said in one answer, then leases the rater up to n in all, whatever became of it."""
     rater = leases.locked_rater(connection, given.rater)
-    status, holds_place = _stored(connection, given, now_s)
+    status = _stored(connection, given, now_s)
     done = rater.answered + (status == "saved")
-    held, made = leases.take(connection, rater, n, now_s, settings, answered=done, holds_place=holds_place)
+    held, made = leases.take(connection, rater, n, now_s, settings, answered=done)
     return Receipt(status, given.lease, done, tuple(leases.filled(connection, made or held)))
 
 
-def _stored(connection: sa.Connection, given: Given, now_s: float) -> tuple[Status, bool]:
-    """What became of an answer, and whether a place changed hands by it."""
+def _stored(connection: sa.Connection, given: Given, now_s: float) -> Status:
+    """What became of an answer."""
     known = _known(connection, given.rater, given.key)
     if known is not None:
         if known.lease != given.lease or known.kind != "answer":
             raise StoreError(f"key {given.key!r} belongs to another answer: give each a key of its own")
-        return "known", False
+        return "known"
     lease = connection.execute(_LEASE, {"id_of": given.lease}).first()
     if lease is None or lease.rater != given.rater:
         raise StoreError(f"lease {given.lease!r} is not this rater's; ask for another")
@@ -109,16 +109,15 @@ def _stored(connection: sa.Connection, given: Given, now_s: float) -> tuple[Stat
         isinstance(fact, Ranking) for fact in said
     )
     if not _reclaim(connection, lease, now_s):
-        return "late", False
+        return "late"
     connection.execute(_CHANGE, {"id_of": lease.id, "state": "skipped" if skipped else "answered"})
-    given_back = skipped and not lease.repeat
-    if given_back:
+    if skipped and not lease.repeat:
         leases.give_back(connection, lease.comparison)
     for kind, record in ((facts.VOTES, Vote), (facts.RANKINGS, Ranking)):
         if rows := [kind.row(fact) for fact in said if isinstance(fact, record)]:
             connection.execute(_INSERT[kind], rows)  # the key is new, and so are their ids
     _note(connection, given.rater, given.key, "answer", lease.id, [fact.id for fact in said])
-    return "saved", given_back or lease.state != "open"
+    return "saved"
 
 
 def _known(connection: sa.Connection, rater: str, key: str) -> Any:

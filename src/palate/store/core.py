@@ -28,7 +28,20 @@ from palate import durable, project
 from palate.media import MediaError
 from palate.project import ProjectSettings
 from palate.records import Comparison, Medium, Ranking, Retraction, Sample, Score, Vote, now
-from palate.store import adding, amending, answers, facts, leases, medium, progress, raters, schema, snapshots, upgrade
+from palate.store import (
+    adding,
+    amending,
+    answers,
+    facts,
+    leases,
+    leasing,
+    medium,
+    progress,
+    raters,
+    schema,
+    snapshots,
+    upgrade,
+)
 from palate.store.amending import Amendment
 from palate.store.answers import Answer, Receipt
 from palate.store.database import FILE, Database, Postgres, Result, SQLite
@@ -191,7 +204,7 @@ class Store:
         any more. Raises StoreError for a comparison that is not there, or an expected sample that it does not show.
         """
         return sum(
-            self._write(lambda connection, part=part: amending.amend(connection, part, source), alone=True)
+            self._write(partial(amending.amend, part=part, source=source), alone=True)
             for part in facts.chunks(amendments)
         )
 
@@ -319,26 +332,13 @@ class Store:
         """
         at = time.time() if now is None else now
         self._expire(at)
-        with self._database.read() as connection:
-            mine = leases.held(connection, rater, at, leases.is_spared(connection, rater))
-        if len(mine) < n:
-            mine = self._write(lambda connection: self._take(connection, rater, n, at))
-        with self._database.read() as connection:
-            return leases.filled(connection, mine[:n])
-
-    def _take(self, connection: sa.Connection, rater: str, n: int, at: float) -> list[Any]:
-        held, made = leases.take(connection, leases.locked_rater(connection, rater), n, at, self.settings)
-        return [*held, *made]
+        return list(leasing.lease(self._database, self._write, rater, n, at, self.settings))
 
     def _expire(self, at: float, every: float = 0.0) -> None:
-        """Gives the places of leases that ran out back, in a transaction of its own, at most so often."""
-        if 0 <= at - self._swept < every:
-            return
-        self._swept = at
-        with self._database.read() as connection:
-            late = leases.any_expired(connection, at)
-        if late:
-            self._write(lambda connection: leases.expire(connection, at))
+        """Gives the places of leases that ran out back, at most so often."""
+        if not 0 <= at - self._swept < every:
+            self._swept = at
+            leasing.expire(self._database, self._write, at)
 
     def answer(
         self,

@@ -2,8 +2,8 @@
 
 A comparison has places, one for each rater that is wanted. A lease takes one; an answer keeps it, a skip or the lease's
 end gives it back. Every change of `places` is one conditional UPDATE, so that two who come at once cannot both have the
-last place. Rows are locked in one order (rater, lease, place), so that none waits for another in a circle: who holds a
-place waits for no other, except `expire` and erasure, which take theirs in order of comparison. Which of a rater's
+last place. Rows are locked in one order (rater, lease, place), so that none waits for another in a circle: who may hold
+a place waits for no other, except `expire` and erasure, which take theirs in order of comparison. Which of a rater's
 turns is a known pair or a repeat is keyed by (rater, turn), and so are the sides.
 """
 
@@ -128,17 +128,18 @@ def take(
     settings: ProjectSettings,
     *,
     answered: int | None = None,
-    holds_place: bool = False,
+    waits: bool = False,
 ) -> tuple[Sequence[Any], Sequence[Any]]:
     """Leases the rater, whose row is locked, up to n in all, with those that they hold: these rows, and the new ones.
 
     What a rater held when they asked to be spared runs out by itself; it is not among them and does not count.
-    answered: how many of their answers stand, noted along. holds_place: the transaction changed a place before.
+    answered: how many of their answers stand, noted along. waits: for one that another is taking at this moment; only
+    for a transaction that touched no place before.
     """
     before = held(connection, rater.id, now, rater.opted_out)[:n] if n else []
     made: list[dict[str, Any]] = []
     for number in range(rater.given, rater.given + n - len(before)):
-        lease = _next(connection, rater, number, settings, waits=not (holds_place or made))
+        lease = _next(connection, rater, number, settings, waits=waits and not made)
         if lease is None:
             break
         lease |= {"id": secrets.token_hex(12), "rater": rater.id, "number": number}
@@ -178,9 +179,9 @@ def _unseen(*also: sa.ColumnElement[bool]) -> sa.Select[Any]:
 
 _ORDINARY = _unseen(_places.c.known == sa.false(), _places.c.free > 0)
 _KNOWN = _unseen(_places.c.known == sa.true())
-# Of what others are taking at this moment the next is as good; only if there is no next are they waited for, and by
-# nobody who holds a place: two of those could wait for each other, and whoever goes without is given theirs next time.
-_NEAREST = (_ORDINARY.with_for_update(skip_locked=True, of=_places), _ORDINARY.with_for_update(of=_places))
+# Of what others are taking at this moment the next is as good. A query that waited for them would keep the locks of all
+# that it looked at in vain.
+_NEAREST = _ORDINARY.with_for_update(skip_locked=True, of=_places)
 _INSERT = sa.insert(_leases)
 
 
@@ -189,8 +190,8 @@ def _next(
 ) -> dict[str, Any] | None:
     """What the rater is given at this turn, its place taken: comparison, shown and repeat of a lease; None for nothing.
 
-    Known pairs and repeats are mixed into ordinary ones; nobody is kept busy with them alone. waits: for what others
-    are taking at this moment.
+    Known pairs and repeats are mixed into ordinary ones; nobody is kept busy with them alone. waits: for the nearest
+    even if another is taking it at this moment, who may leave nothing of it.
     """
     who = {"rater_of": rater.id, "spared": rater.opted_out}
     turn = _key(rater.id, number) / 2**64
@@ -207,11 +208,16 @@ def _next(
                     "shown": json.dumps(json.loads(again.shown)[::-1]),
                     "repeat": True,
                 }
-    for query in _NEAREST if waits else _NEAREST[:1]:
-        found = connection.execute(query, who).first()
-        if found is not None and take_place(connection, found.comparison):
-            return _as_shown(found, rater.id, number)
+    found = connection.execute(_ORDINARY if waits else _NEAREST, who).first()
+    if found is not None and take_place(connection, found.comparison):
+        return _as_shown(found, rater.id, number)
     return None
+
+
+def any_left(connection: sa.Connection, rater: str) -> bool:
+    """Whether there is an ordinary comparison with a free place for the rater."""
+    who = {"rater_of": rater, "spared": is_spared(connection, rater)}
+    return connection.execute(_ORDINARY, who).first() is not None
 
 
 def _as_shown(found: Any, rater: str, number: int) -> dict[str, Any]:
