@@ -53,6 +53,11 @@ FULL = Tier("full", (101, 102, 103, 104, 105), 1024, 512, "auto")
 TUNING_SEED = 7  # never reported
 
 
+def few_seeds(tier: Tier) -> tuple[int, ...]:
+    """Two in the cpu tier, for claims of so many arms that three take longer than its hour; else all."""
+    return tier.seeds[:2] if tier.name == "cpu" else tier.seeds
+
+
 def arguments(description: str | None) -> argparse.Namespace:
     """--budget, --minutes of this call, --processes side by side, --table to print what there is."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -61,11 +61,6 @@ GRID = {
 CLAIM = Claim("flow_dpo", {"noise": NOISE, "k": K, "steps": STEPS, "prompts": PROMPTS, "dropout": DROPOUT}, WORLD)
 
 
-def seeds(tier: Tier) -> tuple[int, ...]:
-    """The cpu tier reports two."""
-    return tier.seeds[:2] if tier.name == "cpu" else tier.seeds
-
-
 @cache
 def scored(tier: Tier, seed: int) -> tuple[list[str], torch.Tensor, np.ndarray]:
     """Prompts, latents [n, K, ...] and the reward model's scores [n, K, D] of the base's pictures."""
@@ -151,7 +146,7 @@ def best(tier: Tier, method: str, task: str) -> Setting:
 
 def reported(tier: Tier) -> common.Arms:
     n = tier.samples
-    arms: common.Arms = [("base", seed, partial(base, tier, seed, n)) for seed in seeds(tier)]
+    arms: common.Arms = [("base", seed, partial(base, tier, seed, n)) for seed in common.few_seeds(tier)]
     for task in TASKS:
         chosen = {method: best(tier, method, task) for method in METHODS}
         constant = chosen["dpo"]
@@ -159,7 +154,7 @@ def reported(tier: Tier) -> common.Arms:
         chosen["dpo-t-3beta"] = Setting(constant.rate, 3 * constant.strength)
         arms += [
             (f"{task}-{name}", seed, partial(trained, tier, name.removesuffix("-3beta"), task, seed, at, n))
-            for seed in seeds(tier)
+            for seed in common.few_seeds(tier)
             for name, at in chosen.items()
         ]
     return arms
@@ -169,7 +164,7 @@ def show(tier: Tier) -> None:
     rows: list[dict[str, Any]] = []
     for task in TASKS:
         for name in ("base", *(f"{task}-{method}" for method in (*METHODS, "dpo-t-3beta"))):
-            for seed in seeds(tier):
+            for seed in common.few_seeds(tier):
                 found, untouched = (common.load_arm(CLAIM, tier, arm, seed) for arm in (name, "base"))
                 if not found or not untouched:
                     continue

@@ -221,7 +221,7 @@ def best_rate(tier: Tier, task: str, method: str) -> float:
 
 def reported(tier: Tier) -> list[Any]:
     n, arms, last = tier.samples, [], TASKS[-1]
-    for seed in tier.seeds:
+    for seed in common.few_seeds(tier):
         for task in TASKS:
             arms.append((f"{task}-base", seed, partial(base, tier, seed, task, n)))
             for name in METHODS:
@@ -308,13 +308,10 @@ def along(tier: Tier, name: str) -> list[str]:
     mean, low, high = tables.interval_of_mean(grown)
     off = [arm["mismatch"] for seed in seeds if (arm := common.load_arm(CLAIM, tier, "mismatch", seed))]
     errors = {level: np.mean([one[f"style{level:g}"] for one in off]) for level in LEVELS} if off else {}
-    size = (
-        f" (the base's error there, of that on its own: {', '.join(f'{e:.2f}' for e in errors.values())})"
-        if off
-        else ""
-    )
+    told = ", ".join(f"{error:.2f}" for error in errors.values())
+    size = f" (the base's error there, of that on its own: {told})" if off else ""
     return [
-        f"1. how much more {name}'s pictures are liked than DPO's, by mismatch: {', '.join(parts)}{size * bool(off)}; "
+        f"1. how much more {name}'s pictures are liked than DPO's, by mismatch: {', '.join(parts)}{size}; "
         f"it grows by {mean:+.3f} [{low:+.3f}, {high:+.3f}]: {tables.says(low > 0, high < 0)}"
     ]
 
