@@ -216,19 +216,21 @@ def _right(made: Vote | Ranking, expected: str) -> bool | None:
 
 
 def _rater(name: str, work: _Work, units: Mapping[Pair, NDArray[np.float64]], level: float) -> Rater:
-    votes, ranked = work.votes, [ranking for ranking in work.rankings if not ranking.repeat]
+    votes = work.votes
+    everything: list[Vote | Ranking] = [*votes, *work.rankings]
     first = [vote for vote in votes if not vote.repeat]
     given = {_pair(vote): said for vote in reversed(first) if (said := rating(vote)) is not None}
     again = [(rating(vote), given.get(_pair(vote))) for vote in votes if vote.repeat]
     again = [(now, before) for now, before in again if now is not None and before is not None]
     sides = [_picked(vote) == vote.left for vote in votes if vote.left and vote.choice in ("a", "b")]
     same, others = _alike({pair: said for pair, said in given.items() if pair in units}, units)
-    seconds = [made.seconds for made in (*votes, *work.rankings) if made.seconds is not None]
+    seconds = [made.seconds for made in everything if made.seconds is not None]
     counts = Counter(vote.choice for vote in first)
     left = share(sum(sides), len(sides))
     found = Rater(
         name,
-        len({made.comparison or made.id for made in (*first, *ranked)}),  # of several, all bad is a vote on each pair
+        # Of several, that all are bad is one judgement, and a vote on each pair.
+        len({made.comparison or made.id for made in everything if not made.repeat}),
         counts["skip"],
         share(sum(work.right.values()), len(work.right)),
         share(sum(now == before for now, before in again), len(again)),

@@ -24,7 +24,7 @@ from palate.config import ConfigError
 from palate.doors.hands import Hand, hand, reading
 from palate.doors.shown import comparison_id
 from palate.media import MediaError
-from palate.records import Comparison, Medium, Sample, Vote, now
+from palate.records import Comparison, Medium, Ranking, Sample, Vote, now
 from palate.store import Amendment
 from palate.store.medium import checked
 from palate.views import folded
@@ -40,7 +40,8 @@ def listing(folder: Path) -> None:
     with reading(folder) as store:
         samples = {made.id: made for made in store.samples()}
         judged: dict[str, set[str]] = {}
-        for said in (*store.votes(), *store.rankings()):
+        judgements: list[Vote | Ranking] = [*store.votes(), *store.rankings()]
+        for said in judgements:
             if not said.repeat and not (isinstance(said, Vote) and said.choice == "skip"):
                 judged.setdefault(said.comparison, set()).add(said.source)
         for made in store.comparisons():
