@@ -155,7 +155,7 @@ def test_an_interruption_says_how_to_go_on(run_module, capsys):
     assert "to draw what is missing" in capsys.readouterr().err
     run_module.compare = interrupt
     assert call("compare", "a", "b", "--prompts", "p.txt", "--scorer", "x") == 130
-    assert "start over" in capsys.readouterr().err
+    assert "to draw and judge what is missing" in capsys.readouterr().err
 
 
 def test_an_interrupted_demo_says_that_it_goes_on(monkeypatch, capsys):
@@ -163,6 +163,7 @@ def test_an_interrupted_demo_says_that_it_goes_on(monkeypatch, capsys):
         raise KeyboardInterrupt
 
     module = types.ModuleType("palate.doors.demo")
+    module.METHOD = "diffusion_dpo"
     module.run = interrupt
     monkeypatch.setitem(sys.modules, "palate.doors.demo", module)
     assert call("demo") == 130

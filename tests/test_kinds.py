@@ -106,6 +106,12 @@ def test_what_is_no_video_is_not_written(frames, rate, said):
         webm.write(frames, rate)
 
 
+def test_a_pillow_that_cannot_is_told_with_what_to_install(monkeypatch):
+    monkeypatch.setattr(webm.features, "check", lambda name: name != "webp")
+    with pytest.raises(MediaError, match="which this one lacks: pip install --upgrade pillow"):
+        webm.write(clip(1), 16)
+
+
 @pytest.mark.parametrize(
     ("type", "content", "said"),
     [

@@ -12,7 +12,7 @@ import io
 import struct
 from collections.abc import Iterator, Sequence
 
-from PIL import Image
+from PIL import Image, features
 
 from palate.media import MAX_PIXELS, MediaError, decode
 from palate.records import Medium
@@ -21,10 +21,7 @@ MAX_FRAMES = 1024
 MAX_PIXELS_IN_ALL = 4 * MAX_PIXELS
 MAX_RATE = 1000.0  # frames a second: Matroska's times here are milliseconds
 QUALITY = 95  # of WebP; the colours are kept at half the resolution, whatever the quality
-MEND = (
-    "videos are read as WebM of VP8 key frames: "
-    "ffmpeg -i IN -c:v libvpx -crf 4 -b:v 50M -force_key_frames expr:1 -an OUT.webm makes one"
-)
+OTHER = "other video"  # kind of the error for a video that something else wrote
 _CLUSTER_S = 1.0  # a block's time counts from its cluster's, in 16 bits of milliseconds
 _EBML, _SEGMENT, _INFO, _TRACKS, _CUES, _CLUSTER = (
     0x1A45DFA3,
@@ -51,6 +48,8 @@ def write(frames: Sequence[Image.Image], rate: float, quality: int = QUALITY) ->
         raise MediaError(f"a video is 1 to {MAX_FRAMES} frames of one size; these are {len(frames)} of {sorted(sizes)}")
     if not 0 < rate <= MAX_RATE:
         raise MediaError(f"a video at {rate!r} frames a second cannot be written: above 0 up to {MAX_RATE:g} can")
+    if not features.check("webp"):
+        raise MediaError("videos are written by Pillow's WebP, which this one lacks: pip install --upgrade pillow")
     (size,) = sizes
     times = [round(1000 * place / rate) for place in range(len(frames))]
     clusters, starts = _clusters([_key_frame(frame, quality) for frame in frames], times)
@@ -178,7 +177,7 @@ def _parts(content: bytes) -> tuple[list[bytes], float]:
     except (IndexError, struct.error):
         raise MediaError("a video that is damaged, or cut short", "damaged") from None
     if codec != b"V_VP8" or not parts:
-        raise MediaError(f"a video of another kind; {MEND}", "other video")
+        raise MediaError("a video of another make than VP8 key frames", OTHER)
     span = max(times) - min(times)
     rate = 1e9 / duration if duration else 1000 * (len(parts) - 1) / span if span else 1.0
     return parts, float(round(rate)) if abs(rate - round(rate)) < 1e-3 else rate
@@ -213,7 +212,7 @@ def _frame_of(block: memoryview) -> bytes:
     _, at = _number(block, 0)
     laced, frame = block[at + 2] & 0x06, bytes(block[at + 3 :])
     if laced or len(frame) < 10 or frame[0] & 1 or frame[3:6] != b"\x9d\x01\x2a":
-        raise MediaError(f"a video of another kind; {MEND}", "other video")
+        raise MediaError("a video of another make than VP8 key frames", OTHER)
     return frame
 
 
