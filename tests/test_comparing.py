@@ -17,7 +17,7 @@ from palate.evaluation import people, verdict
 from palate.evaluation.compare import Arm
 from palate.records import Comparison, Vote
 from palate.scorers import http, pickscore
-from palate.store import Store
+from palate.store import Amendment, Store
 from tests import zoo
 
 
@@ -319,6 +319,11 @@ def test_people_judge_in_a_project_and_the_same_command_counts(model, tmp_path, 
     assert "each vote by itself, people" in said and "15 of 15 votes" in said
     html = (tmp_path / "out" / "report.html").read_text()
     assert "The people" in html and html.count("data:image/png") == 6
+    with Store.open(project) as store:  # what tests raters says nothing of models any more
+        store.amend([Amendment(held[0].id, expected=held[0].samples[1])], "me")
+    facts = again()
+    assert facts["verdicts"][0]["n"] == 2 and facts["people"]["wanted"] == 10
+    assert facts["people"]["raters"][-1]["known"]["n"] == 1
 
 
 def test_votes_that_bring_a_pair_no_nearer_are_no_progress():

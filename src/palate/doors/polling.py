@@ -13,7 +13,7 @@ from typing import Any
 
 from palate import agreement, durable, kinds, sampling
 from palate.config import ConfigError
-from palate.doors import asking, comparing, drawing, judging, lookup, matching
+from palate.doors import asking, awaited, comparing, drawing, judging, lookup, matching
 from palate.evaluation import people, verdict
 from palate.prompts import Prompt
 from palate.records import Comparison, Sample, Vote, now
@@ -145,7 +145,7 @@ def _counted(
     out: Path,
 ) -> dict[str, Any]:
     """What the votes so far say, for every question of the project."""
-    asked = list(store.comparisons(batch=batch))
+    asked = awaited.asked_of(store, batch)
     ids = {comparison.id for comparison in asked}
     everything = list(store.votes())
     votes = [vote for vote in everything if vote.comparison in ids]
