@@ -7,10 +7,12 @@ import struct
 import wave
 
 import pytest
+import sqlalchemy as sa
 from PIL import Image
 from starlette.testclient import TestClient
 
 from palate.records import Comparison, Medium, Sample, now
+from palate.store import schema
 from palate.studio.app import create
 from palate.studio.files import NoRange, as_encoded_here, range_of, view_of
 from palate.studio.scrub import patches
@@ -146,6 +148,9 @@ def test_blurred_and_spared(tmp_path):
             assert rater.post("/api/preference", {"blur": False, "opted_out": True}).status_code == 200
             prompts = {lease["prompt"] for lease in rater.lease(5)}
             assert prompts == {f"prompt {i}" for i in range(4)}  # at once, though it was given before
+            blurred = sa.update(schema.raters).values(blur=True)  # by another process
+            store._database.write(lambda connection: connection.execute(blurred))
+            assert all(lease["veiled"] for lease in rater.lease(5))
 
 
 # --- what is sent of a file -------------------------------------------------------------------------------------------

@@ -105,7 +105,8 @@ def routes(studio: Studio) -> APIRouter:
 
     @router.post("/api/lease")
     def lease(asked: Ask, request: Request) -> Response:
-        rater: Rater = request.state.rater
+        # Looked up anew: a page asks when the rater's preferences changed, be it by another process.
+        rater: Rater = store.rater_of(request.state.token) or request.state.rater
         leases = [shown(one, rater) for one in store.lease(rater.id, asked.n)]
         return JSONResponse({"leases": leases, "progress": standing(store.answered(rater.id))})
 

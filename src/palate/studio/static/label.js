@@ -1,6 +1,6 @@
 // The labelling page: what an answer, an undo and a reply of the studio lead to.
 
-import { post, Refused, Unreachable } from "./net.js";
+import { later, post, Refused, Unreachable } from "./net.js";
 import { Outbox } from "./outbox.js";
 import { Tabs } from "./tabs.js";
 import { Tasks } from "./tasks.js";
@@ -202,6 +202,8 @@ for (const [id, name] of [["blur", "blur"], ["opted-out", "opted_out"]]) {
   $(id)?.addEventListener("change", async ({ target }) => {
     try {
       await post("/api/preference", { [name]: target.checked });
+      await asking;  // what was asked before is told as before
+      for (let i = 0; outbox.sending && i < 300; i++) await later(50);
       tasks.clear();
       clear();
       await fill();
