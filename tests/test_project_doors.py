@@ -268,11 +268,12 @@ def test_all_of_it_while_the_studio_runs(folder, tmp_path, capsys):
 def test_the_token_goes_to_the_studio_alone(folder, capsys, monkeypatch):
     """A note that a killed studio left is not believed: its port may be another's by now."""
     with_votes(folder)
-    (folder / reach.FILE).write_text(json.dumps({"process": 1, "base": "http://127.0.0.1:9"}))
     monkeypatch.setattr(reach.Desk, "post", lambda *_: pytest.fail("it was asked"))
-    with Store.open(folder):
-        assert palate("project", "revoke", folder, "Ada") == 1
-    assert "in use by another process" in capsys.readouterr().err
+    for noted in (json.dumps({"process": 1, "base": "http://127.0.0.1:9"}), "[]", "{", ""):
+        (folder / reach.FILE).write_text(noted)
+        with Store.open(folder):
+            assert palate("project", "revoke", folder, "Ada") == 1
+        assert "in use by another process" in capsys.readouterr().err
     TokenFile(folder).path.unlink()
     with Store.open(folder) as store, labelling.open_studio(store, port=0):
         TokenFile(folder).path.unlink()

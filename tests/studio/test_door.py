@@ -13,6 +13,7 @@ import time
 import httpx2
 import pytest
 
+from palate.cli import main
 from palate.doors import awaited, labelling
 from palate.records import Ranking, now
 from palate.studio.joining import TokenFile
@@ -38,6 +39,10 @@ def test_it_starts_at_once_serves_and_stops_on_ctrl_c(tmp_path):
         with httpx2.Client(base_url=base) as client:
             assert client.post("/api/join", json={"token": token}, headers={"origin": base}).json()["to"]
             assert client.get("/").status_code == 200
+        with pytest.raises(SystemExit) as left:  # another process asks the one that has the project open
+            main(["project", "revoke", str(tmp_path / "p"), "rater 2"])
+        assert left.value.code == 0
+        assert "rater 2" not in (tmp_path / "p" / "tokens").read_text()
         run.send_signal(signal.SIGINT)
         out, errors = run.communicate(timeout=20)
         assert run.returncode == 0 and "acknowledged" in out

@@ -77,7 +77,7 @@ def routes(studio: Studio) -> APIRouter:
 
     def forget(parcel: Parcel) -> None:
         if ready.get(parcel.name) is parcel:
-            del ready[parcel.name]
+            ready.pop(parcel.name, None)
         parcel.drop()
 
     @router.post("/export")

@@ -52,6 +52,7 @@ class Desk:
         """What the studio replies. Raises ReachError if it does not answer or refuses."""
         address = urlsplit(self.base)
         headers = {
+            "host": address.netloc,
             "cookie": f"{self.cookie}={self.token}",
             "origin": self.base,
             "x-csrf": csrf_of(self.token),
@@ -80,14 +81,15 @@ def desk(store: Store) -> Desk | None:
     """
     try:
         noted = json.loads((store.folder / FILE).read_bytes())
+        base, process = str(noted["base"]), str(noted["process"])
         holder = (store.folder / durable.LOCK).read_text().strip()
-    except (OSError, ValueError):
+    except (OSError, ValueError, KeyError, TypeError):  # there is none, or it is another's
         return None
-    if str(noted["process"]) != holder:
+    if process != holder:
         return None
     for _, role, token in TokenFile(store.folder).read():
         if role == "admin" and (rater := store.rater_of(token)) is not None and rater.role == "admin":
-            return Desk(noted["base"], cookie_name(store.folder), token)
+            return Desk(base, cookie_name(store.folder), token)
     raise ReachError(
         f"{TokenFile(store.folder).path} holds no valid link of an admin: stop the studio and start it again, which "
         "makes one"

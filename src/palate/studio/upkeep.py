@@ -15,7 +15,7 @@ from palate.strict import Strict
 from palate.studio.context import Studio
 from palate.studio.joining import forget, join_link, shut_out
 
-AT_ONCE = 50  # amendments of one request, whose body is bounded
+AT_ONCE = 30  # amendments of one request, whose body is bounded
 Id = Annotated[str, Field(min_length=1, max_length=500)]
 
 
