@@ -72,7 +72,9 @@ def killed(compare, out: Path, owner, name: str, number: int) -> None:
     assert not (out / "result.json").exists()
 
 
-@pytest.mark.parametrize("at", DIES)
+@pytest.mark.parametrize(
+    "at", ["drawing", *(pytest.param(at, marks=pytest.mark.slow) for at in ("writing", "scoring"))]
+)
 def test_killed_it_goes_on_to_the_same_numbers(at, compare, straight, tmp_path, monkeypatch):
     killed(compare, out := tmp_path / "out", *DIES[at])
     before = {path: path.stat().st_mtime_ns for path in out.glob("drawn/*/*.png")}
@@ -86,6 +88,7 @@ def test_killed_it_goes_on_to_the_same_numbers(at, compare, straight, tmp_path, 
     assert len(untouched) == rows and not list(out.rglob("*.partial"))
 
 
+@pytest.mark.slow
 def test_killed_again_and_again(compare, straight, tmp_path):
     for number in (1, 3, 2):
         killed(compare, tmp_path / "out", sampling, "sample", number)
