@@ -115,15 +115,15 @@ def test_a_pillow_that_cannot_is_told_with_what_to_install(monkeypatch):
 @pytest.mark.parametrize(
     ("type", "content", "said"),
     [
-        ("video/mp4", b"\0\0\0\x18ftypisom" + b"\0" * 20, r"a video of type video/mp4; .* ffmpeg -i IN"),
-        ("video/webm", b"\x1a\x45\xdf\xa3\x80", "a video of another kind"),
+        ("video/mp4", b"\0\0\0\x18ftypisom" + b"\0" * 20, "not a readable video of type video/mp4"),
+        ("video/webm", b"\x1a\x45\xdf\xa3\x80", "not a readable video of type video/webm"),
         ("video/webm", b"", "a video of type application/octet-stream"),
-        ("audio/mpeg", b"ID3" + b"\0" * 20, r"a sound of type audio/mpeg; sounds are read as WAV"),
-        ("audio/wav", b"RIFF\0\0\0\0WAVEfmt ", "not a WAV file"),
+        ("audio/mpeg", b"ID3" + b"\0" * 20, "not a readable sound of type audio/mpeg"),
+        ("audio/wav", b"RIFF\0\0\0\0WAVEfmt ", "not a readable sound of type audio/wav"),
         ("text/plain", b"\xff\xfe\xff", "text is not UTF-8"),
     ],
 )
-def test_other_files_are_refused_with_what_to_do(type, content, said):
+def test_what_is_no_medium_is_refused(type, content, said):
     with pytest.raises(MediaError, match=said):
         kinds.read(Medium(type, content))
 
@@ -146,7 +146,7 @@ def test_a_video_of_predicted_frames_and_of_too_many_is_refused(monkeypatch):
     content = bytearray(kinds.written(clip(2)).bytes)
     at = content.rfind(b"\x9d\x01\x2a") - 3
     content[at] |= 1  # no key frame
-    with pytest.raises(MediaError, match="another kind"):
+    with pytest.raises(MediaError, match="another make than VP8 key frames"):
         webm.read(bytes(content))
     made = kinds.written(clip(5)).bytes
     for name, most, said in (("MAX_FRAMES", 4, "more than 4 frames"), ("MAX_PIXELS_IN_ALL", 2000, "2,000 pixels")):

@@ -14,6 +14,7 @@ from palate.cli import main
 from palate.doors import comparing, drawing, judging, lookup, matching, polling, projects, rounds
 from palate.store import Store
 from tests.moving import FRAME_RATE, run_of
+from tests.test_clips import encoded
 
 PROMPTS = ["a red cat", "a blue dog", "a green bird"]
 HOW = {"num_inference_steps": 2, "guidance_scale": 1.0}
@@ -266,3 +267,26 @@ def test_preferences_between_videos_are_exported_and_trained_on(video, prompts, 
     recipe["evaluation"]["scorers"], recipe["output"] = {"clap": 1}, str(tmp_path / "other")
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe))
     assert run_command(["train", str(tmp_path / "mine.yaml")]) == 1  # refused before CLAP is looked for
+
+
+def test_pairs_of_mp4_files_are_trained_on(video, tmp_path, capsys):
+    """Of other sizes, rates and lengths than the model draws; one is too short."""
+    lengths = {"a": 12, "b": 30, "c": 16, "d": 2}
+    for name, frames in lengths.items():
+        (tmp_path / f"{name}.mp4").write_bytes(encoded(frames=frames, rate=24))
+    rows = [
+        {"prompt": PROMPTS[i], "chosen": f"{a}.mp4", "rejected": f"{b}.mp4"} for i, (a, b) in enumerate(["ab", "cd"])
+    ]
+    data = tmp_path / "pairs.csv"
+    data.write_text("prompt,chosen,rejected\n" + "".join(f"{','.join(row.values())}\n" for row in rows))
+    recipe = {
+        "model": {"name": f"{video}/model", "device": "cpu", "lora": {"rank": 2}, "call": call_of(video)},
+        "algorithm": {"name": "diffusion_dpo"},
+        "data": {"path": str(data), "cache": str(tmp_path / "cache"), "max_bad_fraction": 0.3, "held_out": 0},
+        "training": {"max_steps": 1, "batch_size": 2, "learning_rate": 1e-2},
+        "output": str(tmp_path / "run"),
+    }
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe))
+    assert run_command(["train", str(tmp_path / "mine.yaml")]) == 0
+    out = capsys.readouterr().out
+    assert "3 videos were brought to" in out and "d.mp4): a video of 2 frames at 24 a second is shorter" in out

@@ -10,6 +10,7 @@ Videos and sounds carry their rate, so that none has to be guessed when they are
 
 from __future__ import annotations
 
+import contextlib
 import io
 import wave
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from PIL import Image
 
-from palate import media, webm, wire
+from palate import clips, media, webm, wire
 from palate.media import MediaError
 from palate.records import Medium
 from palate.wire import FRAME_RATE, Video, Waveform
@@ -152,8 +153,8 @@ def _measured(path: Path, type: str) -> dict[str, Any]:
 def read(medium: Medium, root: str | Path | None = None) -> Any:
     """A medium's file as what it is in memory: a picture, a `Video`, a `Waveform`, a text.
 
-    root: the folder that paths are relative to. Pictures are PNG, JPEG or WebP, videos WebM as `palate.webm` has it,
-    sounds WAV. Raises MediaError saying what is wrong, and how other files are brought to these.
+    root: the folder that paths are relative to. Pictures are PNG, JPEG or WebP. What `written` makes is read by itself,
+    videos and sounds of any other make by PyAV (`palate.clips`). Raises MediaError saying what is wrong.
     """
     kind = _BY_TYPE.get(medium.type.partition("/")[0])
     if kind in (None, "pictures"):
@@ -163,16 +164,21 @@ def read(medium: Medium, root: str | Path | None = None) -> Any:
         media.check(Medium(medium.type, content))
         return content.decode()
     shown = media.type_of_bytes(content)
-    if kind == "videos":
-        if shown != "video/webm":
-            raise MediaError(f"a video of type {shown}; {webm.MEND}", "other video")
-        return Video(*webm.read(content))
-    if shown != "audio/wav":
-        raise MediaError(
-            f"a sound of type {shown}; sounds are read as WAV: ffmpeg -i IN -c:a pcm_s16le OUT.wav makes one",
-            "other sound",
-        )
-    try:
-        return wire.unwav(content)
-    except wire.WireError as error:
-        raise MediaError(str(error), "damaged") from None
+    return _video(content, shown) if kind == "videos" else _sound(content, shown)
+
+
+def _video(content: bytes, type: str) -> Video:
+    if type == "video/webm":
+        try:
+            return Video(*webm.read(content))
+        except MediaError as error:
+            if error.kind != webm.OTHER:
+                raise
+    return clips.video(content, type)
+
+
+def _sound(content: bytes, type: str) -> Waveform:
+    if type == "audio/wav":
+        with contextlib.suppress(wire.WireError):  # it knows WAV of 16 bits and floats alone
+            return wire.unwav(content)
+    return clips.sound(content, type)

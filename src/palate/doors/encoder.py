@@ -126,8 +126,9 @@ def _measured(content: bytes) -> Size | None:
 
 
 class Encoder:
-    """Rows into entries of a cache. census: of the media. rows: so far. resized: pictures that were not as drawn.
-    met: sizes that rows were brought to. codec, words: what the model encodes media and prompts by.
+    """Rows into entries of a cache. census: of the media. rows: so far. resized: pictures that were not as drawn;
+    reshaped: videos and sounds. met: sizes that rows were brought to. codec, words: what the model encodes media and
+    prompts by.
     """
 
     def __init__(
@@ -141,10 +142,11 @@ class Encoder:
     ) -> None:
         """sizes: buckets that pictures are brought to; none for the one size that the model draws."""
         self._policy, self._cache, self._reader, self._change = policy, cache, reader, change
-        self.census, self.rows, self.resized, self._bytes = census, 0, 0, 0
+        self.census, self.rows, self.resized, self.reshaped, self._bytes = census, 0, 0, 0, 0
         self.codec, self.words = codec_identity(policy), prompt_identity(policy)
         self._alone = policy.device.type == "cpu"  # there the bits of a latent must not depend on its neighbours
-        self.drawn = geometry.size_of(policy)
+        self.form = geometry.form_of(policy)
+        self.drawn = self.form.size if self.form.kind == "pictures" else None
         self._sizes = list(sizes) or ([self.drawn] if self.drawn else [])
         self._views: dict[Size | None, DiffusionPolicy] = {None: policy, self.drawn: policy}
         self.met: set[Size] = set()
@@ -160,7 +162,8 @@ class Encoder:
         size = geometry.nearest(sizes, self._sizes) if sizes and self._sizes else None
         view = self.view(size)
         where = identity.geometry(view)
-        keys = [None if one is None else _key(self.codec, where, one.digest.hex()) for one in found]
+        form = [self.form.name] if self.form.name else []
+        keys = [None if one is None else _key(self.codec, where, *form, one.digest.hex()) for one in found]
         keys = self._encode(view, row, size, keys, found)
         if not any(keys):
             return None
@@ -248,7 +251,8 @@ class Encoder:
                 continue
             with self._counted(row, one.name):
                 medium = one.decoded if one.decoded is not None else kinds.read(one.content)
-                missing[key] = geometry.fitted(medium, size) if size else medium
+                missing[key] = geometry.fitted(medium, self.form, size)
+                self.reshaped += self.drawn is None and _size(missing[key]) != _size(medium)
                 good[place] = key
         parts = [[medium] for medium in missing.values()] if self._alone else [list(missing.values())]
         latents = [latent for part in parts if part for latent in latents_of(view, part, row)]
@@ -292,10 +296,18 @@ class Encoder:
         if self.census.bad or flaws.total:
             first = "; ".join([*self.census.bad[:3], *([str(flaws)] if flaws.total else [])])
             told.append(f"left out: {len(self.census.bad)} media, {flaws.total} rows: {first}")
+        if self.reshaped:
+            told.append(f"{self.reshaped} {self.form.kind} were brought to {self._formed()}, which the model draws")
         if self.resized:
             to = "their buckets" if len(self._sizes) > 1 else f"{self._sizes[0][1]} x {self._sizes[0][0]}"
             told.append(f"{self.resized} pictures were resized and cropped to {to} (data.buckets chooses the sizes)")
         return told
+
+    def _formed(self) -> str:
+        form = self.form
+        if form.size is None:
+            return f"{form.length} samples at {form.rate:g} a second"
+        return f"{form.length} frames of {form.size[1]} x {form.size[0]} at {form.rate:g} a second"
 
 
 def _key(*parts: str) -> str:

@@ -18,6 +18,7 @@ from palate import datasets, views
 from palate.config import ConfigError
 from palate.doors import standing
 from palate.doors.encoder import Census, Change, Encoder, decoded, latents_of, media_of
+from palate.media import MediaError
 from palate.models import geometry
 from palate.models.diffusion import DiffusionPolicy, check_prediction_kind
 from palate.models.geometry import Size
@@ -85,9 +86,11 @@ def check_kind(policy: DiffusionPolicy, rows: Sequence[tuple[Preference, Sequenc
 
     Returns what to warn of where they do not tell, "" where all is well.
     """
-    shown = [(medium, row.prompt) for row, media in rows for medium in media if medium is not None][:n]
-    if (size := geometry.size_of(policy)) is not None:
-        shown = [(geometry.fitted(medium, size), prompt) for medium, prompt in shown]
+    there = ((medium, row.prompt) for row, media in rows for medium in media if medium is not None)
+    shown, form = list[tuple[Any, str]](), geometry.form_of(policy)
+    for medium, prompt in islice(there, n):
+        with contextlib.suppress(MediaError):  # one that is too short is counted when it is encoded
+            shown.append((geometry.fitted(medium, form), prompt))
     return check_prediction_kind(policy, [medium for medium, _ in shown], [prompt for _, prompt in shown])
 
 
@@ -183,6 +186,7 @@ def sizes_of(policy: DiffusionPolicy, wanted: str | Sequence[Sequence[int]] | No
         return []
     if not isinstance(wanted, str):
         return [(height, width) for height, width in wanted]
-    if (drawn := geometry.size_of(policy)) is None:
+    form = geometry.form_of(policy)
+    if form.kind != "pictures" or form.size is None:
         raise ConfigError("data.buckets: this model draws no pictures; leave it out")
-    return geometry.buckets(drawn[0] * drawn[1])
+    return geometry.buckets(form.size[0] * form.size[1])
