@@ -11,6 +11,7 @@ import pytest
 
 from palate import project
 from palate.cli import main
+from palate.datasets import parquet
 from palate.doors import awaited, giving, labelling
 from palate.project import ProjectSettings
 from palate.records import Vote
@@ -291,3 +292,12 @@ def test_known_pairs_count_for_nothing_else(folder, tmp_path):
         assert labelling.win_rates_so_far(store) == []
         assert {made.id for made, _ in awaited.missing(store, "")} == {f"c{n}" for n in range(1, 6)}
         assert not list(awaited.votes_of(store, "")) and not awaited.preferences(store, [""])
+
+
+def test_what_came_in_to_test_raters_is_no_candidate(folder, tmp_path):
+    (tmp_path / "good.png").write_bytes(png(901))
+    with_votes(folder)
+    row = {"prompt": "prompt 0", "a": "good.png", "b": "s1", "expected": "a"}
+    assert palate("project", "known", folder, table(tmp_path / "known.jsonl", [row])) == 0
+    giving.export(folder, tmp_path / "out")
+    assert {len(row) for row in parquet.read(tmp_path / "out")} == {2}

@@ -59,9 +59,10 @@ def preferences(store: Store, batches: Iterable[str]) -> list[Preference]:
     samples = [sample for sample in store.samples() if sample.id in wanted]
     others = list(store.settings.questions)[1:]
     rows = views.preferences(samples, votes, dimension=question(store), aspects=others)
-    return [_whole(store, row) for row in rows]
+    return [whole(store, row) for row in rows]
 
 
-def _whole(store: Store, row: Preference) -> Preference:
+def whole(store: Store, row: Preference) -> Preference:
+    """The row with its media's bytes in it."""
     media = [m if m is None else replace(m, bytes=store.read_media(m), path=None) for m in row.media]
     return replace(row, media=tuple(media))

@@ -13,8 +13,9 @@ import numpy as np
 from palate import durable, views
 from palate.config import ConfigError
 from palate.datasets import parquet
-from palate.doors.hands import reading
-from palate.records import OVERALL, Medium, Preference
+from palate.doors import awaited
+from palate.doors.hands import KNOWN, reading
+from palate.records import OVERALL, Preference
 from palate.store import Snapshot, Store
 from palate.views import Labels
 
@@ -59,7 +60,10 @@ def write(store: Store, taken: Snapshot, out: Path, how: How = How()) -> dict[Pa
     if how.held_out:
         kept, aside = views.held_out([row.prompt for row in rows], how.held_out)
         parts = {out / "train": [rows[i] for i in kept], out / "validation": [rows[i] for i in aside]}
-    made = {part: parquet.write(part, (_whole(store, row) for row in content)) for part, content in parts.items()}
+    made = {
+        part: parquet.write(part, (replace(awaited.whole(store, row), id="") for row in content))
+        for part, content in parts.items()
+    }
     facts = {"project": store.settings.id, "snapshot": taken.id, **asdict(how)}
     durable.write_bytes(out / "snapshot.json", (json.dumps(facts, indent=1) + "\n").encode())
     return made
@@ -70,7 +74,7 @@ def _rows(store: Store, taken: Snapshot, how: How) -> Iterator[Preference]:
         raise ConfigError(f"--by {how.by}: preferences are by votes or by scores")
     scores = list(store.scores(snapshot=taken))
     return views.preferences(
-        store.samples(snapshot=taken),
+        (sample for sample in store.samples(snapshot=taken) if sample.source != KNOWN),  # no candidate of any model
         store.votes(snapshot=taken),
         scores,
         rankings=store.rankings(snapshot=taken),
@@ -83,9 +87,3 @@ def _rows(store: Store, taken: Snapshot, how: How) -> Iterator[Preference]:
         labels=how.labels,
         at_least=how.at_least,
     )
-
-
-def _whole(store: Store, row: Preference) -> Preference:
-    """The row with its media in it."""
-    media = tuple(medium and Medium(medium.type, store.read_media(medium)) for medium in row.media)
-    return replace(row, media=media, id="")

@@ -19,6 +19,7 @@ from palate.studio.reach import Desk, desk
 from palate.studio.upkeep import AT_ONCE
 
 WHO = "palate project"  # the source of what is said by commands
+KNOWN = "known pair"  # the source of samples that came in as files of known pairs
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from typing import Any
 
 from palate import media, prompts, tables
 from palate.config import ConfigError
-from palate.doors.hands import Hand, hand, reading
+from palate.doors.hands import KNOWN, Hand, hand, reading
 from palate.doors.shown import comparison_id
 from palate.media import MediaError
 from palate.records import Comparison, Medium, Ranking, Sample, Vote, now
@@ -31,7 +31,6 @@ from palate.views import folded
 
 COLUMNS = ("comparison", "prompt", "a", "b", "expected", "dimension")
 LISTED = ("samples", "media", "sources", "batch", "sensitive", "judged")  # what `listing` tells beside them
-SOURCE = "known pair"  # of samples that came in as files
 
 
 def listing(folder: Path) -> None:
@@ -279,7 +278,7 @@ class _Finder:
         sha256 = hashlib.sha256(medium.bytes or b"").hexdigest()
         if (sample := self._by_medium.get((sha256, prompt))) is not None:
             return sample.id
-        made = hashlib.blake2b("\x1f".join((SOURCE, prompt, sha256)).encode(), digest_size=12).hexdigest()
+        made = hashlib.blake2b("\x1f".join((KNOWN, prompt, sha256)).encode(), digest_size=12).hexdigest()
         files[made] = path
         return made
 
@@ -298,7 +297,7 @@ class _Finder:
         for new in self.new:
             for name, path in new.files.items():
                 content, kind = _content(path)
-                yield Sample(name, new.comparison.prompt, Medium(kind, content), SOURCE, at)
+                yield Sample(name, new.comparison.prompt, Medium(kind, content), KNOWN, at)
 
 
 def _content(path: Path) -> tuple[bytes, str]:
