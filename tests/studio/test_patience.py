@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import socket
 import threading
 import time
+import wave
 from urllib.parse import urlsplit
 
 import pytest
@@ -97,17 +99,51 @@ def test_the_head_of_an_answer_and_its_body_go_out_at_once():
         def is_closing(self) -> bool:
             return b"closed" in sent
 
+        def get_write_buffer_size(self) -> int:
+            return 3
+
     later: list = []
     joined = patience.Joined(Transport(), type("Loop", (), {"call_soon": staticmethod(later.append)}))
     for data in (b"head ", b"", b"body"):
         joined.write(data)
     assert sent == [] and len(later) == 1
     later.pop()()
-    assert sent == [b"head body"] and not joined.is_closing()
+    assert sent == [b"head body"] and joined.taken == len(sent[0]) - 3 and not joined.is_closing()
     joined.write(b"last")
     joined.close()
     assert sent[1:] == [b"last", b"closed"] and joined.is_closing()
     later.pop()()  # nothing is left
+
+
+def silence(seconds: int) -> bytes:
+    out = io.BytesIO()
+    with wave.open(out, "wb") as made:
+        made.setnchannels(2)
+        made.setsampwidth(2)
+        made.setframerate(48_000)
+        made.writeframes(bytes(4 * 48_000 * seconds))
+    return out.getvalue()
+
+
+def test_who_takes_slowly_is_served_and_who_takes_nothing_is_dropped(tmp_path, monkeypatch):
+    monkeypatch.setattr(patience, "HEAD_SECONDS", 0.5)
+    monkeypatch.setattr(patience, "TAKE_SECONDS", 0.5)
+    sound = silence(100)
+    with make.project(tmp_path / "p", 1) as store, make.served(store) as base, contextlib.ExitStack() as held:
+        sha256 = store.add_media(sound, "audio/wav").path.split("/")[-1].removesuffix(".wav")
+        with make.http(base) as client:
+            admin = make.person(client, store, role="admin", origin=base)
+        head = f"GET /media/{sha256} HTTP/1.1\r\nhost: {urlsplit(base).netloc}\r\n"
+        head += f"cookie: {admin.headers['cookie']}\r\nconnection: close\r\n\r\n"
+        slow, none = (held.enter_context(connected(base)) for _ in range(2))
+        for one in (slow, none):
+            one.sendall(head.encode())
+        begun, got = time.monotonic(), 0
+        while piece := slow.recv(2**18):
+            got += len(piece)
+            time.sleep(0.03)
+        assert got > len(sound) and time.monotonic() - begun > 1.5  # longer than either wait
+        assert 0 < len(closed(none)) < len(sound)
 
 
 def test_a_connection_that_is_at_work_is_not_dropped(tmp_path, monkeypatch):

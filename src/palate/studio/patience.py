@@ -1,7 +1,7 @@
 """HTTP as the studio speaks it: connections that say nothing, or a letter now and then, are closed in bounded time.
 
-uvicorn closes a connection that rests after an answer, but waits for ever for the first request, and for the end of one
-that has begun. Bodies have a time of their own (`guard.BODY_SECONDS`).
+uvicorn closes a connection that rests after an answer, but waits for ever for the first request, for the end of one
+that has begun, and for whoever takes nothing of an answer. Bodies have a time of their own (`guard.BODY_SECONDS`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 REST_SECONDS = 15  # without a request after an answer
 HEAD_SECONDS = 30.0  # from a connection's start, or its last answer, until the next request's head is there
+TAKE_SECONDS = 30.0  # in which something of an answer must be taken, be it little
 
 
 class Joined:
@@ -24,12 +25,17 @@ class Joined:
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport, self._loop = transport, loop
-        self._held = b""
+        self._held, self._written = b"", 0
 
     def write(self, data: bytes) -> None:
         if data and not self._held:
             self._loop.call_soon(self._flush)
         self._held += data
+
+    @property
+    def taken(self) -> int:
+        """Bytes that the other side, or the system on its behalf, took so far."""
+        return self._written - self._transport.get_write_buffer_size()
 
     def close(self) -> None:
         self._flush()
@@ -38,6 +44,7 @@ class Joined:
     def _flush(self) -> None:
         held, self._held = self._held, b""
         if held:
+            self._written += len(held)
             self._transport.write(held)
 
     def __getattr__(self, name: str) -> Any:
@@ -49,8 +56,8 @@ class Patient(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.transport = Joined(transport, self.loop)  # type: ignore[assignment]
-        self._since = self.loop.time()
+        self.transport = self._joined = Joined(transport, self.loop)  # type: ignore[assignment]
+        self._since, self._taken = self.loop.time(), 0
         self._look = self.loop.call_later(HEAD_SECONDS, self._look_again)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -62,9 +69,14 @@ class Patient(H11Protocol):
         super().on_response_complete()
 
     def _look_again(self) -> None:
+        """Whether the connection has anything to wait for; looked at when it may have waited long enough."""
         cycle: Any = self.cycle
-        waits = cycle is None or cycle.response_complete
-        left = self._since + HEAD_SECONDS - self.loop.time() if waits else HEAD_SECONDS
+        untaken = self.transport.get_write_buffer_size() > 0
+        if untaken or not (cycle is None or cycle.response_complete):  # an answer is made, or on its way
+            left = 0.0 if untaken and self._joined.taken == self._taken else TAKE_SECONDS
+            self._since, self._taken = self.loop.time(), self._joined.taken
+        else:
+            left = self._since + HEAD_SECONDS - self.loop.time()
         if left <= 0:
             self.transport.abort()
         else:
