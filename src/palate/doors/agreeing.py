@@ -96,11 +96,11 @@ def _of_people(said: Said, prompt_of: Mapping[str, str]) -> Iterator[Agreement]:
             others = np.mean([value for name, value in given.items() if name != rater])
             rows.append((float(others), own - 0.5, prompt_of[first]))
     if rows:
-        others, off, prompts = (list(column) for column in zip(*rows, strict=True))
-        most = (np.sign(np.round(others, 9) - 0.5) + 1) / 2
+        said_by_others, off, prompts = (list(column) for column in zip(*rows, strict=True))
+        most = (np.sign(np.round(said_by_others, 9) - 0.5) + 1) / 2
         right = accuracy.pairwise(most, off, prompts, threshold=0.0)
         pairs = sum(len(given) > 1 for given in said.values())
-        yield Agreement(PERSON, pairs, right, *accuracy.correlations(others, off))
+        yield Agreement(PERSON, pairs, right, *accuracy.correlations(said_by_others, off))
 
 
 def _said(store: Store, dimension: str) -> Said:
