@@ -174,6 +174,7 @@ def test_other_kinds_of_media_are_refused_before_anything_is_loaded(video, sound
     assert not list((tmp_path / "out").glob("*.json")) and not (tmp_path / "p").exists()
 
 
+@pytest.mark.slow
 def test_a_model_whose_class_does_not_tell_is_found_out_by_what_it_makes(
     video, other_video, prompts, tmp_path, monkeypatch
 ):
@@ -226,7 +227,9 @@ def rounds_of(model: str, place, method: str, scorer: str, **changes):
     return rounds.rounds(place / "rounds.yaml")
 
 
-@pytest.mark.parametrize(("method", "kind"), [("diffusion_dpo", "video"), ("d3po", "sound")])
+@pytest.mark.parametrize(
+    ("method", "kind"), [("diffusion_dpo", "video"), pytest.param("d3po", "sound", marks=pytest.mark.slow)]
+)
 def test_rounds_on_videos_and_on_sounds(method, kind, request, tmp_path):
     model, scorer = request.getfixturevalue(kind), {"video": BRIGHT, "sound": LOUD}[kind]
     run = rounds_of(model, tmp_path, method, scorer)
@@ -247,6 +250,7 @@ def test_a_method_that_cannot_learn_from_a_models_media_says_so_before_anybody_i
         rounds_of(sound, tmp_path / "other", "d3po", BRIGHT)
 
 
+@pytest.mark.slow
 def test_preferences_between_videos_are_exported_and_trained_on(video, prompts, tmp_path):
     project, data, run = tmp_path / "p", tmp_path / "data", tmp_path / "run"
     projects.sample(video, prompts, folder=project, k=2, seed=0, **HOW)
