@@ -43,7 +43,7 @@ FLOORS = [
         },
     ),
     ("maths", {"losses", "paths", "transitions", "randomness", "metrics"}),
-    ("contracts and what plugs in", {"models", "scorers", "remote", "wire", "kinds"}),
+    ("contracts and what plugs in", {"models", "scorers", "remote", "wire", "clips", "kinds"}),
     ("using a model without knowing which", {"sampling", "likelihood", "feedback", "guidance", "editing"}),
     (
         "papers, the loop, the judgement",
