@@ -118,9 +118,9 @@ class Scorer(Protocol):
     """Scores media pointwise: `{dimension: [n]}`, higher is better, NaN where it could not judge.
 
     It may offer, for errors before anything is sampled: `dimensions`, the names it gives, and `check(prompts)`, which
-    raises ValueError for prompts it cannot judge; `judges`, the kinds of media it judges (`palate.kinds.KINDS`), best of
-    its class, where `load` says by its annotation what it returns: others are then refused before anything is loaded;
-    and for the golden check (`palate.doors.golden`) `reads_prompts`, or `golden = None` to go without.
+    raises ValueError for prompts it cannot judge; `judges`, the kinds of media it judges (`palate.kinds.KINDS`), best
+    of its class, where `load` says by its annotation what it returns: others are then refused before anything is
+    loaded; and for the golden check (`palate.doors.golden`) `reads_prompts`, or `golden = None` to go without.
     """
 
     def __call__(self, prompts: Sequence[str], media: Sequence[Media]) -> Mapping[str, Any]: ...
