@@ -1,4 +1,4 @@
-"""A gamed course as judges see it: the reward rises with every look, the taste until the third, and falls from there."""
+"""A gamed course as judges see it: with every look the reward rises; the taste rises until the third and falls then."""
 
 import numpy as np
 
