@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import load_file
 
 from palate.config import ConfigError, RoundsRecipe, load
-from palate.doors import asking, awaited, rounds
+from palate.doors import asking, assembly, awaited, blind, rounds
 from palate.project import ProjectSettings, create
 from palate.records import Vote, now
 from palate.store import Store
@@ -76,9 +76,9 @@ def batch(place: Path, part: str) -> str:
 def stopping_at(monkeypatch, what: str, time: int, first: bool = False):
     """Has a part of the rounds fail when it is called for the n-th time: after its work, or before."""
     owner, name = {
-        "draw": (rounds.asking, "show"),
+        "draw": (asking, "show"),
         "ask": (asking.Simulated, "__call__"),
-        "learn": (rounds.assembly, "fit"),
+        "learn": (assembly, "fit"),
     }[what]
     honest, calls = getattr(owner, name), []
 
@@ -178,7 +178,7 @@ def test_people_compare_base_and_tuned_in_the_end(method, model, tmp_path, monke
         with pytest.raises(Stopped):
             rounds.rounds(path)
     with monkeypatch.context() as patch:
-        patch.setattr(rounds.blind.sampling, "sample", lambda *a, **k: pytest.fail("drawn again"))
+        patch.setattr(blind.sampling, "sample", lambda *a, **k: pytest.fail("drawn again"))
         rounds.rounds(path)
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     verdict = result["wins"]["people"]
