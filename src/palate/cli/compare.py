@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from palate.cli.options import BatchSize, Call, Eta, Guidance, Prompts, Seed, Steps, app
+from palate.cli.options import BatchSize, Call, Eta, Guidance, Prompts, Seed, Steps, app, drawn_with
 
 
 @app.command()
@@ -49,15 +49,7 @@ def compare(
     """
     from palate.doors import asked
 
-    how: dict[str, Any] = {
-        "n": n,
-        "seed": seed,
-        "num_inference_steps": steps,
-        "guidance_scale": guidance,
-        "eta": eta,
-        "call": asked.arguments(call or ()),
-        "batch_size": batch_size,
-    }
+    how = {"n": n} | drawn_with(seed, steps, guidance, eta, call, batch_size)
     asked.sampling(models, prompts, out=out)
     asked.scorers(name.partition("=")[0] for name in [*(scorer or ()), *(held_out_scorer or ())])
     out = out or asked.comparison_folder(models)

@@ -7,14 +7,9 @@ from typing import Annotated
 
 import typer
 
-from palate.cli.options import app
+from palate.cli.options import group
 
-dataset = typer.Typer(
-    help="Preference data: check it, import it, convert it. Any format or hub id that Palate reads.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
-app.add_typer(dataset, name="dataset")
+dataset = group("dataset", "Preference data: check it, import it, convert it. Any format or hub id that Palate reads.")
 
 Data = Annotated[str, typer.Argument(help="A folder, a file, or a hub id owner/name[:config][@revision].")]
 Format = Annotated[str | None, typer.Option(help="Its format [default: found by looking].")]

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from palate.cli.options import BatchSize, Call, Eta, Guidance, Out, Seed, Steps, app
+from palate.cli.options import BatchSize, Call, Eta, Guidance, Out, Seed, Steps, app, drawn_with
 
 
 @app.command()
@@ -77,17 +77,8 @@ def sample(
     from palate.doors import asked
 
     asked.sampling([model], prompts, image=image, out=out)
-    how: dict[str, Any] = {
-        "k": k,
-        "seed": seed,
-        "num_inference_steps": steps,
-        "guidance_scale": guidance,
-        "eta": eta,
-        "call": asked.arguments(call or ()),
-        "batch_size": batch_size,
-        "image": image,
-        "strength": strength,
-    }
+    how: dict[str, Any] = {"k": k, "image": image, "strength": strength}
+    how |= drawn_with(seed, steps, guidance, eta, call, batch_size)
     if project is not None:
         from palate.doors.projects import sample as into
 

@@ -63,3 +63,26 @@ Call = Annotated[
     ),
 ]
 Prompts = Annotated[Path, typer.Option("--prompts", help="Text file of prompts, one a line, or world:shapes:eval.")]
+
+
+def group(name: str, about: str) -> typer.Typer:
+    """Verbs under a verb: `palate NAME ...`."""
+    made = typer.Typer(help=about, no_args_is_help=True, rich_markup_mode=None)
+    app.add_typer(made, name=name)
+    return made
+
+
+def drawn_with(
+    seed: int, steps: int | None, guidance: float | None, eta: float | None, call: list[str] | None, batch_size: int
+) -> dict[str, Any]:
+    """How samples are drawn, as the doors take it."""
+    from palate.doors import asked
+
+    return {
+        "seed": seed,
+        "num_inference_steps": steps,
+        "guidance_scale": guidance,
+        "eta": eta,
+        "call": asked.arguments(call or ()),
+        "batch_size": batch_size,
+    }

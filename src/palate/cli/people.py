@@ -8,14 +8,11 @@ from typing import Annotated
 
 import typer
 
-from palate.cli.options import BatchSize, app
+from palate.cli.options import BatchSize, app, group
 
-project_verbs = typer.Typer(
-    help="A project's raters, known pairs and sensitive comparisons. Also while the studio runs.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
+project_verbs = group(
+    "project", "A project's raters, known pairs and sensitive comparisons. Also while the studio runs."
 )
-app.add_typer(project_verbs, name="project")
 
 Project = Annotated[Path, typer.Argument(help="Folder of the project.")]
 Who = Annotated[str, typer.Argument(metavar="RATER", help="A rater's id, or name; `palate project raters` lists them.")]
