@@ -128,7 +128,7 @@ def stored(
     index, digest, known = folder / INDEX, None, change is None or hasattr(change, "made_by")
     if processes.first and known:
         how = {"bad": max_bad_fraction, "dimension": dimension, "sizes": sizes, "by": getattr(change, "made_by", None)}
-        digest = standing.made_of(reader, policy, encoder.codec, encoder.words, **how)
+        digest = standing.made_of(reader, policy, encoder.codec, encoder.words, form=encoder.form.name, **how)
     if (found := standing.standing(index, digest, cache, processes)) is not None:
         rows, met = found
         encoder.see(met)
@@ -139,18 +139,8 @@ def stored(
     number = reader.number
     bar = Progress(number or 0, 0, shown=processes.first, what="encoded" if number else "encoded rows")
 
-    def lines() -> Iterator[Line | None]:
-        for place, row in enumerate(reader):
-            if place % processes.world == processes.rank:
-                judged = views.preference_of(row, dimension)
-                line = encoder.line(judged, place) if judged else None
-                if line is not None and encoder.rows == 1:
-                    encoder.check_room(line, number, processes)
-                yield line
-            bar.advance(1)
-
     with contextlib.closing(bar):
-        made, head = lines(), []
+        made, head = _lines(encoder, reader, dimension, processes, bar), []
         if processes.first:
             head = list(_until_one(made))
         processes.wait()  # until room was made: what another process finds in the cache then stays there
@@ -167,6 +157,20 @@ def stored(
             print(said)
     processes.wait()
     return StoredRows(index, cache)
+
+
+def _lines(
+    encoder: Encoder, reader: datasets.Reader, dimension: str, processes: Processes, bar: Progress
+) -> Iterator[Line | None]:
+    """This process's share of the rows, encoded; None for one that cannot be used."""
+    for place, row in enumerate(reader):
+        if place % processes.world == processes.rank:
+            judged = views.preference_of(row, dimension)
+            line = encoder.line(judged, place) if judged else None
+            if line is not None and encoder.rows == 1:
+                encoder.check_room(line, reader.number, processes)
+            yield line
+        bar.advance(1)
 
 
 def _until_one(lines: Iterator[Line | None]) -> Iterator[Line | None]:
