@@ -62,7 +62,7 @@ class Same:
         return {}
 
     def restore(self, state: Any) -> None:
-        pass
+        """Nothing was kept."""
 
 
 def fresh() -> DiffusionPolicy:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import studio_load
+from benchmarks import studio_crowd, studio_load
 from palate import project
 
 
@@ -12,7 +12,7 @@ from palate import project
 @pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
 def test_votes_are_kept_under_kills(kind, tmp_path, monkeypatch):
     monkeypatch.delenv(project.DATABASE, raising=False)
-    monkeypatch.setattr(studio_load, "DROP_EVERY", 3)
+    monkeypatch.setattr(studio_crowd, "DROP_EVERY", 3)
     with studio_load.databases(kind) as environment:
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
