@@ -11,10 +11,13 @@ WAIT = 20_000  # milliseconds; other tests may want the machine, too
 
 
 @contextmanager
-def browsing(browser, base: str, token: str = "", **options):
-    """A page that has joined; errors in its console are errors of the test."""
+def browsing(browser, base: str, token: str = "", routed: bool = False, **options):
+    """A page that has joined; errors in its console are errors of the test. `routed` is for tests that come between
+    the page and its server: a page that is open already learns of its first route a moment after `route` returns."""
     context = browser.new_context(**({"viewport": {"width": 1280, "height": 800}} | options))
     context.set_default_timeout(WAIT)
+    if routed:
+        context.route("**/nowhere", lambda route: route.continue_())
     page = context.new_page()
     listen(page)
     if token:

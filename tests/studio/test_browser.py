@@ -104,7 +104,7 @@ def test_offline_nothing_is_lost_and_the_page_says_so(study):
 
 
 def test_answers_survive_a_reload(study):
-    with study.open() as page:
+    with study.open(routed=True) as page:
         page.route("**/api/answer", lambda route: route.abort())
         press(page, "1")
         state(page, "1 kept here")
@@ -120,7 +120,7 @@ def test_answers_survive_a_reload(study):
 
 @pytest.mark.slow
 def test_a_lost_reply_counts_once(study):
-    with study.open() as page:
+    with study.open(routed=True) as page:
         lost = []
 
         def swallow(route):
@@ -136,7 +136,7 @@ def test_a_lost_reply_counts_once(study):
 
 @pytest.mark.slow
 def test_a_server_that_fails_is_asked_again(study):
-    with study.open() as page:
+    with study.open(routed=True) as page:
         page.route("**/api/answer", lambda route: route.fulfill(status=503, json={"error": "busy"}), times=2)
         press(page, "1")
         state(page, "Waiting, 1 kept here")
@@ -145,7 +145,7 @@ def test_a_server_that_fails_is_asked_again(study):
 
 @pytest.mark.slow
 def test_what_is_refused_for_good_is_told(study):
-    with study.open() as page:
+    with study.open(routed=True) as page:
         page.route("**/api/answer", lambda route: route.fulfill(status=422, json={"error": "no such lease"}), times=1)
         press(page, "1")
         state(page, "1 not saved")
@@ -157,7 +157,7 @@ def test_what_is_refused_for_good_is_told(study):
 
 @pytest.mark.slow
 def test_an_answer_that_comes_too_late_is_told(study):
-    with study.open() as page:
+    with study.open(routed=True) as page:
         page.route("**/api/answer", lambda route: route.fulfill(json={"status": "late"}), times=1)
         press(page, "1")
         page.wait_for_selector(".toast.grave")
@@ -183,7 +183,7 @@ def test_two_tabs_share_the_work(study):
 
 @pytest.mark.slow
 def test_voting_waits_for_both_pictures(study):
-    with study.open() as page:
+    with study.open(routed=True) as page:
         held = []
         page.route("**/media/*", lambda route: held.append(route))
         page.reload()

@@ -71,7 +71,7 @@ def test_an_answer_brings_the_next_along(study):
 
 @pytest.mark.slow
 def test_an_answer_whose_reply_is_lost_still_brings_the_next(study):
-    with study.open() as page:
+    with study.open(routed=True) as page:
         ready(page)
         lost = Lost(page, "**/api/answer", times=2)
         for _ in range(4):
@@ -84,7 +84,7 @@ def test_an_answer_whose_reply_is_lost_still_brings_the_next(study):
 
 
 def test_an_undo_whose_replies_are_lost_takes_one_answer_back(study):
-    with study.open() as page:
+    with study.open(routed=True) as page:
         prompts = []
         for turn in range(3):
             ready(page)
@@ -113,7 +113,7 @@ def test_an_undo_whose_replies_are_lost_takes_one_answer_back(study):
 
 @pytest.mark.slow
 def test_an_undo_is_known_after_a_reload(study):
-    with study.open() as page:
+    with study.open(routed=True) as page:
         ready(page)
         first = prompt(page)
         press(page, "1")
