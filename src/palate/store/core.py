@@ -119,10 +119,10 @@ class Store:
     ) -> None:
         self.close()
 
-    def _write(self, job: Callable[[sa.Connection], Result], *, alone: bool = False, wipe: bool = False) -> Result:
+    def _write(self, job: Callable[[sa.Connection], Result], *, wipe: bool = False) -> Result:
         if not self._writable:
             raise StoreError(f"{self.folder} was opened for reading only: open it with write=True")
-        return self._database.write(job, alone=alone, wipe=wipe)
+        return self._database.write(job, wipe=wipe)
 
     # --- media --------------------------------------------------------------------------------------------------------
 
@@ -204,7 +204,7 @@ class Store:
         any more. Raises StoreError for a comparison that is not there, or an expected sample that it does not show.
         """
         return sum(
-            self._write(partial(amending.amend, part=part, source=source), alone=True)
+            self._write(partial(amending.amend, part=part, source=source))
             for part in facts.chunks(amendments)
         )
 
@@ -318,7 +318,7 @@ class Store:
 
     def _change_rater(self, job: Callable[[sa.Connection], Result], *, erases: bool = False) -> Result:
         try:
-            return self._write(job, alone=erases, wipe=erases)
+            return self._write(job, wipe=erases)
         finally:
             self._sessions.forget()
 
@@ -402,7 +402,7 @@ class Store:
         another snapshot's.
         """
         if self._writable:
-            return self._write(lambda connection: snapshots.take(connection, self.settings.id, name, True), alone=True)
+            return self._write(lambda connection: snapshots.take(connection, self.settings.id, name, True))
         if name is not None:
             raise StoreError(f"{self.folder} was opened for reading only: a snapshot's name cannot be noted")
         with self._database.read() as connection:

@@ -1,20 +1,21 @@
-"""Connections that keep what they acknowledge: SQLite with one writer, PostgreSQL with one transaction a call.
+"""Connections that keep what they acknowledge, one writer at a time: SQLite, or PostgreSQL for several processes.
+
+Calls that wait for the writer at the same time share one transaction and its sync (group commit); none returns before
+the sync. If one of them fails, each is run again in a transaction of its own.
 
 SQLite runs in WAL mode with synchronous=FULL. Exactly one connection of one process may write or checkpoint; all others
 are read-only. So the corruption that SQLite before 3.51.3 can meet, two connections resetting the log at once, cannot
-come about. Calls that wait for the writer at the same time share one transaction and its sync (group commit): each is
-a savepoint of its own, and none returns before the sync.
+come about. With PostgreSQL an advisory lock makes the writers of all processes take turns: no two race for a row or
+wait for each other in a circle, and facts arrive in the order of their numbers.
 """
 
 from __future__ import annotations
 
 import contextlib
-import random
 import sqlite3
 import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -27,34 +28,10 @@ from palate.store.errors import StoreError, StoreFull, StoreUnavailable
 FILE = "palate.db"
 BUSY_MS = 10_000
 GROUP = 64  # calls that share a sync at most
-_RETRIES = 8
-_WRITERS = "20417389"  # the advisory lock that every writer holds shared, and a snapshot alone
+_WRITER = "SELECT pg_advisory_xact_lock(20417389)"  # until the transaction ends, or the server finds its process gone
+_LOCK_S, _IDLE_S = 30, 60  # that a writer waits for the one before; that one which does nothing keeps the others waiting
 Result = TypeVar("Result")
 Job = Callable[[sa.Connection], Any]
-
-
-class Database:
-    """One project's database. `write` runs a job in a transaction that is durable when it returns, `read` one without.
-
-    name: for errors, never with a password.
-    """
-
-    name: str
-
-    def write(self, job: Callable[[sa.Connection], Result], *, alone: bool = False, wipe: bool = False) -> Result:
-        """Runs job(connection), again if it lost a race with another. alone: with no other writer under way.
-
-        wipe: what it deletes is then in no file of SQLite's; PostgreSQL overwrites it when it next cleans its tables.
-        """
-        raise NotImplementedError
-
-    @contextmanager
-    def read(self) -> Iterator[sa.Connection]:
-        raise NotImplementedError
-        yield
-
-    def close(self) -> None:
-        raise NotImplementedError
 
 
 class _Ticket(Generic[Result]):
@@ -68,33 +45,24 @@ class _Ticket(Generic[Result]):
         self.error: BaseException | None = None
 
 
-class SQLite(Database):
-    """palate.db in a folder."""
+class Database:
+    """One project's database. `write` runs a job in a transaction that is durable when it returns, `read` one without.
 
-    def __init__(self, folder: Path, *, writable: bool) -> None:
-        self.path = folder / FILE
-        self.name = str(self.path)
-        self._reader = sa.create_engine(
-            "sqlite://", creator=lambda: _connect(self.path, "ro"), poolclass=sa.QueuePool, pool_size=16
-        )
-        self._engine: sa.Engine | None = None
+    name: for errors, never with a password.
+    """
+
+    name: str
+
+    def __init__(self) -> None:
         self._line = threading.Lock()
         self._waiting: list[_Ticket[Any]] = []
         self._serving = False
-        if writable:
-            self._engine = sa.create_engine(
-                "sqlite://", creator=lambda: _connect(self.path, "rwc"), poolclass=sa.StaticPool
-            )
-            sa.event.listen(self._engine, "begin", lambda c: c.exec_driver_sql("BEGIN IMMEDIATE"))
-            with contextlib.ExitStack() as refused:
-                refused.callback(self.close)
-                with explained(self.name), self._engine.connect() as connection:
-                    _assert_durable(self.name, connection)
-                refused.pop_all()
 
-    def write(self, job: Callable[[sa.Connection], Result], *, alone: bool = False, wipe: bool = False) -> Result:
-        if self._engine is None:
-            raise StoreError(f"{self.name} was opened for reading only")
+    def write(self, job: Callable[[sa.Connection], Result], *, wipe: bool = False) -> Result:
+        """Runs job(connection) while nobody else writes; again if it was together with one that failed.
+
+        wipe: what it deletes is then in no file of SQLite's; PostgreSQL overwrites it when it next cleans its tables.
+        """
         ticket = _Ticket(job, wipe)
         with self._line:
             self._waiting.append(ticket)
@@ -113,35 +81,81 @@ class SQLite(Database):
             group, self._waiting = self._waiting[:GROUP], self._waiting[GROUP:]
         try:
             self._together(group)
-        except BaseException as error:  # of the transaction as a whole: nothing of it is stored
+        except BaseException as error:
             for ticket in group:
-                ticket.error = ticket.error or error
+                if not ticket.done:
+                    ticket.error, ticket.done = error, True
         finally:
             with self._line:
                 following = self._waiting[:1]
                 self._serving = bool(following)
-            for ticket in group:
-                ticket.done = True
             for ticket in group + following:
                 ticket.called.set()
 
     def _together(self, group: list[_Ticket[Any]]) -> None:
-        assert self._engine is not None
-        with explained(self.name), self._engine.begin() as connection:
-            for ticket in group:
-                connection.exec_driver_sql("SAVEPOINT ticket")
-                try:
+        """One transaction for all; if a job fails, one for each. Raises what is no job's fault."""
+        try:
+            with explained(self.name), self._writer() as connection:
+                for ticket in group:
                     ticket.result = ticket.job(connection)
-                except OperationalError:
-                    raise  # of the disk: the whole transaction is gone
-                except Exception as error:
-                    ticket.error = error
-                    connection.exec_driver_sql("ROLLBACK TO ticket")
-                connection.exec_driver_sql("RELEASE ticket")
-        if any(ticket.wipe for ticket in group):
-            self._empty_log()
+        except StoreUnavailable:
+            raise  # of the database: nothing of it is stored
+        except Exception as error:
+            if len(group) == 1:
+                group[0].error, group[0].done = error, True
+            else:
+                for ticket in group:
+                    self._together([ticket])
+        else:
+            for ticket in group:
+                ticket.done = True
+            if any(ticket.wipe for ticket in group):
+                self._wipe()
 
-    def _empty_log(self) -> None:
+    def _writer(self) -> AbstractContextManager[sa.Connection]:
+        """A transaction of the one writer; durable when it ends, nothing when it fails."""
+        raise NotImplementedError
+
+    def _wipe(self) -> None:
+        """Overwrites what was deleted, as far as it is the database's to say when."""
+
+    @contextmanager
+    def read(self) -> Iterator[sa.Connection]:
+        raise NotImplementedError
+        yield
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+
+class SQLite(Database):
+    """palate.db in a folder."""
+
+    def __init__(self, folder: Path, *, writable: bool) -> None:
+        super().__init__()
+        self.path = folder / FILE
+        self.name = str(self.path)
+        self._reader = sa.create_engine(
+            "sqlite://", creator=lambda: _connect(self.path, "ro"), poolclass=sa.QueuePool, pool_size=16
+        )
+        self._engine: sa.Engine | None = None
+        if writable:
+            self._engine = sa.create_engine(
+                "sqlite://", creator=lambda: _connect(self.path, "rwc"), poolclass=sa.StaticPool
+            )
+            sa.event.listen(self._engine, "begin", lambda c: c.exec_driver_sql("BEGIN IMMEDIATE"))
+            with contextlib.ExitStack() as refused:
+                refused.callback(self.close)
+                with explained(self.name), self._engine.connect() as connection:
+                    _assert_durable(self.name, connection)
+                refused.pop_all()
+
+    def _writer(self) -> AbstractContextManager[sa.Connection]:
+        if self._engine is None:
+            raise StoreError(f"{self.name} was opened for reading only")
+        return self._engine.begin()
+
+    def _wipe(self) -> None:
         """Copies the log into the database and cuts it to nothing, unless a reader holds on to it: older pages are in
         it until then. On the one connection that writes, between its transactions."""
         assert self._engine is not None
@@ -184,9 +198,10 @@ def _assert_durable(name: str, connection: sa.Connection) -> None:
 
 
 class Postgres(Database):
-    """A PostgreSQL by URL. Any number of processes may write."""
+    """A PostgreSQL by URL. Any number of processes may write, in turn."""
 
     def __init__(self, url: str) -> None:
+        super().__init__()
         try:
             parsed = sa.make_url(url)
         except sa.exc.ArgumentError:
@@ -199,9 +214,13 @@ class Postgres(Database):
             raise StoreError("PostgreSQL needs psycopg: pip install 'palate[postgres]'") from None
         self.name = parsed._replace(password=None).render_as_string()
         self._engine = sa.create_engine(
-            parsed.set(drivername="postgresql+psycopg"), pool_size=16, max_overflow=32, pool_pre_ping=True
+            parsed.set(drivername="postgresql+psycopg"),
+            pool_size=16,
+            max_overflow=32,
+            pool_pre_ping=True,
+            isolation_level="READ COMMITTED",  # a writer that waited sees what the one before it left
         )
-        sa.event.listen(self._engine, "connect", _acknowledge_after_sync)
+        sa.event.listen(self._engine, "connect", _settle)
         with contextlib.ExitStack() as refused:
             refused.callback(self._engine.dispose)
             with explained(self.name), self._engine.connect() as connection:
@@ -213,21 +232,11 @@ class Postgres(Database):
                         )
             refused.pop_all()
 
-    def write(self, job: Callable[[sa.Connection], Result], *, alone: bool = False, wipe: bool = False) -> Result:
-        lock = f"SELECT pg_advisory_xact_lock{'' if alone else '_shared'}({_WRITERS})"
-        with explained(self.name):
-            for attempt in range(_RETRIES):
-                try:
-                    with self._engine.begin() as connection:
-                        connection.exec_driver_sql(lock)
-                        return job(connection)
-                except DBAPIError as error:
-                    # Serialization failure, deadlock, or another who wrote the same unique row first.
-                    raced = getattr(error.orig, "sqlstate", "") in ("40001", "40P01", "23505")
-                    if not raced or attempt == _RETRIES - 1:
-                        raise
-                time.sleep(random.uniform(0, 0.01 * 2**attempt))
-        raise AssertionError("unreachable")
+    @contextmanager
+    def _writer(self) -> Iterator[sa.Connection]:
+        with self._engine.begin() as connection:
+            connection.exec_driver_sql(_WRITER)
+            yield connection
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
@@ -238,12 +247,15 @@ class Postgres(Database):
         self._engine.dispose()
 
 
-def _acknowledge_after_sync(connection: Any, _: Any) -> None:
-    """Turns an asynchronous commit, which acknowledges before the sync, back; stricter settings are left."""
+def _settle(connection: Any, _: Any) -> None:
+    """Turns an asynchronous commit, which acknowledges before the sync, back; stricter settings are left. And keeps
+    a writer that hangs, or whose machine went away, from keeping all others waiting."""
     with connection.cursor() as cursor:
         cursor.execute("SHOW synchronous_commit")
         if cursor.fetchone()[0] == "off":
             cursor.execute("SET synchronous_commit = on")
+        cursor.execute(f"SET lock_timeout = '{_LOCK_S}s'")
+        cursor.execute(f"SET idle_in_transaction_session_timeout = '{_IDLE_S}s'")
     connection.commit()
 
 

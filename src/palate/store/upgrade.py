@@ -42,7 +42,7 @@ def upgrade(database: Database) -> None:
     with database.read() as connection:
         if require(database, connection) == HEAD:
             return
-    database.write(lambda connection: _run(database, connection), alone=True)
+    database.write(lambda connection: _run(database, connection))
 
 
 def _run(database: Database, connection: sa.Connection) -> None:
