@@ -9,6 +9,8 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ from alembic.migration import MigrationContext
 
 from palate import project
 from palate.durable import StorageError
-from palate.store import Store, StoreError, StoreFull, database, schema, upgrade
+from palate.store import Store, StoreError, StoreFull, StoreUnavailable, database, schema, upgrade
 from tests.store.make import filled, sample
 
 LEFT = {"overall": "left"}
@@ -215,3 +217,38 @@ def test_several_processes_may_write(postgres, tmp_path, monkeypatch):
     monkeypatch.setenv(project.DATABASE, postgres.url())
     with Store.open(tmp_path / "p", create=True) as one, Store.open(tmp_path / "p") as other:
         assert one.add_samples([sample(0)]) == 1 and other.add_samples([sample(0)]) == 0
+
+
+@pytest.mark.postgres
+def test_a_writer_that_hangs_keeps_others_waiting_for_a_while_only(postgres, tmp_path, monkeypatch):
+    """Nothing is lost meanwhile: those who waited in vain are told to try again, and it is told that it was stopped."""
+    monkeypatch.setenv(project.DATABASE, postgres.url())
+    monkeypatch.setattr(database, "_LOCK_S", 0.2)
+    monkeypatch.setattr(database, "_IDLE_S", 1.5)
+    hangs, said = threading.Event(), []
+
+    def hang(connection: sa.Connection) -> None:
+        connection.execute(sa.insert(schema.snapshots).values(id="never", time=""))
+        hangs.set()
+        time.sleep(3)
+        connection.scalar(sa.text("SELECT 1"))
+
+    def write() -> None:
+        with pytest.raises(StoreUnavailable) as refused:
+            one._database.write(hang)
+        said.append(str(refused.value))
+
+    with Store.open(tmp_path / "p", create=True) as one, Store.open(tmp_path / "p") as other:
+        thread = threading.Thread(target=write)
+        thread.start()
+        assert hangs.wait(10)
+        with pytest.raises(StoreUnavailable, match="lock timeout"):
+            other.add_rater("Ada")
+        time.sleep(2)  # by then the one that hangs was stopped by the database
+        other.add_rater("Ada")
+        thread.join()
+        one.add_rater("Ben")
+        assert [rater.name for rater in one.raters()] == ["Ada", "Ben"]
+        with one._database.read() as connection:
+            assert not connection.execute(sa.select(schema.snapshots)).all()
+    assert said and "idle-in-transaction" in said[0]

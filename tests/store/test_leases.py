@@ -5,15 +5,16 @@ from __future__ import annotations
 import itertools
 import random
 import threading
+import time
 from collections import Counter
 
 import pytest
 import sqlalchemy as sa
 
 from palate import project
-from palate.project import ChoiceSettings
+from palate.project import ChoiceSettings, ProjectSettings
 from palate.records import Comparison, Vote
-from palate.store import Lease, Store, StoreError, leases, medium
+from palate.store import Lease, Store, StoreError, leases, medium, schema
 from tests.store.make import TIME, filled, pair, sample
 
 LEFT = {"overall": "left"}
@@ -343,34 +344,68 @@ def test_many_raters_at_once_get_exactly_the_overlap(opened):
         assert numbers == sorted(numbers), rater
 
 
-def test_nobody_waits_in_a_circle_for_the_last_comparisons(opened, folder):
-    """Raters who skip, forget, come late and ask at once: nobody has to be freed by the database after a second."""
+def test_raters_who_skip_forget_and_come_late_at_once_get_no_more_than_the_overlap(opened):
     store = filled(opened(known_share=0, repeat_share=0, lease_minutes=1), 6)
-    raters = [store.add_rater(f"rater {number}")[0] for number in range(8)]
-    ended, clock = [], itertools.count(1000)
+    judge(store, [store] * 8)
 
-    def failed(context) -> None:
-        ended.append(getattr(context.original_exception, "sqlstate", ""))
 
-    if folder.kind == "postgresql":
-        sa.event.listen(store._database._engine, "handle_error", failed)
+@pytest.mark.postgres
+def test_raters_of_two_studios_of_one_database_get_no_more_than_the_overlap(postgres, tmp_path, monkeypatch):
+    monkeypatch.setenv(project.DATABASE, postgres.url())
+    project.create(tmp_path / "p", ProjectSettings(known_share=0, repeat_share=0, lease_minutes=1))
+    with Store.open(tmp_path / "p") as one, Store.open(tmp_path / "p") as other:
+        judge(filled(one, 6), [one, other] * 4)
+
+
+def judge(store: Store, of: list[Store]) -> None:
+    """Raters, each at a store, skip, forget, come late and ask at once."""
+    raters, clock = [store.add_rater(f"rater {number}")[0] for number in range(len(of))], itertools.count(1000)
 
     def work(number: int) -> None:
         chance, rater, held = random.Random(number), raters[number], {}
         for turn in range(25):
             now = next(clock) / 2.0
-            held = held or {lease.id: lease for lease in store.lease(rater, 4, now=now)}
+            held = held or {lease.id: lease for lease in of[number].lease(rater, 4, now=now)}
             if held:
                 lease = held.pop(chance.choice(sorted(held)))
                 if chance.random() < 0.8:  # else it is forgotten and runs out
                     said = {"overall": "skip" if chance.random() < 0.2 else "left"}
-                    given = store.answer(rater, lease.id, f"k{turn}", said, now=now, n=4).leases
+                    given = of[number].answer(rater, lease.id, f"k{turn}", said, now=now, n=4).leases
                     held |= {one.id: one for one in given}
 
-    together(8, work)
+    together(len(of), work)
     judged = Counter((vote.comparison, vote.source) for vote in store.votes() if vote.choice != "skip")
     assert set(judged.values()) == {1} and max(Counter(name for name, _ in judged).values()) <= 3
-    assert "40P01" not in ended, f"{ended.count('40P01')} circles"
+
+
+def test_of_calls_that_share_a_transaction_each_has_its_own_outcome(opened):
+    """They wait while one writes; then a wrong one among them fails, and those beside it are kept."""
+    store = opened()
+    raters, go = schema.raters, threading.Event()
+    said: dict[str, str] = {}
+
+    def name(number: int) -> None:
+        time.sleep(0.05 * number)  # the first holds the others up
+        try:
+            store.add_rater(f"rater {number}", "rater", "no time at all" if number == 3 else None)
+            said[f"rater {number}"] = "kept"
+        except StoreError as error:
+            said[f"rater {number}"] = str(error)
+
+    def hold(connection) -> None:
+        go.set()
+        time.sleep(0.5)
+
+    first = threading.Thread(target=lambda: store._database.write(hold))
+    first.start()
+    assert go.wait(10)
+    together(6, name)
+    first.join()
+    assert [number for number, words in enumerate(said[f"rater {n}"] for n in range(6)) if words != "kept"] == [3]
+    assert "no time at all" in said["rater 3"]
+    with store._database.read() as connection:
+        kept = connection.scalars(sa.select(raters.c.name).order_by(raters.c.name)).all()
+    assert kept == [f"rater {number}" for number in (0, 1, 2, 4, 5)]
 
 
 def test_a_snapshot_reads_the_same_whatever_comes_in(opened):

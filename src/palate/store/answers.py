@@ -23,7 +23,7 @@ MAX_KEY = 200
 _SEEN = sa.select(_answers).where(
     _answers.c.rater == sa.bindparam("rater_of"), _answers.c.key == sa.bindparam("key_of")
 )
-_LEASE = sa.select(_leases).where(_leases.c.id == sa.bindparam("id_of")).with_for_update()
+_LEASE = sa.select(_leases).where(_leases.c.id == sa.bindparam("id_of"))
 _CHANGE = sa.update(_leases).where(_leases.c.id == sa.bindparam("id_of"))
 _INSERT = {kind: sa.insert(kind.table) for kind in (facts.VOTES, facts.RANKINGS)}
 _NOTE = sa.insert(_answers)
@@ -87,7 +87,7 @@ def check_key(key: str) -> None:
 
 def answer(connection: sa.Connection, given: Given, now_s: float, settings: ProjectSettings, n: int = 0) -> Receipt:
     """Stores all that was said in one answer, then leases the rater up to n in all, whatever became of it."""
-    rater = leases.locked_rater(connection, given.rater)
+    rater = leases.rater_of(connection, given.rater)
     status = _stored(connection, given, now_s)
     done = rater.answered + (status == "saved")
     held, made = leases.take(connection, rater, n, now_s, settings, answered=done)
@@ -139,14 +139,12 @@ def _reclaim(connection: sa.Connection, lease: Any, now_s: float) -> bool:
     if lease.state != "expired":
         return False
     newer = connection.execute(
-        sa.select(_leases)
-        .where(
+        sa.select(_leases).where(
             _leases.c.rater == lease.rater,
             _leases.c.comparison == lease.comparison,
             _leases.c.state != "expired",
             _leases.c.repeat == lease.repeat,
         )
-        .with_for_update()
     ).first()
     if newer is None:
         return lease.repeat or leases.take_place(connection, lease.comparison)
@@ -219,7 +217,7 @@ def undo(connection: sa.Connection, rater: str, key: str, expires: float) -> Rec
 
     The lease of a skip stays closed if another has its place by now.
     """
-    row = leases.locked_rater(connection, rater)
+    row = leases.rater_of(connection, rater)
     known = _known(connection, rater, key)
     if known is not None:
         if known.kind != "undo":

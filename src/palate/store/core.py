@@ -203,10 +203,7 @@ class Store:
         source: who says so. What was answered of a known pair is not counted from then on, and is again once it is none
         any more. Raises StoreError for a comparison that is not there, or an expected sample that it does not show.
         """
-        return sum(
-            self._write(partial(amending.amend, part=part, source=source))
-            for part in facts.chunks(amendments)
-        )
+        return sum(self._write(partial(amending.amend, part=part, source=source)) for part in facts.chunks(amendments))
 
     def _in_parts(
         self,

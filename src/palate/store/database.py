@@ -29,7 +29,10 @@ FILE = "palate.db"
 BUSY_MS = 10_000
 GROUP = 64  # calls that share a sync at most
 _WRITER = "SELECT pg_advisory_xact_lock(20417389)"  # until the transaction ends, or the server finds its process gone
-_LOCK_S, _IDLE_S = 30, 60  # that a writer waits for the one before; that one which does nothing keeps the others waiting
+_LOCK_S, _IDLE_S = (
+    30,
+    60,
+)  # that a writer waits for the one before; that one which does nothing keeps the others waiting
 Result = TypeVar("Result")
 Job = Callable[[sa.Connection], Any]
 

@@ -1,10 +1,9 @@
 """Who judges what: leases that expire, so that a comparison gets exactly as many distinct raters as are wanted.
 
 A comparison has places, one for each rater that is wanted. A lease takes one; an answer keeps it, a skip or the lease's
-end gives it back. Every change of `places` is one conditional UPDATE, so that two who come at once cannot both have the
-last place. Rows are locked in one order (rater, lease, place), so that none waits for another in a circle: who may hold
-a place waits for no other, except `expire` and erasure, which take theirs in order of comparison. Which of a rater's
-turns is a known pair or a repeat is keyed by (rater, turn), and so are the sides.
+end gives it back. All of it happens in transactions of the database's one writer, so that two who come at once cannot
+both have the last place. Which of a rater's turns is a known pair or a repeat is keyed by (rater, turn), and so are the
+sides.
 """
 
 from __future__ import annotations
@@ -51,13 +50,8 @@ _now: Any = sa.bindparam("now_of")
 _FIRST = sa.text("NOT leases.repeat AND leases.state <> 'expired'")
 _OVER = _leases.c.state == "open", _leases.c.expires <= _now
 _ANY_OVER = sa.select(_leases.c.id).where(*_OVER).limit(1)
-_ALL_OVER = (
-    sa.select(_leases.c.id, _leases.c.comparison, _leases.c.repeat)
-    .where(*_OVER)
-    .order_by(_leases.c.comparison)
-    .with_for_update(skip_locked=True)
-)
-_CLOSE = sa.update(_leases).where(_leases.c.id == _id, _leases.c.state == "open").values(state="expired")
+_ALL_OVER = sa.select(_leases.c.id, _leases.c.comparison, _leases.c.repeat).where(*_OVER)
+_CLOSE = sa.update(_leases).where(_leases.c.id == _id).values(state="expired")
 _GIVE_BACK = (
     sa.update(_places)
     .where(_places.c.comparison == _comparison, sa.not_(_places.c.known))
@@ -76,7 +70,7 @@ _HELD = (
 )
 # Of what the rater holds, what they did not ask to be spared.
 _HELD_UNSPARED = _HELD.join(_places, _places.c.comparison == _leases.c.comparison).where(sa.not_(_places.c.sensitive))
-_LOCKED = sa.select(_raters).where(_raters.c.id == _rater).with_for_update()
+_OF_RATER = sa.select(_raters).where(_raters.c.id == _rater)
 _COUNTED = sa.update(_raters).where(_raters.c.id == _rater)
 _SPARED = sa.select(_raters.c.opted_out).where(_raters.c.id == _rater)
 
@@ -84,7 +78,8 @@ _SPARED = sa.select(_raters.c.opted_out).where(_raters.c.id == _rater)
 def expire(connection: sa.Connection, now: float) -> None:
     """Gives the places of leases that ran out back."""
     for row in connection.execute(_ALL_OVER, {"now_of": now}).all():
-        if connection.execute(_CLOSE, {"id_of": row.id}).rowcount and not row.repeat:
+        connection.execute(_CLOSE, {"id_of": row.id})
+        if not row.repeat:
             give_back(connection, row.comparison)
 
 
@@ -112,9 +107,9 @@ def is_spared(connection: sa.Connection, rater: str) -> bool:
     return bool(connection.scalar(_SPARED, {"rater_of": rater}))
 
 
-def locked_rater(connection: sa.Connection, rater: str) -> Any:
-    """The rater's row, held until the transaction ends. Raises StoreError if there is none, or they were erased."""
-    row = connection.execute(_LOCKED, {"rater_of": rater}).first()
+def rater_of(connection: sa.Connection, rater: str) -> Any:
+    """The rater's row. Raises StoreError if there is none, or they were erased."""
+    row = connection.execute(_OF_RATER, {"rater_of": rater}).first()
     if row is None or row.token is None:
         raise StoreError(f"rater {rater!r} is not of this project; add them first")
     return row
@@ -128,18 +123,16 @@ def take(
     settings: ProjectSettings,
     *,
     answered: int | None = None,
-    waits: bool = False,
 ) -> tuple[Sequence[Any], Sequence[Any]]:
-    """Leases the rater, whose row is locked, up to n in all, with those that they hold: these rows, and the new ones.
+    """Leases the rater, of whom it is given the row, up to n in all: the rows of what they hold, and the new ones.
 
     What a rater held when they asked to be spared runs out by itself; it is not among them and does not count.
-    answered: how many of their answers stand, noted along. waits: for one that another is taking at this moment; only
-    for a transaction that touched no place before.
+    answered: how many of their answers stand, noted along.
     """
     before = held(connection, rater.id, now, rater.opted_out)[:n] if n else []
     made: list[dict[str, Any]] = []
     for number in range(rater.given, rater.given + n - len(before)):
-        lease = _next(connection, rater, number, settings, waits=waits and not made)
+        lease = _next(connection, rater, number, settings)
         if lease is None:
             break
         lease |= {"id": secrets.token_hex(12), "rater": rater.id, "number": number}
@@ -155,7 +148,7 @@ def take(
 
 
 def count_answers(connection: sa.Connection, rater: str, answered: int) -> None:
-    """Notes how many answers of a rater, whose row is locked, stand."""
+    """Notes how many answers of a rater stand."""
     connection.execute(_COUNTED, {"rater_of": rater, "answered": answered})
 
 
@@ -179,19 +172,13 @@ def _unseen(*also: sa.ColumnElement[bool]) -> sa.Select[Any]:
 
 _ORDINARY = _unseen(_places.c.known == sa.false(), _places.c.free > 0)
 _KNOWN = _unseen(_places.c.known == sa.true())
-# Of what others are taking at this moment the next is as good. A query that waited for them would keep the locks of all
-# that it looked at in vain.
-_NEAREST = _ORDINARY.with_for_update(skip_locked=True, of=_places)
 _INSERT = sa.insert(_leases)
 
 
-def _next(
-    connection: sa.Connection, rater: Any, number: int, settings: ProjectSettings, *, waits: bool
-) -> dict[str, Any] | None:
+def _next(connection: sa.Connection, rater: Any, number: int, settings: ProjectSettings) -> dict[str, Any] | None:
     """What the rater is given at this turn, its place taken: comparison, shown and repeat of a lease; None for nothing.
 
-    Known pairs and repeats are mixed into ordinary ones; nobody is kept busy with them alone. waits: for the nearest
-    even if another is taking it at this moment, who may leave nothing of it.
+    Known pairs and repeats are mixed into ordinary ones; nobody is kept busy with them alone.
     """
     who = {"rater_of": rater.id, "spared": rater.opted_out}
     turn = _key(rater.id, number) / 2**64
@@ -208,16 +195,10 @@ def _next(
                     "shown": json.dumps(json.loads(again.shown)[::-1]),
                     "repeat": True,
                 }
-    found = connection.execute(_ORDINARY if waits else _NEAREST, who).first()
-    if found is not None and take_place(connection, found.comparison):
-        return _as_shown(found, rater.id, number)
-    return None
-
-
-def any_left(connection: sa.Connection, rater: str) -> bool:
-    """Whether there is an ordinary comparison with a free place for the rater."""
-    who = {"rater_of": rater, "spared": is_spared(connection, rater)}
-    return connection.execute(_ORDINARY, who).first() is not None
+    if (found := connection.execute(_ORDINARY, who).first()) is None:
+        return None
+    take_place(connection, found.comparison)
+    return _as_shown(found, rater.id, number)
 
 
 def _as_shown(found: Any, rater: str, number: int) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
@@ -13,38 +12,24 @@ from palate.store import leases
 from palate.store.database import Database
 from palate.store.leases import Lease
 
-ATTEMPTS = 8  # at one of the last comparisons, when others are after it, too
 Write = Callable[[Callable[[sa.Connection], Any]], Any]
 
 
 def lease(
     database: Database, write: Write, rater: str, n: int, now: float, settings: ProjectSettings
 ) -> Sequence[Lease]:
-    """What `Store.lease` says. write: runs a job in a transaction.
+    """What `Store.lease` says. write: runs a job in a transaction; only who lacks some waits for one."""
 
-    Where all that is left is being taken by others, it waits for one of them, in a transaction that holds nothing else.
-    """
+    def taken(connection: sa.Connection) -> Sequence[Any]:
+        held, made = leases.take(connection, leases.rater_of(connection, rater), n, now, settings)
+        return [*held, *made]
+
     with database.read() as connection:
         mine = leases.held(connection, rater, now, leases.is_spared(connection, rater))
-    for attempt in range(ATTEMPTS if len(mine) < n else 0):
-        mine = write(partial(_taken, rater=rater, n=n, now=now, settings=settings, waits=attempt > 0))
-        if mine or not _any_left(database, rater):
-            break
+    if len(mine) < n:
+        mine = write(taken)
     with database.read() as connection:
         return leases.filled(connection, mine[:n])
-
-
-def _taken(
-    connection: sa.Connection, rater: str, n: int, now: float, settings: ProjectSettings, waits: bool
-) -> Sequence[Any]:
-    row = leases.locked_rater(connection, rater)
-    held, made = leases.take(connection, row, n, now, settings, waits=waits)
-    return [*held, *made]
-
-
-def _any_left(database: Database, rater: str) -> bool:
-    with database.read() as connection:
-        return leases.any_left(connection, rater)
 
 
 def expire(database: Database, write: Write, now: float) -> None:

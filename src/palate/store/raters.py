@@ -89,14 +89,14 @@ def change(connection: sa.Connection, rater: str, values: Mapping[str, Any]) -> 
 
 def erase(connection: sa.Connection, rater: str, votes: bool) -> int:
     """Forgets who a rater was and, if asked, all they said; returns how many facts were deleted. Noted as a fact."""
-    leases.locked_rater(connection, rater)
+    leases.rater_of(connection, rater)
     connection.execute(
         sa.update(_raters).where(_raters.c.id == rater).values(name="", token=None, expires=None, revoked=True)
     )
     close = sa.select(_leases.c.id, _leases.c.comparison, _leases.c.repeat, _leases.c.state).where(
         _leases.c.rater == rater, _leases.c.state.in_(["open", "answered"] if votes else ["open"])
     )
-    for row in connection.execute(close.order_by(_leases.c.comparison).with_for_update()).all():
+    for row in connection.execute(close.order_by(_leases.c.comparison)).all():
         connection.execute(sa.update(_leases).where(_leases.c.id == row.id).values(state="expired"))
         if not row.repeat:
             leases.give_back(connection, row.comparison)
