@@ -50,12 +50,15 @@ def video(content: bytes, type: str) -> Video:
         return Video(frames, rate)
 
 
-def sound(content: bytes, type: str) -> Waveform:
-    """The first sound in a file of a media type [C, L], -1 to 1, at its own rate. Raises MediaError as `video` does."""
+def sound(content: bytes, type: str, longest: float | None = None) -> Waveform:
+    """The first sound in a file of a media type [C, L], -1 to 1, at its own rate; longest: seconds, else MAX_SECONDS.
+
+    Raises MediaError as `video` does.
+    """
     with _opened(content, type, "audio") as (container, stream):
         import av
 
-        rate = int(stream.rate)
+        rate, longest = int(stream.rate), longest or MAX_SECONDS
         planar = av.AudioResampler(format="fltp", layout=stream.layout.name, rate=rate)
         parts: list[np.ndarray[Any, Any]] = []
         length = 0
@@ -63,8 +66,8 @@ def sound(content: bytes, type: str) -> Waveform:
             for part in planar.resample(frame):
                 parts.append(part.to_ndarray())
                 length += parts[-1].shape[-1]
-            if length > MAX_SECONDS * rate:
-                raise MediaError(f"a sound of more than {MAX_SECONDS:g} seconds", "too long")
+            if length > longest * rate:
+                raise MediaError(f"a sound of more than {longest:g} seconds", "too long")
         parts += [part.to_ndarray() for part in planar.resample(None)]
         if not parts:
             raise MediaError("a sound without samples", "damaged")

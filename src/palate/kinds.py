@@ -164,7 +164,7 @@ def read(medium: Medium, root: str | Path | None = None) -> Any:
         media.check(Medium(medium.type, content))
         return content.decode()
     shown = media.type_of_bytes(content)
-    return _video(content, shown) if kind == "videos" else _sound(content, shown)
+    return _video(content, shown) if kind == "videos" else sound(content, shown)
 
 
 def _video(content: bytes, type: str) -> Video:
@@ -177,8 +177,9 @@ def _video(content: bytes, type: str) -> Video:
     return clips.video(content, type)
 
 
-def _sound(content: bytes, type: str) -> Waveform:
+def sound(content: bytes, type: str, longest: float | None = None) -> Waveform:
+    """A sound's file as `read` reads it; longest: in seconds, of one that PyAV has to read. Raises MediaError."""
     if type == "audio/wav":
         with contextlib.suppress(wire.WireError):  # it knows WAV of 16 bits and floats alone
             return wire.unwav(content)
-    return clips.sound(content, type)
+    return clips.sound(content, type, longest)

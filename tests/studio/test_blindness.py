@@ -1,7 +1,7 @@
-"""Whoever reads all that a rater's browser gets, but does not look at the pictures, cannot tell the models apart.
+"""Whoever reads all that a rater's browser gets, but neither looks nor listens, cannot tell the models apart.
 
-Two models draw from the same pixels, and differ in all else: format, encoder, tags, seeds, when they came in. Each
-thing that is sent about a picture becomes a number; a classifier learns from half of the comparisons which side is
+Two models draw from the same pixels, or sounds, and differ in all else: format, encoder, tags, seeds, when they came
+in. Each thing that is sent about one becomes a number; a classifier learns from half of the comparisons which side is
 whose, and guesses on the other half.
 """
 
@@ -19,10 +19,12 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from starlette.testclient import TestClient
 
+from palate import kinds
 from palate.project import ProjectSettings, create
 from palate.records import Comparison, Medium, Sample, now
 from palate.store import Store
 from palate.studio.app import create as create_app
+from palate.wire import Waveform
 
 from . import make
 
@@ -68,14 +70,59 @@ def plain_png(pixels) -> bytes:
     )
 
 
-def filled(folder, other, n: int) -> Store:
+def heard(rng) -> Waveform:
+    """Of one distribution for both models: a tone and noise, as 16 bits can hold it."""
+    at = np.arange(2000) / 8000
+    tone = 0.4 * np.sin(2 * np.pi * rng.uniform(200, 800) * at) + rng.normal(0, 0.02, at.shape)
+    made = ((tone * 32768).round() / 32768).astype(np.float32)[None].view(Waveform)
+    made.rate = 8000
+    return made
+
+
+def with_list(sound: Waveform, number: int) -> bytes:
+    """A WAV that names its model behind the sound."""
+    tag = f"model-tuned seed {number}".encode().ljust(30)
+    data = kinds.written(sound).bytes + b"LIST" + struct.pack("<I", len(tag)) + tag
+    return data[:4] + struct.pack("<I", len(data) - 8) + data[8:]
+
+
+def packed(sound: Waveform) -> bytes:
+    """FLAC, by FFmpeg."""
+    av = pytest.importorskip("av")
+    out = io.BytesIO()
+    with av.open(out, "w", format="flac") as file:
+        stream = file.add_stream("flac", rate=sound.rate, layout="mono")
+        frame = av.AudioFrame.from_ndarray((np.asarray(sound) * 32768).astype(np.int16), "s16", "mono")
+        frame.sample_rate = sound.rate
+        for packet in (*stream.encode(frame), *stream.encode(None)):
+            file.mux(packet)
+    return out.getvalue()
+
+
+def as_floats(sound: Waveform) -> bytes:
+    samples = np.asarray(sound, "<f4").tobytes()
+    form = struct.pack("<HHIIHH", 3, 1, sound.rate, 4 * sound.rate, 4, 32)
+    parts = b"WAVEfmt " + struct.pack("<I", len(form)) + form + b"data" + struct.pack("<I", len(samples)) + samples
+    return b"RIFF" + struct.pack("<I", len(parts)) + parts
+
+
+SOUNDS = {
+    "WAV with its tags": lambda sound, number: (with_list(sound, number), "audio/wav"),
+    "WAV of floats": lambda sound, _: (as_floats(sound), "audio/wav"),
+    "FLAC": lambda sound, _: (packed(sound), "audio/flac"),
+}
+
+
+def filled(folder, other: str, n: int) -> Store:
     """Samples of model A, then of model B; A as Palate writes them."""
     create(folder, ProjectSettings(known_share=0, repeat_share=0))
     store = Store.open(folder)
+    draw, save = (drawn, MODELS[other]) if other in MODELS else (heard, SOUNDS[other])
     rng, made = np.random.default_rng(0), []
     for model in "AB":
         for i in range(n):
-            data, kind = (saved(drawn(rng), "PNG"), "image/png") if model == "A" else other(drawn(rng), i)
+            own = kinds.written(content := draw(rng))
+            data, kind = (own.bytes, own.type) if model == "A" else save(content, i)
             made.append(
                 Sample(f"{model}-{i}", f"prompt {i}", Medium(kind, data), model, now(), i if model == "B" else 7)
             )
@@ -85,7 +132,7 @@ def filled(folder, other, n: int) -> Store:
 
 
 def told(reply, seconds: float, lease: dict, side: int) -> dict[str, float]:
-    """Everything about one picture but its pixels, as numbers."""
+    """Everything about one picture or sound but its pixels or samples, as numbers."""
     data = reply.content
     numbers = {"side": side, "seconds": seconds, "size": len(data), "name": int(lease["media"][side]["id"][:8], 16)}
     numbers |= {f"name {i}": int(letter, 16) for i, letter in enumerate(lease["media"][side]["id"][:16])}
@@ -94,12 +141,17 @@ def told(reply, seconds: float, lease: dict, side: int) -> dict[str, float]:
         numbers[f"{name} long"] = len(value)
         numbers[f"{name} sum"] = sum(value.encode())
     numbers |= {f"lease {key}": len(json.dumps(value)) for key, value in lease.items()}
-    at, chunks = 8, 0
-    while at < len(data):
-        length, kind = struct.unpack(">I4s", data[at : at + 8])
+    picture = data[:4] == b"\x89PNG"
+    at, chunks = (8 if picture else 12), 0
+    while at + 8 <= len(data):
+        length, kind = struct.unpack(">I4s", data[at : at + 8]) if picture else riff(data[at : at + 8])
         numbers[f"chunk {kind!r}"] = length
-        at, chunks = at + 12 + length, chunks + 1
-    return numbers | {"chunks": chunks} | {f"byte {i}": byte for i, byte in enumerate(data[:45])}
+        at, chunks = at + length + (12 if picture else 8), chunks + 1
+    return numbers | {"chunks": chunks} | {f"byte {i}": byte for i, byte in enumerate(data[:44])}
+
+
+def riff(head: bytes) -> tuple[int, bytes]:
+    return struct.unpack("<I", head[4:])[0], head[:4]
 
 
 def gathered(store: Store, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -139,13 +191,13 @@ def guessed(features: np.ndarray, labels: np.ndarray) -> float:
     return float(max(stump, linear))
 
 
-ALL = [*((other, FEW) for other in ("PNG with its workflow", "another encoder"))]
-ALL += [pytest.param(other, MANY, marks=slow) for other in MODELS]
+ALL = [(other, FEW) for other in ("PNG with its workflow", "another encoder", *SOUNDS)]
+ALL += [pytest.param(other, MANY, marks=slow) for other in (*MODELS, *SOUNDS)]
 
 
 @pytest.mark.parametrize(("other", "n"), ALL)
 def test_a_classifier_on_all_but_the_pixels_guesses(tmp_path, other, n):
-    with filled(tmp_path / "p", MODELS[other], n) as store:
+    with filled(tmp_path / "p", other, n) as store:
         features, labels = gathered(store, n)
     assert labels.sum() == n
     share = guessed(features, labels)

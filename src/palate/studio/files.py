@@ -1,27 +1,31 @@
 """Media as raters get them: the stored file without what it says about where it came from, in ranges.
 
-Pictures go out as PNG, whatever they were stored as, by the decoder that scorers use and one encoder: what a rater's
-browser gets of one depends on its pixels alone, and nothing tells which model, or whose software, made it. One that is
-so encoded already, as Palate's own are, goes out as it lies there. Of videos and sounds the tags are blanked in place
-(`scrub`), so that lengths and offsets stay.
+Pictures go out as PNG and sounds as WAV of 16 bits, whatever they were stored as, by the decoder that scorers use and
+one encoder: what a rater's browser gets of one depends on what is seen or heard alone, and nothing tells which model,
+or whose software, made it. One that is so encoded already, as Palate's own are, goes out as it lies there. Videos,
+which could not be encoded anew without loss, and sounds that are too long for it or that only PyAV could read where it
+is not installed, go out as they are, their tags blanked in place (`scrub`), so that lengths and offsets stay.
 """
 
 from __future__ import annotations
 
 import io
 import re
+import struct
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from palate.media import decode
+from palate import kinds
+from palate.media import MediaError, decode
 from palate.records import Medium
 from palate.studio.scrub import Patch, patches
 
 CHUNK = 256 * 1024
-KEPT_BYTES = 128 * 2**20  # of pictures that had to be encoded anew
+LONGEST = 600.0  # seconds of a sound that is encoded anew
+KEPT_BYTES = 128 * 2**20  # of media that had to be encoded anew
 PIECE = 65536  # bytes of a chunk of pixels as Pillow cuts them
 END = b"\0\0\0\0IEND\xaeB`\x82"
 RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
@@ -90,14 +94,30 @@ class Views:
 
 
 def view_of(path: Path, type: str) -> View:
-    if not type.startswith("image/"):
-        return View(type, path.stat().st_size, path=path, patches=tuple(patches(path, type)))
-    data = path.read_bytes()
-    if type != "image/png" or not as_encoded_here(data):
-        encoded = io.BytesIO()
-        decode(Medium(type, data)).save(encoded, "PNG")
-        data = encoded.getvalue()
-    return View("image/png", len(data), data=data)
+    if type.startswith("image/"):
+        data = path.read_bytes()
+        if type != "image/png" or not as_encoded_here(data):
+            encoded = io.BytesIO()
+            decode(Medium(type, data)).save(encoded, "PNG")
+            data = encoded.getvalue()
+        return View("image/png", len(data), data=data)
+    wav = as_wav(path, type) if type.startswith("audio/") else None
+    if wav is not None:
+        return View("audio/wav", len(wav), data=wav)
+    return View(type, path.stat().st_size, path=path, patches=tuple(patches(path, type)))
+
+
+def as_wav(path: Path, type: str) -> bytes | None:
+    """A sound as Palate writes it; None where it lies so already, or has to go out as it is."""
+    with path.open("rb") as file:
+        head = file.read(44)
+    data = struct.pack("<I", path.stat().st_size - 44) if len(head) == 44 else b""
+    if (head[:4], head[8:22], head[34:]) == (b"RIFF", b"WAVEfmt \x10\0\0\0\x01\0", b"\x10\0data" + data):
+        return None
+    try:
+        return kinds.written(kinds.sound(path.read_bytes(), type, LONGEST)).bytes
+    except MediaError:  # damaged, too long, or PyAV is not there; a browser may know better
+        return None
 
 
 def as_encoded_here(data: bytes) -> bool:
