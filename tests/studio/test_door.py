@@ -16,7 +16,7 @@ import pytest
 from palate.cli import main
 from palate.doors import awaited, labelling
 from palate.records import Ranking, now
-from palate.studio.joining import TokenFile
+from palate.studio.joining import TokenFile, cookie_name
 from palate.studio.serve import StudioError, listen, opened, reached_by
 
 from . import make
@@ -39,10 +39,13 @@ def test_it_starts_at_once_serves_and_stops_on_ctrl_c(tmp_path):
         with httpx2.Client(base_url=base) as client:
             assert client.post("/api/join", json={"token": token}, headers={"origin": base}).json()["to"]
             assert client.get("/").status_code == 200
-        with pytest.raises(SystemExit) as left:  # another process asks the one that has the project open
-            main(["project", "revoke", str(tmp_path / "p"), "rater 2"])
-        assert left.value.code == 0
-        assert "rater 2" not in (tmp_path / "p" / "tokens").read_text()
+        for verb, *rest in (["revoke", "rater 2"], ["erase", "rater 1", "--votes", "--yes"]):
+            with pytest.raises(SystemExit) as left:  # another process asks the one that has the project open
+                main(["project", verb, str(tmp_path / "p"), *rest])
+            assert left.value.code == 0
+        tokens = (tmp_path / "p" / "tokens").read_text()
+        assert "rater 1" not in tokens and "rater 2" not in tokens and "rater 3" in tokens
+        assert httpx2.get(f"{base}/", headers={"cookie": f"{cookie_name(tmp_path / 'p')}={token}"}).status_code == 401
         run.send_signal(signal.SIGINT)
         out, errors = run.communicate(timeout=20)
         assert run.returncode == 0 and "acknowledged" in out
