@@ -18,7 +18,7 @@ from palate.doors import comparing, drawn, fingerprints, lookup
 from tests import zoo
 from tests.training import forks
 
-DIES = {"drawing": (sampling, "sample", 5), "writing": (kinds, "keep", 4), "scoring": (drawn._Kept, "add", 2)}
+DIES = {"drawing": (sampling, "sample", 5), "writing": (kinds, "keep", 4), "scoring": (drawn._Kept, "note", 2)}
 
 
 @pytest.fixture(scope="module")

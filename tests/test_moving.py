@@ -11,7 +11,8 @@ import yaml
 
 from palate import kinds
 from palate.cli import main
-from palate.doors import comparing, drawing, judging, lookup, matching, polling, projects, rounds
+from palate.doors import comparing, drawing, drawn, judging, lookup, matching, polling, projects, rounds
+from palate.records import Medium
 from palate.store import Store
 from tests.moving import FRAME_RATE, run_of
 from tests.test_clips import encoded
@@ -143,6 +144,12 @@ def test_videos_are_compared_and_played_from_the_page(video, other_video, prompt
     assert found["judge"] == "bright" and found["n"] == 4
     assert facts["shown"][1]["files"] == ["base_001.webm", "tuned_001.webm"]
     assert facts["against_first"][0]["diversity"]["drift"]["mean"] > 0  # of the mean frame, as of pictures
+    for path in (tmp_path / "out").rglob(drawn.SCORES):  # what was judged is what people would see, lossy as it is
+        for line in map(json.loads, path.read_text().splitlines()):
+            shown = [kinds.read(Medium("video/webm", path=name), path.parent) for name in line["files"]]
+            assert line["scores"]["bright"] == bright([], shown)["bright"]
+            found["n"] -= len(shown) / 2
+    assert found["n"] == 0
     html = (tmp_path / "out" / "report.html").read_text()
     assert html.count('<video src="samples/') == 4 and 'width="16" height="16" controls loop muted' in html
     assert "<img" not in html and "Side by side" in html

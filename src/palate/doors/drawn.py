@@ -112,7 +112,8 @@ def _draw(
             how = {"seed": plan.seed, "batch_size": plan.batch_size, **settings}
             media = sampling.sample(policy, texts, [ids[row] for row in batch], **how)
             plan = _agreed(plan, model, media[0])
-            kept.add(batch, plan.n, media, scorer(texts, media), scorer.origins)
+            files = kept.write(batch, plan.n, media)
+            kept.note(batch, files, scorer(texts, list(files)), scorer.origins)
             bar.advance(len(batch))
     return plan
 
@@ -190,21 +191,23 @@ class _Kept:
             self.scores[row] = {name: np.nan if value is None else value for name, value in values.items()}
         self.origins |= {score: (name, dimension) for score, (name, dimension) in line["origins"].items()}
 
-    def add(
+    def write(self, rows: Sequence[int], n: int, media: Sequence[Media]) -> Files:
+        """A batch's files, which are what is judged: people would see the same."""
+        names = [f"{row // n:05d}-{row % n}" for row in rows]
+        return Files([kinds.keep(self.folder, name, medium) for name, medium in zip(names, media, strict=True)])
+
+    def note(
         self,
         rows: Sequence[int],
-        n: int,
-        media: Sequence[Media],
+        files: Files,
         scores: Mapping[str, np.ndarray],
         origins: Mapping[str, tuple[str, str]],
     ) -> None:
-        """Writes a batch: files first, then the line that says that they are there."""
-        names = [f"{row // n:05d}-{row % n}" for row in rows]
-        paths = [kinds.keep(self.folder, name, medium) for name, medium in zip(names, media, strict=True)]
+        """The line that says that a batch is there."""
         line = {
             "rows": list(rows),
-            "files": [path.name for path in paths],
-            "bytes": [path.stat().st_size for path in paths],
+            "files": [path.name for path in files.paths],
+            "bytes": [path.stat().st_size for path in files.paths],
             "scores": {score: [None if np.isnan(v) else float(v) for v in values] for score, values in scores.items()},
             "origins": {score: list(origins[score]) for score in scores},
         }
