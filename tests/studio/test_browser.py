@@ -248,10 +248,43 @@ def test_zoom_shows_the_same_region_in_both(study):
         moved = page.eval_on_selector_all(".frame > img", "nodes => nodes.map(node => node.style.transform)")
         assert moved[0] == moved[1] and "scale(3)" in moved[0] and "-50%" in moved[0]
         page.locator(".frame").first.click()  # looks, and chooses nothing
+        assert page.get_attribute("[data-act=zoom]", "aria-pressed") == "true"
         page.keyboard.press("z")
         assert not list(study.store.votes())
         sizes = page.eval_on_selector_all(".frame", "nodes => nodes.map(n => [n.clientWidth, n.clientHeight].join())")
         assert sizes[0] == sizes[1]
+
+
+def test_each_pair_is_first_seen_whole(study):
+    with study.open() as page:
+        press(page, "z")
+        plain, pressed = (
+            page.eval_on_selector(f"[data-act={act}]", "node => getComputedStyle(node).backgroundColor")
+            for act in ("undo", "zoom")
+        )
+        assert pressed != plain
+        press(page, "1")
+        state(page, "1 saved")
+        ready(page)
+        assert page.get_attribute("[data-act=zoom]", "aria-pressed") == "false"
+        assert not page.locator(".frame.zoomed").count()
+
+
+def test_nothing_is_judged_under_the_menu(study):
+    with study.open() as page:
+        ready(page)
+        first, menu = prompt(page), page.locator("#menu")
+        for act in (lambda: page.keyboard.press("Escape"), lambda: page.locator(".frame").first.click()):
+            page.click("#menu summary")
+            for key in ("1", "2", "t", "s", "z", "u", "?"):
+                page.keyboard.press(key)
+            assert menu.get_attribute("open") is not None and not page.locator("dialog[open]").count()
+            act()
+            assert menu.get_attribute("open") is None
+        assert prompt(page) == first
+        page.keyboard.press("1")
+        state(page, "1 saved")
+        study.votes(1)
 
 
 PHONE = {"viewport": {"width": 375, "height": 667}, "device_scale_factor": 2, "has_touch": True, "is_mobile": True}
@@ -272,6 +305,17 @@ def test_on_a_phone_all_is_in_reach(study):
         ready(page)
         page.locator(".frame").first.tap()
         state(page, "2 saved")
+
+
+def test_where_there_is_no_keyboard_nothing_speaks_of_keys(study):
+    for how in (PHONE, {}):
+        with study.open(**how) as page:
+            ready(page)
+            assert page.locator("kbd >> visible=true").count() == (0 if how else 10)
+            assert page.locator("[data-act=help] >> visible=true").count() == 0
+            page.goto(f"{study.base}/instructions")
+            words = page.inner_text("main")
+            assert ("Touch the better one." in words) == bool(how) and ("Press" in words) == (not how)
 
 
 @pytest.mark.slow
@@ -344,6 +388,14 @@ def test_a_link_that_is_no_good_says_so(study, chromium):
         assert "join link" in page.text_content("h1")
 
 
+def test_a_link_that_is_opened_where_a_wrong_one_was_lets_in(study, chromium):
+    with browsing(chromium, study.base) as page:
+        page.goto(f"{study.base}/join#nonsense")
+        until(page, "() => document.getElementById('more').textContent.includes('not valid')")
+        page.goto(f"{study.base}/join#{study.token}")  # nothing is loaded: only what stands behind # is another
+        page.wait_for_url("**/instructions")
+
+
 @pytest.mark.slow
 def test_signed_out_in_the_middle_keeps_the_answer(study):
     with study.open() as page:
@@ -370,6 +422,8 @@ def test_the_dashboard(study, chromium):
         with browsing(chromium, study.base, link.partition("#")[2]) as grace:
             ready(grace)
         page.reload()
+        revoke, erase = (page.locator(f"tr:has-text('Ada') [data-{act}]").bounding_box() for act in ("revoke", "erase"))
+        assert revoke["y"] == erase["y"]
         row = page.locator("tr", has_text="Grace").locator("[data-revoke]")
         row.click()
         row.click()

@@ -24,7 +24,7 @@ export function show(task, choose, pressed) {
   host.replaceChildren(stage);
   $("prompt").textContent = task.prompt;
   $("prompt").scrollTop = 0;
-  zoom.set(zoom.on && zoom.can);
+  zoom.set(false);  // a new one is seen whole first: what tells them apart may lie outside of what zoom shows
   task.since = 0;
   const mine = shown;
   Promise.all(task.viewers.map((one) => one.ready)).then(
@@ -78,7 +78,7 @@ export function locked() {
   const { task } = shown;
   if (page.locked && broken(task)) return "One of them could not be loaded: skip it.";
   if (page.locked && !loaded(task)) return "One moment, they are still loading.";
-  return task.veiled ? "Look at them first: v shows them." : "";
+  return task.veiled ? "Look at them first: press Show." : "";
 }
 
 // Where nothing may be skipped, what does not load still may: it would end the rater's work.

@@ -3,11 +3,16 @@
 import { post, Refused } from "./net.js";
 
 const says = document.getElementById("says"), more = document.getElementById("more"), again = document.getElementById("again");
-const token = decodeURIComponent(location.hash.slice(1));
-history.replaceState(null, "", location.pathname);
+let token = "";
+
+function enter() {
+  if (location.hash.length < 2) return;
+  token = decodeURIComponent(location.hash.slice(1));
+  history.replaceState(null, "", location.pathname);
+  join();
+}
 
 async function join() {
-  if (!token) return;
   again.hidden = true;
   says.textContent = "One moment";
   more.textContent = "You are being let in.";
@@ -25,4 +30,5 @@ async function join() {
 }
 
 again.addEventListener("click", join);
-join();
+addEventListener("hashchange", enter);  // a link that is opened where this page is open already loads nothing
+enter();

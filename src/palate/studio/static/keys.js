@@ -9,8 +9,13 @@ const has = (selector) => $("desk").querySelector(selector) !== null;
 export function listen(acts, choose, skip) {
   addEventListener("keydown", (event) => onKey(event, acts, choose));
   document.addEventListener("click", (event) => {
+    if (!$("menu").open || event.target.closest("#menu")) return;
+    $("menu").open = false;  // and nothing else: what lies under it is not judged by that
+    event.preventDefault();
+    event.stopPropagation();
+  }, true);
+  document.addEventListener("click", (event) => {
     const button = event.target.closest("button");
-    if (!event.target.closest("#menu")) $("menu").open = false;
     if (!button) return;
     if (event.detail) button.blur();  // else the next space would press it again
     const { act, choice, reason } = button.dataset;
@@ -26,6 +31,7 @@ export function listen(acts, choose, skip) {
 function onKey(event, acts, choose) {
   if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
   if (document.querySelector("dialog[open]")) return inDialog(event);
+  if ($("menu").open) return inMenu(event);
   if (event.target.closest("input, select, textarea")) return;
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   const native = event.target.closest("button, a, summary");
@@ -53,6 +59,12 @@ function onTask(key, event, acts, choose) {
   const choice = { 1: "left", ArrowLeft: "left", 2: "right", ArrowRight: "right", t: "tie" }[key];
   if (choice && has(`[data-choice="${choice}"]`)) return () => choose(choice, event);
   return { q: () => shown?.play.listen(0), w: () => shown?.play.listen(1) }[key];
+}
+
+function inMenu(event) {
+  if (event.key !== "Escape") return;
+  $("menu").open = false;
+  $("menu").querySelector("summary").focus();
 }
 
 function inDialog(event) {

@@ -76,7 +76,7 @@ export function rankingStage(task, page, onchange, onreveal) {
     onchange();
   }
   function hint(count) {
-    if (!count) return "press 1, 2, … from the best to the worst, or drag here";
+    if (!count) return "press or touch them from the best to the worst, or drag here";
     if (self.level) return "the next one shares the last place";
     return self.full ? "Worst" : `${n - 1 - count} more, then worst`;
   }
