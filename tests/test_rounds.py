@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +138,42 @@ def test_a_round_that_learnt_is_not_learnt_again(whole, model, tmp_path, monkeyp
     rounds.rounds(path)
     found = weights(tmp_path)
     assert all(np.array_equal(value, found[name]) for name, value in weights(whole("diffusion_dpo")).items())
+
+
+@pytest.mark.parametrize("method", ["diffusion_dpo", "d3po"])
+def test_raters_are_told_that_more_is_to_come_until_the_last(method, model, tmp_path, monkeypatch):
+    told: list[str] = []
+    monkeypatch.setattr(rounds, "_nobody_reads", told.append)
+    rounds.rounds(recipe(tmp_path, model, method, verdict=1, prompts_per_round=2))
+    assert [note.partition(";")[0].partition(",")[0].partition(":")[0] for note in told] == [
+        "Round 1 of 2 is being drawn", "Round 1 of 2", "Round 1 of 2 is being learnt",
+        "Round 2 of 2 is being drawn", "Round 2 of 2", "Round 2 of 2 is being learnt",
+        "The last pictures are being drawn", "",
+    ]  # fmt: skip
+    assert all(note.endswith("come by themselves. Keep this page open.") for note in told[:-1])
+
+
+def test_after_the_last_round_no_more_is_promised(model, tmp_path, monkeypatch):
+    told: list[str] = []
+    monkeypatch.setattr(rounds, "_nobody_reads", told.append)
+    rounds.rounds(recipe(tmp_path, model, n=1, votes=1))
+    assert told[0].startswith("Round 1 of 1 is being drawn") and told[1:] == ["", ""]
+
+
+def test_with_people_the_plan_and_the_link_to_open_are_told(model, tmp_path, capsys):
+    """And SIGTERM ends it as Ctrl-C does."""
+    wanted = load(recipe(tmp_path, model, people="studio", scorers=None, port=0, k=3, verdict=2), [], RoundsRecipe)
+    before = signal.getsignal(signal.SIGTERM)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        Store.open(tmp_path / "project", create=True) as store,
+        rounds._asker(wanted, store),
+    ):
+        said = capsys.readouterr().out.splitlines()
+        signal.raise_signal(signal.SIGTERM)
+    assert said[0] == "2 rounds of 18 votes, then 4 that judge the outcome; Ctrl-C stops, the same command goes on."
+    assert "Your link: http://127.0.0.1:" in said[2] and "your link" in said[-1]
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_what_was_said_is_kept_and_told(whole, capsys):

@@ -358,12 +358,17 @@ def test_the_first_start_makes_tokens_that_the_store_cannot_tell(tmp_path, monke
     assert stat.S_IMODE((tmp_path / "p" / "tokens").stat().st_mode) == 0o600
     assert all(sum(token in line for line in said) == 1 for _, _, token in rows)
     assert all(f"/join#{token}" in "\n".join(said) for _, _, token in rows)
+    admin = rows[0][2]
+    yours, to_send = (next(i for i, line in enumerate(said) if words in line) for words in ("Your link", "To send"))
+    assert admin in said[yours] and all(token in said[to_send + i] for i, (_, _, token) in enumerate(rows) if i)
     database = b"".join(path.read_bytes() for path in (tmp_path / "p").glob("palate.db*"))
     assert all(token.encode() not in database for _, _, token in rows)
     said.clear()
-    serve(tmp_path / "p", port=0, write=said.append)  # again: nothing is made or told anew
+    serve(tmp_path / "p", port=0, write=said.append)  # again: nothing is made anew, and one link is told
     assert TokenFile(tmp_path / "p").read() == rows
-    assert not any(token in line for _, _, token in rows for line in said)
+    assert [line for line in said if f"/join#{admin}" in line] == [line for line in said if "Your link" in line]
+    assert sum(token in line for _, _, token in rows for line in said) == 1
+    assert "tokens" in "".join(said)
     serve(tmp_path / "p", port=0, raters=2, write=said.append)
     assert len(TokenFile(tmp_path / "p").read()) == 6
     with Store.open(tmp_path / "p") as store:
@@ -371,7 +376,7 @@ def test_the_first_start_makes_tokens_that_the_store_cannot_tell(tmp_path, monke
     (tmp_path / "p" / "tokens").unlink()  # or a kill came between the store and the file
     serve(tmp_path / "p", port=0, write=said.append)
     ((_, role, token),) = TokenFile(tmp_path / "p").read()
-    assert role == "admin" and f"/join#{token}" in said[-4]
+    assert role == "admin" and "Your link: http://127.0.0.1" in said[-4] and said[-4].endswith(f"/join#{token}")
     with Store.open(tmp_path / "p") as store:
         assert store.rater_of(token).role == "admin" and len(store.raters()) == 7
 

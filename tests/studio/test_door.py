@@ -35,7 +35,7 @@ def test_it_starts_at_once_serves_and_stops_on_ctrl_c(tmp_path):
         base = re.search(r"http://[\d.:]+", told)[0]
         assert httpx2.get(f"{base}/join").status_code == 200
         took = time.monotonic() - started
-        token = next(token for _, role, token in TokenFile(tmp_path / "p").read() if role == "rater")
+        admin, token, *_ = (token for _, _, token in TokenFile(tmp_path / "p").read())
         with httpx2.Client(base_url=base) as client:
             assert client.post("/api/join", json={"token": token}, headers={"origin": base}).json()["to"]
             assert client.get("/").status_code == 200
@@ -51,6 +51,7 @@ def test_it_starts_at_once_serves_and_stops_on_ctrl_c(tmp_path):
         assert run.returncode == 0 and "acknowledged" in out
         assert errors == ""
         assert (told + out).count(token) == 1
+        assert re.search(r"Your link: (\S+)", told)[1] == f"{base}/join#{admin}" and (told + out).count(admin) == 1
     print(f"from the command to the first page: {took:.2f} s")
     assert took < 15  # alone on two cores it is under 2
 

@@ -60,6 +60,4 @@ def run(method: str | None = None, out: str | Path = "demo-human", seed: int = 0
         (out / "project" / "instructions.md").write_text(INSTRUCTIONS, encoding="utf-8")
     path = out / "recipe.yaml"
     config.dump(asked, path)
-    print(f"{ROUNDS} rounds of {PAIRS} votes, then {VERDICT} that judge the outcome; Ctrl-C stops, the same goes on.")
-    print("Open the link of rater 1 in your browser:", flush=True)
     return rounds.rounds(path)

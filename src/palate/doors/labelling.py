@@ -39,10 +39,16 @@ def label(
 
 
 class Waiting:
-    """A studio that is open while something waits for its votes. base: its address."""
+    """A studio that is open while something waits for its votes.
 
-    def __init__(self, base: str) -> None:
-        self.base = base
+    base: its address. note: what raters are told who have nothing to judge; empty when nothing more is to come.
+    """
+
+    def __init__(self, note: str = "") -> None:
+        self.base, self.note = "", note
+
+    def tell(self, note: str) -> None:
+        self.note = note
 
     def wait(self, store: Store, batch: str) -> None:
         """Returns when each comparison of a batch has the raters that it wants; says how far they are."""
@@ -60,10 +66,13 @@ class Waiting:
 
 
 @contextlib.contextmanager
-def open_studio(store: Store, *, port: int = 8765) -> Iterator[Waiting]:
-    """The studio of a store that is open for writing, as long as the block."""
-    with beside(store, port=port, win_rates=win_rates_so_far, export=hand_out) as base:
-        yield Waiting(base)
+def open_studio(store: Store, *, port: int = 8765, note: str = "") -> Iterator[Waiting]:
+    """The studio of a store that is open for writing, as long as the block. note: the first, see `Waiting`."""
+    waiting = Waiting(note)
+    with beside(
+        store, port=port, win_rates=win_rates_so_far, export=hand_out, note=lambda: waiting.note
+    ) as waiting.base:
+        yield waiting
 
 
 def hand_out(store: Store, taken: Snapshot, folder: Path) -> None:

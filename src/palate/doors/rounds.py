@@ -13,12 +13,15 @@ goes on: drawings are kept, votes are in the project, training has its checkpoin
 from __future__ import annotations
 
 import contextlib
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from palate import config, durable, plugins
-from palate.config import AlgorithmSettings, ConfigError, RoundsRecipe
+from palate.config import AlgorithmSettings, ConfigError, RoundsRecipe, RoundsSettings
 from palate.doors import asking, judging, lookup, matching
+from palate.doors.turns import FIRST, Tell
 from palate.doors.turns_offline import Offline
 from palate.doors.turns_online import Online
 from palate.store import Store
@@ -43,9 +46,9 @@ def rounds(path: str | Path, overrides: Sequence[str] = ()) -> Path:
             return folder
         _check_kinds(recipe)
         config.dump(recipe, folder / "config.yaml")
-        with Store.open(Path(recipe.rounds.project), create=True) as store, _asker(recipe, store) as ask:
+        with Store.open(Path(recipe.rounds.project), create=True) as store, _asker(recipe, store) as (ask, tell):
             kind = Offline if algorithm.NEEDS.source == "offline" else Online
-            run = kind(recipe, algorithm, options, folder, Path(path).parent, store, ask)
+            run = kind(recipe, algorithm, options, folder, Path(path).parent, store, ask, tell)
             run.learn()
             run.conclude()
     return folder
@@ -67,18 +70,49 @@ def _check_kinds(recipe: RoundsRecipe) -> None:
 
 
 @contextlib.contextmanager
-def _asker(recipe: RoundsRecipe, store: Store) -> Iterator[asking.Asker]:
-    """Who votes. The studio is open as long as the block, also while the model trains."""
+def _asker(recipe: RoundsRecipe, store: Store) -> Iterator[tuple[asking.Asker, Tell]]:
+    """Who votes, and how they are told what is to come.
+
+    The studio is open as long as the block, also while the model trains. SIGTERM ends it as Ctrl-C does.
+    """
     wanted = recipe.rounds
     if wanted.people == "studio":
         from palate.doors.labelling import open_studio
 
-        with open_studio(store, port=wanted.port) as studio:
-            yield studio.wait
+        print(_plan(wanted))
+        with _terminated(), open_studio(store, port=wanted.port, note=FIRST) as studio:
+            print("Open your link in the browser, and send the others theirs.", flush=True)
+            yield studio.wait, studio.tell
         return
     assert wanted.scorers
     scorer = lookup.weighted(wanted.scorers)
     if wanted.people == "scorers":
-        yield asking.Judged(scorer)
+        yield asking.Judged(scorer), _nobody_reads
     else:
-        yield asking.Simulated(scorer, wanted.temperature, recipe.training.seed)
+        yield asking.Simulated(scorer, wanted.temperature, recipe.training.seed), _nobody_reads
+
+
+def _nobody_reads(note: str) -> None:
+    pass
+
+
+def _plan(wanted: RoundsSettings) -> str:
+    """What people are in for."""
+    pairs = wanted.k * (wanted.k - 1) // 2
+    votes = wanted.prompts_per_round * min(pairs, wanted.pairs or pairs) * wanted.votes
+    verdict = f", then {wanted.verdict * wanted.votes} that judge the outcome" if wanted.verdict else ""
+    rounds = f"{wanted.n} rounds" if wanted.n > 1 else "1 round"
+    return f"{rounds} of {votes} votes{verdict}; Ctrl-C stops, the same command goes on."
+
+
+@contextlib.contextmanager
+def _terminated() -> Iterator[None]:
+    """SIGTERM is heard as Ctrl-C is, where there is a main thread to hear it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

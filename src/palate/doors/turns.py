@@ -23,6 +23,9 @@ from palate.training.online import Online
 from palate.training.trainer import Result
 
 OVER = "round.json"
+COMING = "come by themselves. Keep this page open."
+FIRST = f"The pictures are being prepared; they {COMING}"
+Tell = Callable[[str], object]  # what raters read who have nothing to judge; nothing where no more is to come
 
 
 class Turns(ABC):
@@ -37,9 +40,11 @@ class Turns(ABC):
         beside: Path,
         store: Store,
         ask: asking.Asker,
+        tell: Tell,
     ) -> None:
         self.recipe, self.algorithm, self.options, self.folder, self.beside = recipe, algorithm, options, folder, beside
-        self.store, self.ask, self.wanted, self.seed = store, ask, recipe.rounds, recipe.training.seed
+        self.store, self.ask, self.tell = store, ask, tell
+        self.wanted, self.seed = recipe.rounds, recipe.training.seed
         self.prompts = list(dict.fromkeys(lookup.read_prompts(self.wanted.prompts, beside)))
         if self.wanted.prompts_per_round > len(self.prompts) - self.wanted.verdict:
             kept = f", {self.wanted.verdict} of them kept for the verdict" if self.wanted.verdict else ""
@@ -86,6 +91,24 @@ class Turns(ABC):
         ids = asking.add(self.store, prompts, media, source, self.seed)
         asking.show(self.store, prompts, ids, self.name(index), wanted=self.wanted.votes, pairs=self.wanted.pairs)
         return ids
+
+    def _tell_draws(self, index: int, n: int) -> None:
+        """Says at the terminal and on the raters' pages that a round's samples are being drawn."""
+        say(f"round {index + 1} of {self.wanted.n}: drawing {n} samples")
+        self.tell(f"Round {index + 1} of {self.wanted.n} is being drawn; the pictures {COMING}")
+
+    def _ask(self, index: int) -> None:
+        """Waits for a round's votes. Its raters read what comes next, while others judge and while it is learnt."""
+        this, after = f"Round {index + 1} of {self.wanted.n}", f"Then the next pictures {COMING}"
+        last = index + 1 == self.wanted.n and not self.wanted.verdict
+        self.tell("" if last else f"{this}: when everybody has answered, the model learns from it. {after}")
+        self.ask(self.store, self.name(index))
+        self.tell("" if last else f"{this} is being learnt, which takes a while. {after}")
+
+    def _ask_last(self, store: Store, batch: str) -> None:
+        """Waits for the votes of the verdict, after which nothing more is to come."""
+        self.tell("")
+        self.ask(store, batch)
 
     def _remember(self, source: Offline | Online, result: Result) -> None:
         self.learnt = {"trained_on": assembly.trained_on(source), "warnings": list(result.warnings)}
@@ -138,11 +161,12 @@ class Turns(ABC):
                 rewards=self.taught_by,
             )
         if self.wanted.verdict:
+            self.tell(f"The last pictures are being drawn; they {COMING}")
             said = blind.verdict(
                 self.policy,
                 self.recipe.model,
                 self.store,
-                self.ask,
+                self._ask_last,
                 self._order[: self.wanted.verdict],
                 self.run,
                 self.folder,

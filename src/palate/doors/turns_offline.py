@@ -36,7 +36,7 @@ class Offline(Turns):
             if index == 0:
                 self._note(0, evaluate(0))
             self._draw(index, place)
-            self.ask(self.store, self.name(index))
+            self._ask(index)
             facts = self._train(index, place)
             self._note(index + 1, {**facts, **evaluate(index + 1)})
             judging.write_json(place / OVER, {**facts, **self.learnt})
@@ -67,7 +67,7 @@ class Offline(Turns):
             return
         prompts = [prompt for prompt in self.asked_in(index) for _ in range(self.wanted.k)]
         ids = [f"{index}/{i // self.wanted.k}/{i % self.wanted.k}" for i in range(len(prompts))]
-        say(f"round {index + 1} of {self.wanted.n}: drawing {len(prompts)} samples")
+        self._tell_draws(index, len(prompts))
         seed = randomness.key(self.seed, "round", index)
         how = self.sampler | {"batch_size": self.wanted.batch_size}
         with contextlib.closing(Progress(len(prompts), 0, what="sample")) as bar:

@@ -11,7 +11,7 @@ import numpy as np
 
 from palate.config import RolloutSettings
 from palate.doors import asking, assembly, judging, trajectories
-from palate.doors.turns import Turns, say
+from palate.doors.turns import Turns
 from palate.models.contracts import Media, Rollout
 
 
@@ -63,7 +63,7 @@ class Online(Turns):
         if not shown.is_file():
             judging.write_json(shown, {"samples": self._show(index, prompts, media)})
         ids = json.loads(shown.read_text(encoding="utf-8"))["samples"]
-        self.ask(self.store, self.name(index))
+        self._ask(index)
         return {"people": asking.win_shares(self.store, self.name(index), ids)}
 
     def _kept(self, draw: Callable[..., Rollout], *args: Any, **how: Any) -> Rollout:
@@ -74,5 +74,5 @@ class Online(Turns):
         )
 
     def _said(self, index: int, draw: Callable[..., Rollout], *args: Any, **how: Any) -> Rollout:
-        say(f"round {index + 1} of {self.wanted.n}: drawing {len(args[0])} samples")
+        self._tell_draws(index, len(args[0]))
         return draw(*args, **how)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -19,13 +19,19 @@ TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf
 
 
 def create(
-    store: Store, *, hosts: Iterable[str] = (), win_rates: WinRates | None = None, export: Export | None = None
+    store: Store,
+    *,
+    hosts: Iterable[str] = (),
+    win_rates: WinRates | None = None,
+    export: Export | None = None,
+    note: Callable[[], str] | None = None,
 ) -> FastAPI:
     """The app. The store stays the caller's, open for writing as long as the app runs.
 
     hosts: names beside those of the loopback under which it may be reached. win_rates, export: for the dashboard.
+    note: see `Studio`.
     """
-    studio = Studio(store, win_rates, export)
+    studio = Studio(store, win_rates, export, note)
     app = FastAPI(title="Palate studio", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.state.studio = studio
     for part in (labelling, entrance, dashboard, upkeep, download):  # the first is looked through first

@@ -14,7 +14,7 @@ from fastapi import Request
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
-from palate.store import Rater, Snapshot, Store
+from palate.store import Progress, Rater, Snapshot, Store
 from palate.studio.files import Views
 from palate.studio.joining import Guesses, TokenFile, cookie_name
 
@@ -69,17 +69,48 @@ class Remembered(Generic[Found]):
             self._finding.release()
 
 
-class Studio:
-    """See the module. win_rates: numbers of the dashboard, and export: its download, which a floor above makes."""
+class Share:
+    """How much of all that is wanted is done, from 0 to 1: counted seldom, with what came in since on top."""
 
-    def __init__(self, store: Store, win_rates: WinRates | None = None, export: Export | None = None) -> None:
-        self.store, self.win_rates, self.export = store, win_rates, export
+    def __init__(self, store: Store) -> None:
+        self._store, self._since = store, 0
+        self._counted = Remembered(self._count, PROGRESS_SECONDS)
+
+    def get(self) -> float:
+        whole = self._counted.get()
+        return min(1.0, (whole.votes + self._since) / whole.wanted) if whole.wanted else 0.0
+
+    def add(self, judgements: int) -> None:
+        """Known pairs and repeats too, until it is counted anew: a page that told them apart would give them away."""
+        self._since += judgements
+
+    def _count(self) -> Progress:
+        counted = self._store.progress()
+        self._since = 0
+        return counted
+
+
+class Studio:
+    """See the module. win_rates: numbers of the dashboard, and export: its download, which a floor above makes.
+
+    note: what raters who have nothing to judge are told where more is to come, empty where nothing is. None for a
+    studio that is open for its own sake: who runs it decides when it is over.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        win_rates: WinRates | None = None,
+        export: Export | None = None,
+        note: Callable[[], str] | None = None,
+    ) -> None:
+        self.store, self.win_rates, self.export, self.note = store, win_rates, export, note
         self.settings = store.settings
         self.cookie = cookie_name(store.folder)
         self.tokens = TokenFile(store.folder)
         self.guesses = Guesses()
         self.views = Views()
-        self.progress = Remembered(store.progress, PROGRESS_SECONDS)
+        self.share = Share(store)
         self.pages = Environment(
             loader=FileSystemLoader(HERE / "templates"),
             autoescape=select_autoescape(default=True),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
@@ -47,15 +48,16 @@ def routes(studio: Studio) -> APIRouter:
     showing = Showing(studio)
 
     def standing(done: int) -> dict[str, Any]:
-        """How many answers the rater gave, known and repeated ones too, and how much of the whole is done."""
-        whole = studio.progress.get()
-        return {"done": done, "whole": whole.votes / whole.wanted if whole.wanted else 0.0}
+        """How many answers the rater gave, known and repeated ones too, what is to come, how much of all is done."""
+        note = studio.note() if studio.note else ""
+        return {"done": done, "note": note, "whole": studio.share.get()}
 
     @router.post("/api/answer")
     def answer(given: Answer, request: Request) -> Response:
         """The most frequent request by far: what became of the answer, and in the same transaction what comes next."""
         rater: Rater = request.state.rater
         receipt = store.answer(rater.id, given.lease, given.key, given.answers, given.seconds, given.reason, n=given.n)
+        studio.share.add(receipt.status == "saved")
         leases = [showing.lease(one, rater) for one in receipt.leases]
         return JSONResponse({"status": receipt.status, "leases": leases, **standing(receipt.done)})
 
@@ -73,6 +75,7 @@ def routes(studio: Studio) -> APIRouter:
             "questions": [{"dimension": name, "text": text} for name, text in studio.settings.questions.items()],
         }
         person: dict[str, Any] = {"rater": rater.name, "blur": rater.blur, "opted_out": rater.opted_out}
+        person["folder"] = shlex.quote(store.folder.resolve().name) if studio.note is None else ""
         return studio.page("label.html", request, page=page, modules=MODULES, **person)
 
     @router.post("/api/lease")
@@ -86,6 +89,7 @@ def routes(studio: Studio) -> APIRouter:
     def undo(asked: Undo, request: Request) -> Response:
         rater: Rater = request.state.rater
         receipt = store.undo(rater.id, asked.key)
+        studio.share.add(-(receipt.status == "saved"))
         held = store.held(rater.id) if receipt.status in ("saved", "known") else []
         again = next((showing.lease(one, rater) for one in held if one.id == receipt.lease), None)
         return JSONResponse({"status": receipt.status, "lease": again, "progress": standing(receipt.done)})

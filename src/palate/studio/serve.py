@@ -71,10 +71,14 @@ def beside(
     port: int = 8765,
     win_rates: WinRates | None = None,
     export: Export | None = None,
+    note: Callable[[], str] | None = None,
     write: Callable[[str], None] = print,
 ) -> Iterator[str]:
-    """The studio of an open store on the loopback, in a thread of its own as long as the block; gives its address."""
-    made = prepare(store, host="127.0.0.1", port=port, win_rates=win_rates, export=export, write=write)
+    """The studio of an open store on the loopback, in a thread of its own as long as the block; gives its address.
+
+    note: what raters are told who have nothing to judge, as long as more is to come.
+    """
+    made = prepare(store, host="127.0.0.1", port=port, win_rates=win_rates, export=export, note=note, write=write)
     thread = threading.Thread(target=made.server.run, kwargs={"sockets": [made.listening]}, daemon=True)
     thread.start()
     try:
@@ -104,6 +108,7 @@ def prepare(
     raters: int | None = None,
     win_rates: WinRates | None = None,
     export: Export | None = None,
+    note: Callable[[], str] | None = None,
     write: Callable[[str], None] = print,
 ) -> Prepared:
     """Tokens are made and told, the port is taken. Raises StudioError."""
@@ -120,8 +125,8 @@ def prepare(
     listening = listen(host, port)
     base = f"http://{shown_host(host)}:{listening.getsockname()[1]}"
     file = TokenFile(store.folder)
-    say(write, base, file, store.folder, links=invite(store, file, first, raters))
-    app = create(store, hosts=reached_by(host, names), win_rates=win_rates, export=export)
+    say(write, base, file, store, new=invite(store, file, first, raters))
+    app = create(store, hosts=reached_by(host, names), win_rates=win_rates, export=export, note=note)
     return Prepared(uvicorn.Server(config_of(app)), listening, base)
 
 
@@ -209,8 +214,7 @@ def invite(store: Store, file: TokenFile, first: bool, raters: int | None) -> bo
     Where the file tells no admin's token that is valid (it was deleted, or a kill came before it was written), a new
     admin's: else nobody could come in as one again.
     """
-    known = (store.rater_of(token) for _, role, token in file.read() if role == "admin")
-    locked_out = not any(rater is not None and rater.role == "admin" for rater in known)
+    locked_out = not any(is_admins(store, token) for _, role, token in file.read() if role == "admin")
     if locked_out:
         _, token = store.add_rater("admin", "admin")
         file.add("admin", "admin", token)
@@ -222,14 +226,30 @@ def invite(store: Store, file: TokenFile, first: bool, raters: int | None) -> bo
     return locked_out or more > 0
 
 
-def say(write: Callable[[str], None], base: str, file: TokenFile, folder: Path, links: bool) -> None:
-    write(f"Studio of {folder} at {base}")
-    if links:
-        for name, _, token in file.read():
-            write(f"  {name:<12} {join_link(base, token)}")
-        write(f"  A link lets whoever has it vote in that name. They are kept in {file.path} (for your eyes only).")
-    else:
-        write(f"  Join links are in {file.path}; the dashboard makes new ones.")
+def say(write: Callable[[str], None], base: str, file: TokenFile, store: Store, new: bool) -> None:
+    """Where it is, the owner's link, and those to send to raters if some are new. Each token is told once."""
+    write(f"Studio of {store.folder} at {base}")
+    rows = file.read()
+    mine = own(store, rows)
+    write(f"  Your link: {join_link(base, mine)}")
+    if not new:
+        write(f"  A rater's is {join_link(base, 'TOKEN')}; tokens are in {file.path}, and the dashboard makes more.")
+        return
+    if others := [row for row in rows if row[2] != mine]:
+        write("  To send, one for each rater:")
+    for name, role, token in others:
+        write(f"    {name + ' (admin)' * (role == 'admin'):<12} {join_link(base, token)}")
+    write(f"  A link lets whoever has it vote in that name. They are kept in {file.path} (for your eyes only).")
+
+
+def own(store: Store, rows: Iterable[tuple[str, str, str]]) -> str:
+    """The token of whoever runs the studio: the first valid one of an admin. `invite` sees to it that there is one."""
+    return next(token for _, role, token in rows if role == "admin" and is_admins(store, token))
+
+
+def is_admins(store: Store, token: str) -> bool:
+    rater = store.rater_of(token)
+    return rater is not None and rater.role == "admin"
 
 
 @contextlib.contextmanager

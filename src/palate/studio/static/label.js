@@ -93,7 +93,7 @@ function skip(reason) {
   if (!shown || undoing) return;
   const { task } = shown;
   finish(task, Object.fromEntries(page.questions.map(({ dimension }) => [dimension, "skip"])), reason);
-  toast("Skipped. u takes it back.");
+  toast("Skipped. Undo takes it back.");
 }
 
 // Takes back the step before, the answer that was not sent yet, or by the studio the rater's last one. That goes the way
@@ -138,7 +138,7 @@ outbox.addEventListener("told", ({ detail }) => {
   if (detail.status === "waiting") return goOn();
   heardOf++;
   if (detail.undo) return undone(detail);
-  if (detail.done !== undefined) counted({ done: detail.done, whole: detail.whole }, false);
+  if (detail.done !== undefined) counted({ done: detail.done, whole: detail.whole, note: detail.note }, false);
   if (detail.status === "late" || detail.status === "failed") past = past.filter(({ key }) => key !== detail.key);
   if (detail.status === "late") toast("That one had been given to somebody else meanwhile: this answer is not counted.", true);
   if (detail.status === "failed") {
@@ -217,6 +217,7 @@ addEventListener("online", () => { drawState(outbox); fill(); });
 addEventListener("offline", () => drawState(outbox));
 addEventListener("beforeunload", (event) => { if (outbox.volatile.size) event.preventDefault(); });
 setInterval(() => { if (!document.hidden || !shown) fill(); }, 20_000);
+setInterval(() => { if (!shown && standing.progress?.note) fill(); }, 5000);  // somebody waits for what is to come
 
 fill();
 drawState(outbox);

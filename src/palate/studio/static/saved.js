@@ -24,27 +24,32 @@ export function drawState(outbox) {
   else if (waiting.length) unsaved = setTimeout(() => tell("waiting", answers ? `Saving ${answers}` : "Taking back"), 400);
   else if (failed) tell("failed", `${failed} not saved`);
   else tell("saved", progress?.done ? `${progress.done} saved` : "Ready");
-  if (progress) {
-    $("done").textContent = `all together ${Math.floor(100 * (progress.whole ?? 0))}%`;
-    $("thread").style.transform = `scaleX(${progress.whole ?? 0})`;
-  }
+  if (progress) drawShare(progress);
+}
+
+// While more is to come than is there, the share of what is there says nothing.
+function drawShare({ note, whole = 0 }) {
+  const percent = whole > 0 && whole < 0.01 ? "under 1" : Math.floor(100 * whole);
+  $("done").textContent = note ? "" : `all together ${percent}%`;
+  $("thread").style.transform = `scaleX(${note ? 0 : whole})`;
 }
 
 export function drawRest(outbox) {
   const waiting = outbox.entries(), kept = waiting.filter((one) => !one.answer.undo).length;
-  const done = standing.progress?.done, trouble = standing.said || outbox.trouble;
-  const out = trouble === "signed out", cut = trouble && !out && trouble !== "busy", happy = !trouble && !waiting.length && done;
+  const { done, note } = standing.progress ?? {}, trouble = standing.said || outbox.trouble;
+  const out = trouble === "signed out", cut = trouble && !out && trouble !== "busy", happy = !trouble && !waiting.length && !note && done;
   $("rest").hidden = false;
   $("rest-done").style.display = happy ? "" : "none";
   $("rest-wait").style.display = happy ? "none" : "";
   const title = out ? "You are signed out" : cut ? "No connection" : waiting.length ? "One moment"
-    : done ? "That is all for now. Thank you!" : "Nothing to judge yet";
+    : note ? "More is to come" : done ? "That is all for now. Thank you!" : "Nothing to judge yet";
   const text = out ? "Open your join link again. What you answered is kept in this browser."
-    : cut ? `${kept ? `${kept} of your answers are kept in this browser and are sent when the studio can be reached.` : "The studio cannot be reached."} This page goes on by itself.`
+    : cut ? `${kept ? `${kept} of your answers are kept in this browser and are sent when the studio can be reached.` : "The studio cannot be reached, or was closed."} This page goes on by itself.`
     : waiting.length ? `${kept ? `${kept} of your answers are` : "What you took back is"} still on the way; keep this page open a little longer.`
-    : done ? `Your ${done} answers are saved. Should more come up, this page shows them by itself.`
+    : note ? note : done ? `Your ${done} answers are saved. Should more come up, this page shows them by itself.`
     : "As soon as there is something, this page shows it by itself.";
   if ($("rest-title").textContent !== title) $("rest-title").textContent = title;
   $("rest-text").textContent = text;
   $("rest-undo").hidden = !done;
+  if ($("rest-next")) $("rest-next").hidden = !happy;
 }
