@@ -272,7 +272,7 @@ def test_tags_are_blanked_in_place(tmp_path, kind, monkeypatch):
 def test_sounds_go_out_as_one_kind_of_wav(tmp_path):
     plain, tagged = wav_with_tags(tag=b""), wav_with_tags()
     path = written(tmp_path, plain, "own")
-    assert view_of(path, "audio/wav").path == path and body(view_of(path, "audio/wav")) == plain
+    assert view_of(path, "audio/wav").data == plain  # at hand as others are, which time would tell
     view = view_of(written(tmp_path, tagged, "other"), "audio/wav")
     assert (view.type, view.data) == ("audio/wav", plain)
     for start in (0, 43, 500):
