@@ -56,6 +56,34 @@ def test_it_starts_at_once_serves_and_stops_on_ctrl_c(tmp_path):
     assert took < 15  # alone on two cores it is under 2
 
 
+def test_asked_to_terminate_it_leaves_nothing_behind(tmp_path):
+    with make.project(tmp_path / "p", 1):
+        pass
+    command = [sys.executable, "-m", "palate", "label", "--project", str(tmp_path / "p"), "--port", "0", "--open"]
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "BROWSER": "true"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as run:
+        while not (tmp_path / "p" / "open-studio.html").exists():
+            assert run.poll() is None
+            time.sleep(0.02)
+        until = time.monotonic() + 20
+        told = ""
+        while "Ctrl-C" not in told:
+            told += run.stdout.readline()
+        while not answers(re.search(r"http://[\d.:]+", told)[0]) and time.monotonic() < until:
+            time.sleep(0.02)
+        run.terminate()
+        out, errors = run.communicate(timeout=20)
+    assert (run.returncode, errors) == (0, "") and "acknowledged" in out
+    assert not (tmp_path / "p" / "open-studio.html").exists()
+
+
+def answers(base: str) -> bool:
+    try:
+        return httpx2.get(f"{base}/join", timeout=1).status_code == 200
+    except httpx2.HTTPError:
+        return False
+
+
 def test_a_port_that_is_taken_is_said_in_one_line():
     taken = listen("127.0.0.1", 0)
     with pytest.raises(StudioError, match="choose another by --port"):

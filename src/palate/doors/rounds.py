@@ -13,8 +13,6 @@ goes on: drawings are kept, votes are in the project, training has its checkpoin
 from __future__ import annotations
 
 import contextlib
-import signal
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -78,10 +76,11 @@ def _asker(recipe: RoundsRecipe, store: Store) -> Iterator[tuple[asking.Asker, T
     wanted = recipe.rounds
     if wanted.people == "studio":
         from palate.doors.labelling import open_studio
+        from palate.studio.serve import terminable
 
         print(_plan(wanted))
-        with _terminated(), open_studio(store, port=wanted.port, note=FIRST) as studio:
-            print("Open your link in the browser, and send the others theirs.", flush=True)
+        with terminable(), open_studio(store, port=wanted.port, note=FIRST) as studio:
+            print("Open your link in the browser.", flush=True)
             yield studio.wait, studio.tell
         return
     assert wanted.scorers
@@ -103,16 +102,3 @@ def _plan(wanted: RoundsSettings) -> str:
     verdict = f", then {wanted.verdict * wanted.votes} that judge the outcome" if wanted.verdict else ""
     rounds = f"{wanted.n} rounds" if wanted.n > 1 else "1 round"
     return f"{rounds} of {votes} votes{verdict}; Ctrl-C stops, the same command goes on."
-
-
-@contextlib.contextmanager
-def _terminated() -> Iterator[None]:
-    """SIGTERM is heard as Ctrl-C is, where there is a main thread to hear it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -6,6 +6,7 @@ import contextlib
 import html
 import ipaddress
 import os
+import signal
 import socket
 import threading
 import webbrowser
@@ -59,9 +60,23 @@ def serve(
             announced(folder, made.base),
             opened(open_browser, made.base, TokenFile(folder), folder),
             contextlib.suppress(KeyboardInterrupt),
+            terminable(),
         ):
             made.server.run(sockets=[made.listening])
     write("The studio has stopped; every answer that was acknowledged is on disk.")
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM is heard as Ctrl-C is, so that all is closed as then; only the main thread can hear it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

@@ -44,7 +44,7 @@ export function drawRest(outbox) {
   const title = out ? "You are signed out" : cut ? "No connection" : waiting.length ? "One moment"
     : note ? "More is to come" : done ? "That is all for now. Thank you!" : "Nothing to judge yet";
   const text = out ? "Open your join link again. What you answered is kept in this browser."
-    : cut ? `${kept ? `${kept} of your answers are kept in this browser and are sent when the studio can be reached.` : "The studio cannot be reached, or was closed."} This page goes on by itself.`
+    : cut ? `${kept ? `${kept} of your answers are kept in this browser and are sent when the studio can be reached.` : `The studio cannot be reached, or was closed.${done ? ` Your ${done} answers are saved.` : ""}`} This page goes on by itself.`
     : waiting.length ? `${kept ? `${kept} of your answers are` : "What you took back is"} still on the way; keep this page open a little longer.`
     : note ? note : done ? `Your ${done} answers are saved. Should more come up, this page shows them by itself.`
     : "As soon as there is something, this page shows it by itself.";
