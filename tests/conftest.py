@@ -1,6 +1,8 @@
 """One thread a worker, so that two workers on two cores do not fight, and so that sums are the same each time."""
 
+import itertools
 import os
+import secrets
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -27,3 +29,10 @@ def _one_thread():
 def _own_cache(tmp_path_factory):
     """Tests leave nothing in the user's cache of latents."""
     os.environ["PALATE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def drawn_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Raters' ids, on which sides, known pairs and repeats depend, are the same each time."""
+    numbers = itertools.count()
+    monkeypatch.setattr(secrets, "token_hex", lambda size: f"{next(numbers):0{2 * size}x}")

@@ -13,7 +13,7 @@ from tests.store.make import filled, go_back, pair
 LEFT = {"overall": "left"}
 
 
-def test_what_is_said_of_comparisons_later(opened):
+def test_what_is_said_of_comparisons_later(opened, drawn_alike):
     store = filled(opened(known_share=0.5, repeat_share=0), 6, 1)
     ada, _ = store.add_rater("ada")
     (first,) = store.lease(ada, 1)

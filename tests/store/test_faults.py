@@ -32,8 +32,8 @@ def voter(*arguments: str | Path, before: tuple[str, ...] = ()) -> subprocess.Co
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
 
 
-POINTS = ["2:statement:4", "2:statement:12", "2:commit", "2:committed"]
-MORE = [f"{vote}:statement:{number}" for vote in (0, 1) for number in range(1, 15, 2)] + ["0:commit", "4:committed"]
+POINTS = ["2:statement:4", "2:statement:9", "2:commit", "2:committed"]
+MORE = [f"{vote}:statement:{number}" for vote in (0, 1) for number in range(1, 12, 2)] + ["0:commit", "4:committed"]
 
 
 @pytest.mark.parametrize("point", [*POINTS, *(pytest.param(point, marks=slow) for point in MORE)])
@@ -155,6 +155,27 @@ def test_only_the_writer_can_write(place):
         filled(store, 1)
         with store._database.read() as connection, pytest.raises(sa.exc.OperationalError, match="readonly"):
             connection.execute(sa.text("DELETE FROM samples"))
+
+
+@pytest.mark.parametrize("damage", [lambda data: os.urandom(len(data)), lambda data: data[: len(data) // 2 + 100]])
+def test_a_damaged_file_is_told_in_one_line(place, damage):
+    with Store.open(place) as store:
+        filled(store, 50)
+    file = place / "palate.db"
+    file.write_bytes(damage(file.read_bytes()))
+    for write in (True, False):
+        said = pytest.raises(StoreError, match=r"^\S+palate\.db is damaged \(.*\): put a copy of it back, .*$")
+        with said, Store.open(place, write=write) as store:
+            list(store.samples())
+
+
+def test_a_folder_that_cannot_be_written_to_is_read(place, monkeypatch):
+    with Store.open(place) as store:
+        filled(store, 2)
+    held = sorted(place.iterdir())
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    with Store.open(place, write=False) as store:
+        assert len(list(store.samples())) == 4 and sorted(place.iterdir()) == held
 
 
 def test_a_full_disk_is_told_and_loses_nothing(tmp_path, monkeypatch):

@@ -246,7 +246,7 @@ def test_undo_takes_the_latest_answer_back(opened):
     assert not list(store.votes())
 
 
-def test_known_pairs_and_repeats_are_mixed_in(opened):
+def test_known_pairs_and_repeats_are_mixed_in(opened, drawn_alike):
     store = filled(opened(known_share=0.2, repeat_share=0.2), 24, 2)
     store.add_comparisons(pair(number, 1, id=f"known {number}", expected=f"s{2 * number}") for number in range(4))
     raters = [store.add_rater(name)[0] for name in ("ada", "bo")]

@@ -110,7 +110,7 @@ def test_raters_learn_the_prompt_and_the_pictures_and_nothing_else(studio):
     assert kinds == {"image/png"}
 
 
-def test_known_and_repeated_ones_look_like_all_others(tmp_path, monkeypatch):
+def test_known_and_repeated_ones_look_like_all_others(tmp_path, monkeypatch, drawn_alike):
     monkeypatch.setattr(context, "PROGRESS_SECONDS", 1e6)
     with make.project(tmp_path / "p", 24, known_share=0.3, repeat_share=0.3) as store:
         samples = [Sample(f"k{i}", "a known one", Medium("image/png", make.picture(i)), "m", now()) for i in range(8)]

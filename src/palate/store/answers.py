@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -18,15 +19,31 @@ from palate.store.leases import Lease
 
 Status = Literal["saved", "known", "late", "nothing"]
 Answer = str | Sequence[Sequence[int]]
-_leases, _answers = schema.leases, schema.answers
+_leases, _answers, _raters = schema.leases, schema.answers, schema.raters
 MAX_KEY = 200
+_OF_LEASE = ("id", "rater", "comparison", "shown", "repeat", "state")
 _SEEN = sa.select(_answers).where(
     _answers.c.rater == sa.bindparam("rater_of"), _answers.c.key == sa.bindparam("key_of")
 )
+# All that an answer is held against, in one look: the rater, their answer under this key, the lease.
+_STANDING = (
+    sa.select(
+        *(_raters.c[name] for name in ("id", "token", "given", "answered", "opted_out")),
+        *(_answers.c[name].label(f"known_{name}") for name in ("kind", "lease")),
+        *(_leases.c[name].label(f"lease_{name}") for name in _OF_LEASE),
+    )
+    .select_from(
+        _raters.outerjoin(
+            _answers, sa.and_(_answers.c.rater == _raters.c.id, _answers.c.key == sa.bindparam("key_of"))
+        ).outerjoin(_leases, _leases.c.id == sa.bindparam("id_of"))
+    )
+    .where(_raters.c.id == sa.bindparam("rater_of"))
+)
 _LEASE = sa.select(_leases).where(_leases.c.id == sa.bindparam("id_of"))
 _CHANGE = sa.update(_leases).where(_leases.c.id == sa.bindparam("id_of"))
-_INSERT = {kind: sa.insert(kind.table) for kind in (facts.VOTES, facts.RANKINGS)}
-_NOTE = sa.insert(_answers)
+# Inline: their numbers are not asked back.
+_INSERT = {kind: sa.insert(kind.table).inline() for kind in (facts.VOTES, facts.RANKINGS)}
+_NOTE = sa.insert(_answers).inline()
 
 
 @dataclass(frozen=True)
@@ -87,22 +104,22 @@ def check_key(key: str) -> None:
 
 def answer(connection: sa.Connection, given: Given, now_s: float, settings: ProjectSettings, n: int = 0) -> Receipt:
     """Stores all that was said in one answer, then leases the rater up to n in all, whatever became of it."""
-    rater = leases.rater_of(connection, given.rater)
-    status = _stored(connection, given, now_s)
+    asked = {"rater_of": given.rater, "key_of": given.key, "id_of": given.lease}
+    rater = leases.standing(connection.execute(_STANDING, asked).first(), given.rater)
+    status = _stored(connection, given, rater, now_s)
     done = rater.answered + (status == "saved")
     held, made = leases.take(connection, rater, n, now_s, settings, answered=done)
     return Receipt(status, given.lease, done, tuple(leases.filled(connection, made or held)))
 
 
-def _stored(connection: sa.Connection, given: Given, now_s: float) -> Status:
-    """What became of an answer."""
-    known = _known(connection, given.rater, given.key)
-    if known is not None:
-        if known.lease != given.lease or known.kind != "answer":
+def _stored(connection: sa.Connection, given: Given, standing: Any, now_s: float) -> Status:
+    """What became of an answer. standing: a row of `_STANDING`."""
+    if standing.known_kind is not None:
+        if standing.known_lease != given.lease or standing.known_kind != "answer":
             raise StoreError(f"key {given.key!r} belongs to another answer: give each a key of its own")
         return "known"
-    lease = connection.execute(_LEASE, {"id_of": given.lease}).first()
-    if lease is None or lease.rater != given.rater:
+    lease = SimpleNamespace(**{name: getattr(standing, f"lease_{name}") for name in _OF_LEASE})
+    if lease.rater != given.rater:
         raise StoreError(f"lease {given.lease!r} is not this rater's; ask for another")
     said = _said(given, lease)
     skipped = all(fact.choice == "skip" for fact in said if isinstance(fact, Vote)) and not any(

@@ -12,6 +12,7 @@ wait for each other in a circle, and facts arrive in the order of their numbers.
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -177,9 +178,10 @@ class SQLite(Database):
 
 
 def _connect(path: Path, mode: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None, check_same_thread=False
-    )
+    uri = f"{path.absolute().as_uri()}?mode={mode}"
+    if mode == "ro" and not os.access(path.parent, os.W_OK) and not path.with_name(f"{path.name}-wal").exists():
+        uri += "&immutable=1"  # else SQLite makes files beside it, even to read
+    connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
     for pragma in (f"busy_timeout={BUSY_MS}", "foreign_keys=ON", "mmap_size=0"):
         connection.execute(f"PRAGMA {pragma}")
     if mode != "ro":
@@ -267,23 +269,26 @@ def explained(name: str) -> Iterator[None]:
     """Errors of the database as one line that names it, without a password.
 
     Raises StoreUnavailable for those that are of the database's state, not of the statement: it is locked, its disk
-    fails, its server went away or is shutting down, all its connections are taken.
+    fails, its server went away or is shutting down, all its connections are taken. StoreError for a damaged file.
     """
     try:
         yield
     except StoreError:
         raise
-    except SQLAlchemyError as error:
+    except (SQLAlchemyError, sqlite3.Error) as error:
         cause = getattr(error, "orig", None) or error
         if _is_full(cause):
             raise StoreFull(f"{name}: the disk is full, nothing was stored; make room and try again") from error
+        if getattr(cause, "sqlite_errorname", "").startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")):
+            raise StoreError(
+                f"{name} is damaged ({cause}): put a copy of it back, or save what is left by "
+                f"`sqlite3 {name} .recover`; the media beside it are not touched"
+            ) from error
         lost = isinstance(error, DBAPIError) and error.connection_invalidated
-        if lost or isinstance(error, OperationalError | PoolTimeoutError):
+        if lost or isinstance(error, OperationalError | PoolTimeoutError | sqlite3.Error):
             said = " ".join(str(cause).split())
             raise StoreUnavailable(f"{name} cannot be used: {said}") from error
         raise
-    except sqlite3.Error as error:
-        raise StoreUnavailable(f"{name} cannot be used: {error}") from error
 
 
 def _is_full(cause: BaseException) -> bool:

@@ -63,7 +63,7 @@ _TAKE = (
     .values(free=sa.case((_places.c.known, _places.c.free), else_=_places.c.free - 1))
 )
 _HELD = (
-    sa.select(_leases)
+    sa.select(*(_leases.c[name] for name in ("id", "comparison", "shown", "repeat", "expires")))
     # The sum keeps SQLite to the rater's own leases: by `leases_expiring` it would read everybody's.
     .where(_leases.c.rater == _rater, _leases.c.state == "open", _leases.c.expires + 0 > _now)
     .order_by(_leases.c.number)
@@ -109,7 +109,11 @@ def is_spared(connection: sa.Connection, rater: str) -> bool:
 
 def rater_of(connection: sa.Connection, rater: str) -> Any:
     """The rater's row. Raises StoreError if there is none, or they were erased."""
-    row = connection.execute(_OF_RATER, {"rater_of": rater}).first()
+    return standing(connection.execute(_OF_RATER, {"rater_of": rater}).first(), rater)
+
+
+def standing(row: Any, rater: str) -> Any:
+    """The row that was found of a rater. Raises StoreError as `rater_of`."""
     if row is None or row.token is None:
         raise StoreError(f"rater {rater!r} is not of this project; add them first")
     return row
@@ -231,11 +235,12 @@ def _key(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest(), "little")
 
 
-_SHOWN = facts.comparison_query().where(schema.comparisons.c.id == _comparison)
-_SAMPLES = (
+_compared = facts.comparison_query().where(schema.comparisons.c.id == _comparison).subquery()
+_FILLED = (
     facts.sample_query()
+    .add_columns(*(column.label(f"compared_{column.name}") for column in _compared.c))
     .join(schema.shown, schema.shown.c.sample == schema.samples.c.id)
-    .where(schema.shown.c.comparison == _comparison)
+    .join(_compared, _compared.c.id == schema.shown.c.comparison)
 )
 
 
@@ -243,9 +248,10 @@ def filled(connection: sa.Connection, rows: Sequence[Any]) -> list[Lease]:
     """Rows of leases with the comparisons and samples they are about."""
     found = []
     for row in rows:
-        asked = {"comparison_of": row.comparison}
-        comparison = facts.COMPARISONS.record(connection.execute(_SHOWN, asked).one())
-        samples = {sample.id: facts.SAMPLES.record(sample) for sample in connection.execute(_SAMPLES, asked)}
+        made = connection.execute(_FILLED, {"comparison_of": row.comparison}).all()
+        samples = {one.id: facts.SAMPLES.record(one) for one in made}
+        compared = {column.name: getattr(made[0], f"compared_{column.name}") for column in _compared.c}
+        comparison = facts.COMPARISONS.record(SimpleNamespace(**compared))
         shown = tuple(samples[name] for name in json.loads(row.shown))
         found.append(Lease(row.id, comparison, shown, row.repeat, row.expires))
     return found
