@@ -42,7 +42,7 @@ def recipe(tmp_path: Path, pairs: Path, **sections) -> Path:
         ({"algorithm": {"name": "difusion_dpo"}}, "unknown algorithm 'difusion_dpo'; did you mean 'diffusion_dpo'"),
         ({"model": {"nam": "x"}}, "unknown key 'model.nam'"),
         ({"model": {"name": "./nope"}}, "nope: no such folder"),
-        ({"model": {"name": "world:shaps"}}, "no such world"),
+        ({"model": {"name": "world:shaps"}}, "unknown world 'shaps'; did you mean 'shapes'?"),
         ({"data": {"path": "nowhere"}}, "data.path is nowhere, and there is no such folder; give the path"),
         ({"evaluation": {"prompts": "no.txt", "scorers": {"jpeg_size": 1}}}, "no.txt does not exist"),
         ({"evaluation": {"prompts": ["a"], "scorers": {"pikscore": 1}}}, "unknown scorer 'pikscore'; did you mean"),

@@ -103,7 +103,7 @@ def test_bad_media_by_reason(tmp_path):
         "outside": 3,
         "missing": 1,
     }
-    assert "t.csv row 8, candidate 0 (missing.png)" in str(found) and found.good
+    assert "t.csv line 10, candidate 0 (missing.png)" in str(found) and found.good
     strict = checking.check(datasets.open(data / "t.csv"), max_bad=0.1)
     assert strict.reasons == ["10 of 20 media are bad, more than 10.00%"]
 

@@ -28,7 +28,7 @@ def run_module(monkeypatch):
     for verb in ("train", "sample", "compare", "export"):
         setattr(module, verb, lambda *a, verb=verb, **k: calls.append((verb, a, k)))
     module.calls = calls
-    for judged in ("training", "sampling", "scorers"):
+    for judged in ("training", "sampling", "scorers", "run"):
         monkeypatch.setattr(asked, judged, lambda *_, **__: None)
     for name in ("run", "drawing", "exporting", "comparing"):
         monkeypatch.setitem(sys.modules, f"palate.doors.{name}", module)
@@ -176,7 +176,7 @@ def test_report_writes_a_page(tmp_path, capsys):
     assert capsys.readouterr().out.strip() == str(tmp_path / "report.html")
     assert "<svg" in (tmp_path / "report.html").read_text()
     assert call("report", str(tmp_path / "none")) == 1
-    assert "is not a folder" in capsys.readouterr().err
+    assert "none is no run's folder: it has no config.yaml" in capsys.readouterr().err
 
 
 def test_doctor_tells_what_there_is():

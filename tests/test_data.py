@@ -43,11 +43,13 @@ def test_no_torch_is_loaded():
 def test_check(table, capsys):
     assert palate("dataset", "check", table) == 1
     said = capsys.readouterr().out
-    assert "10 rows of 5 prompts" in said and "train.jsonl row 9, candidate 1 (19.png): 19.png cannot be read" in said
+    assert "10 rows of 5 prompts" in said and "train.jsonl line 10, candidate 1 (19.png): 19.png cannot be read" in said
     assert "not good: 1 of 20 media are bad, more than 1.00%" in said
     assert palate("dataset", "check", table.parent, "--max-bad", "0.05", "--json") == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["good"] and found["bad_media"]["kinds"]["missing"]["first"][0]["where"].startswith("train.jsonl row 9")
+    assert found["good"] and found["bad_media"]["kinds"]["missing"]["first"][0]["where"].startswith(
+        "train.jsonl line 10"
+    )
 
 
 def test_check_against_another_split(table, capsys):
@@ -68,7 +70,7 @@ def test_import(table, tmp_path, capsys):
     out = tmp_path / "own"
     assert palate("dataset", "import", table, out) == 1
     said = capsys.readouterr().err
-    assert "1 of 20 media are bad, more than 1.00%" in said and "--max-bad" in said and "train.jsonl row 9" in said
+    assert "1 of 20 media are bad, more than 1.00%" in said and "--max-bad" in said and "train.jsonl line 10" in said
     assert not (out / "manifest.json").exists()
     assert palate("dataset", "import", table, out, "--max-bad", "0.05") == 0
     assert "9 parquet rows of" in capsys.readouterr().out

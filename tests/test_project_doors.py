@@ -126,7 +126,7 @@ def test_a_row_that_cannot_be_is_named_and_nothing_changes(folder, tmp_path, cap
     file = table(tmp_path / "known.jsonl", [{"comparison": "c5", "expected": "s10"}, row])
     assert palate("project", "known", folder, file) == 1
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "known.jsonl row 1" in error
+    assert error.count("\n") == 1 and "known.jsonl line 2" in error
     assert re.search(said, error), error
     assert known_of(folder) == {}
 

@@ -17,6 +17,7 @@ from palate.media import DatasetError
 
 Raw = dict[str, Any]
 TABLES = (".jsonl", ".json", ".csv", ".parquet", ".arrow")
+_OF_LINES = (".jsonl", ".csv")
 MAX_ROW_CHARS = 64 * 2**20  # of one JSON row: a longer one is a bomb
 MAX_GROUP_BYTES = 2 * 2**30  # of a row group of parquet; a larger one is a bomb, or is to be split
 MAX_GROUP_VALUES = 2**26  # of a column of it: a run of equal values takes no bytes, yet memory
@@ -40,7 +41,10 @@ def short(value: Any) -> str:
 
 
 def table_rows(file: Path) -> Iterator[tuple[str, Raw | Flaw]]:
-    """The rows of one table, by its ending. Raises DatasetError for another ending, or if the rest cannot be read."""
+    """The rows of one table, by its ending, and where each stands: its line, or, in files without lines, row 0 and on.
+
+    Raises DatasetError for another ending, or if the rest cannot be read.
+    """
     reader = {
         ".jsonl": _jsonl_rows,
         ".json": _json_rows,
@@ -50,10 +54,10 @@ def table_rows(file: Path) -> Iterator[tuple[str, Raw | Flaw]]:
     }.get(file.suffix)
     if reader is None:
         raise DatasetError(f"{file} is no table: its name must end in {', '.join(TABLES)}")
-    number = 0
+    where = "its beginning"
     try:
-        for number, raw in enumerate(reader(file)):
-            where = f"{file.name} row {number}"
+        for place, raw in reader(file) if file.suffix in _OF_LINES else _numbered(reader(file)):
+            where = f"{file.name} {place}"
             if isinstance(raw, Flaw):
                 yield where, replace(raw, where=where)
             elif isinstance(raw, dict):
@@ -64,21 +68,27 @@ def table_rows(file: Path) -> Iterator[tuple[str, Raw | Flaw]]:
         raise
     except (ValueError, OSError, csv.Error, RecursionError) as error:  # pyarrow's errors are ValueErrors or OSErrors
         raise DatasetError(
-            f"{file} cannot be read after row {number} ({type(error).__name__}: {short(str(error))}): copy it again"
+            f"{file} cannot be read after {where} ({type(error).__name__}: {short(str(error))}): copy it again"
         ) from None
 
 
-def _jsonl_rows(file: Path) -> Iterator[Any]:
+def _numbered(rows: Iterator[Any]) -> Iterator[tuple[str, Any]]:
+    return ((f"row {number}", row) for number, row in enumerate(rows))
+
+
+def _jsonl_rows(file: Path) -> Iterator[tuple[str, Any]]:
     with file.open("rb") as lines:
+        number = 0
         while line := lines.readline(MAX_ROW_CHARS):
+            number += 1
             if not line.strip():
                 continue
             try:
-                yield json.loads(line)
+                yield f"line {number}", json.loads(line)
             except (ValueError, RecursionError) as error:
                 if len(line) >= MAX_ROW_CHARS:
                     raise DatasetError(f"{file} has a line of more than {MAX_ROW_CHARS} bytes") from None
-                yield Flaw("", f"is no JSON ({short(str(error))})", "no JSON")
+                yield f"line {number}", Flaw("", f"is no JSON ({short(str(error))})", "no JSON")
 
 
 def json_array(file: Path) -> Iterator[Any]:
@@ -130,13 +140,12 @@ def _after_space(text: str, at: int) -> int:
     return at
 
 
-def _csv_rows(file: Path) -> Iterator[Any]:
+def _csv_rows(file: Path) -> Iterator[tuple[str, Any]]:
     with file.open(encoding="utf-8-sig", newline="") as stream:
-        for row in csv.DictReader(stream, strict=True):
-            if None in row:
-                yield Flaw("", "has more fields than the header", "ragged row")
-            else:
-                yield row
+        rows = csv.DictReader(stream, strict=True)
+        for row in rows:
+            ragged = Flaw("", "has more fields than the header", "ragged row") if None in row else None
+            yield f"line {rows.line_num}", ragged or row
 
 
 def _parquet_rows(file: Path) -> Iterator[Any]:

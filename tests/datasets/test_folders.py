@@ -67,7 +67,7 @@ def test_prompts_that_cannot_be_read(tmp_path):
     (flaw,) = reader.flaws.first["bad prompt"]
     assert flaw.reason.endswith("star.txt is not UTF-8 text; save it as UTF-8")
     (tmp_path / "prompts.jsonl").write_text('{"name": 3}\n')
-    with pytest.raises(DatasetError, match=r"prompts.jsonl row 0: must have `name` and `prompt`"):
+    with pytest.raises(DatasetError, match=r"prompts.jsonl line 1: must have `name` and `prompt`"):
         list(reader)
 
 

@@ -418,7 +418,9 @@ def test_what_cannot_be_written_or_found_says_so(tmp_path):
     ):
         datasets.write(tmp_path / "x", [], "hpdv2")
     (tmp_path / "t.csv").write_text("who,what\n1,2\n")
-    with pytest.raises(DatasetError, match="has the columns what, who, which no format knows"):
+    with pytest.raises(
+        DatasetError, match=r"the columns who, what, which no format knows .*no 'prompt' and no 'chosen'"
+    ):
         datasets.open(tmp_path / "t.csv")
     with pytest.raises(ValueError, match="unknown data format 'hpdv4'; did you mean 'hpdv3'"):
         datasets.open(tmp_path / "t.csv", format="hpdv4")

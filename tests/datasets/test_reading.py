@@ -79,7 +79,7 @@ def test_bad_lines_do_not_end_a_jsonl(tmp_path):
     path.write_bytes(b'{"a": 1}\n\n{"a": \n\xff\xfe\n' + b"[" * 100_000 + b'\n[1]\n{"a": 2}')
     found = list(table_rows(path))
     assert [raw for _, raw in found if not isinstance(raw, Flaw)] == [{"a": 1}, {"a": 2}]
-    assert [raw.where for _, raw in found if isinstance(raw, Flaw)] == [f"a.jsonl row {i}" for i in (1, 2, 3, 4)]
+    assert [raw.where for _, raw in found if isinstance(raw, Flaw)] == [f"a.jsonl line {i}" for i in (3, 4, 5, 6)]
 
 
 def test_damaged_tables_name_the_file(tmp_path):

@@ -79,7 +79,7 @@ def test_off_the_cpu_replays_are_held_to_what_their_precision_allows() -> None:
 
 def test_names_of_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_model("owner/model") == "owner/model"
-    with pytest.raises(FileNotFoundError, match="no such world"):
+    with pytest.raises(FileNotFoundError, match="unknown world 'nowhere'; known: shapes"):
         resolve_model("world:nowhere")
     (tmp_path / "model_index.json").write_text("{}")
     monkeypatch.setattr("palate.worlds.shapes.weights_dir", lambda: tmp_path)

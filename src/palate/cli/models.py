@@ -116,6 +116,9 @@ def report(
 
     Verdict, pictures before and after, scores, curves and the resolved recipe.
     """
+    from palate.doors import asked
+
+    asked.run(run)
     from palate.doors.judging import write_report
 
     path = out or run / "report.html"
@@ -137,6 +140,9 @@ def export(
 
     The card tells what they were made of and by, and no paths, names or secrets of yours.
     """
+    from palate.doors import asked
+
+    asked.run(run, finished=True)
     from palate.doors.exporting import export as to
 
     to(run, out, merge=merge)

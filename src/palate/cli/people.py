@@ -28,6 +28,11 @@ def score(
 
     The same command again scores only what is new.
     """
+    from palate.doors import asked
+    from palate.project import read
+
+    read(project)
+    asked.scorers(scorer)
     from palate.doors.projects import score as run
 
     run(project, scorer, batch_size)

@@ -106,12 +106,18 @@ def sniffed(source: Source) -> str:
     for name in formats():
         if plugins.find("datasets", name).sniff(source):
             return name
-    columns = ", ".join(sorted(source.first)) if source.path is None or source.files else ""
+    columns = ", ".join(source.first) if source.path is None or source.files else ""
     if not columns and source.path is not None and source.path.is_dir() and not any(source.path.iterdir()):
         raise DatasetError(f"{source.name} is empty: put the data there, or give another folder")
-    found = f"has the columns {columns}," if columns else "holds no table, and no pictures in pairs,"
+    known = f"no format knows ({', '.join(formats())})"
+    if columns:
+        raise DatasetError(
+            f"{source.name} has the columns {columns}, which {known}: "
+            f"{plugins.find('datasets', 'table').lacks(source.first)}; name the columns so, or the format by --format "
+            "(data.format in a recipe)"
+        )
     raise DatasetError(
-        f"{source.name} {found} which no format knows ({', '.join(formats())}): name it by --format (data.format in a "
+        f"{source.name} holds no table, and no pictures in pairs, which {known}: name it by --format (data.format in a "
         "recipe)"
     )
 

@@ -13,8 +13,9 @@ optional: `votes` (judgements behind a pair), `weight`, `source_a` and `source_b
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from palate.reading import Source, medium, number, pair, text
@@ -36,6 +37,17 @@ def sniff(source: Source) -> bool:
     judged = {"winner", "preference"} & names and _sides(source.first) is not None
     listed = "media" in names and {"ranks", "scores", "prefer"} & names
     return bool({"chosen", "rejected"} <= names or judged or listed)
+
+
+def lacks(names: Iterable[str]) -> str:
+    """What columns that are no table's of ours would have to be called, in words."""
+    given, missing = list(names), []
+    for column in ("prompt", "chosen", "rejected"):
+        if column not in given:
+            alike = difflib.get_close_matches(column, given, 1)
+            missing.append(repr(column) + (f" (is it {alike[0]!r}?)" if alike else ""))
+    ours = "prompt, chosen, rejected, or prompt, a, b, winner"
+    return f"a table of your own has {ours}, and here is no {' and no '.join(missing)}"
 
 
 def rows(source: Source) -> Iterator[Preference | Flaw]:

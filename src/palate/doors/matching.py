@@ -18,6 +18,7 @@ from palate.doors import judges, lookup
 from palate.doors.asked import IMPLICIT, WORLD
 from palate.kinds import Kind
 from palate.models import hub
+from palate.models.loading import quietly
 from palate.models.naming import resolve_model
 
 _FIELDS: dict[str, Kind] = {"images": "pictures", "frames": "videos", "audios": "sounds"}  # of pipelines' outputs
@@ -31,7 +32,8 @@ def made_by(model: str) -> Kind | None:
     name = _class_of(lookup.base_of(Path(model)) or model)
     import diffusers
 
-    kind: Any = getattr(diffusers, name, None)
+    with quietly():  # to look at a class is to import it
+        kind: Any = getattr(diffusers, name, None)
     for parent in inspect.getmro(kind) if inspect.isclass(kind) else ():
         found = set()
         for output in vars(sys.modules[parent.__module__]).values():

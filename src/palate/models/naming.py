@@ -25,7 +25,7 @@ def resolve_model(name: str | Path) -> str:
         try:
             folder: Path = plugins.world(text).weights_dir()
         except plugins.PluginError as error:
-            raise FileNotFoundError(f"{text}: there is no such world ({error}); `world:shapes` is one") from None
+            raise FileNotFoundError(f"{text}: {error}") from None
         if not (folder / "model_index.json").exists():
             raise FileNotFoundError(f"{text}: its weights are not in {folder}; reinstall the package, or pretrain it")
         return str(folder)
@@ -37,9 +37,9 @@ def resolve_model(name: str | Path) -> str:
             raise FileNotFoundError(f"{folder}: has no model_index.json; give the folder `save_pretrained` wrote")
         return str(folder)
     if looks_local:
-        raise FileNotFoundError(f"{folder}: no such folder; give a pipeline's folder, a hub id, or world:shapes")
+        raise FileNotFoundError(f"{text}: no such folder; give a pipeline's folder, a hub id, or world:shapes")
     if Path(parent).is_dir():  # a slip in a local path must not go to the network
         raise FileNotFoundError(
-            f"{folder}: no such folder in {parent}/; mend the path (or, if it is a hub id, call from another folder)"
+            f"{text}: no such folder in {parent}/; mend the path (or, if it is a hub id, call from another folder)"
         )
     return text
