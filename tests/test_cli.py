@@ -177,6 +177,10 @@ def test_report_writes_a_page(tmp_path, capsys):
     assert "<svg" in (tmp_path / "report.html").read_text()
     assert call("report", str(tmp_path / "none")) == 1
     assert "none is no run's folder: it has no config.yaml" in capsys.readouterr().err
+    assert call("export", str(tmp_path)) == 1  # there is a page of it, and no weights
+    assert "has no adapter/ yet" in capsys.readouterr().err
+    assert call("score", "--project", str(tmp_path), "--scorer", "jpeg_size") == 1
+    assert "is no project: it has no project.yaml" in capsys.readouterr().err
 
 
 def test_doctor_tells_what_there_is():

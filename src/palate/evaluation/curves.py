@@ -18,12 +18,15 @@ ABOUT = {  # in the order of the page; `x/` is for all metrics below x
     "samples/": "Mean score of the policy's own samples of the round.",
     "kl": "Distance from the policy that sampled, or from the fixed reference if there is one.",
     "displacement": "How much the denoising error rose above the reference's; if both rise, damage tells them apart.",
+    "beta/value": "How strongly the policy is held to the reference.",
+    "beta/gap_squared": "Mean square of the two candidates' difference, by which an automatic beta is set.",
+    "validation/": "The same of held-out pairs.",
     "clip_fraction": "Share of the steps that the clip held back.",
     "grad_norm": "Size of the gradient before clipping.",
 }
 LEVELS = {"reward/accuracy": (0.5, "chance"), "ratio": (1.0, "unchanged")}
 PARTS = ("chosen", "rejected")  # of one quantity, in one chart
-UNEVENTFUL = ("learning_rate", "round/", "rows/", "step/")  # not worth a chart while they stay the same
+UNEVENTFUL = ("learning_rate", "beta/", "round/", "rows/", "step/")  # not worth a chart while they stay the same
 
 
 def charts(rows: Sequence[Mapping[str, Any]], start_loss: float | None = None) -> list[Chart]:
