@@ -25,12 +25,13 @@ _OF_LEASE = ("id", "rater", "comparison", "shown", "repeat", "state")
 _SEEN = sa.select(_answers).where(
     _answers.c.rater == sa.bindparam("rater_of"), _answers.c.key == sa.bindparam("key_of")
 )
-# All that an answer is held against, in one look: the rater, their answer under this key, the lease.
+# All that an answer is held against, in one look: the rater, their answer under this key, the lease, how many others.
 _STANDING = (
     sa.select(
         *(_raters.c[name] for name in ("id", "token", "given", "answered", "opted_out")),
         *(_answers.c[name].label(f"known_{name}") for name in ("kind", "lease")),
         *(_leases.c[name].label(f"lease_{name}") for name in _OF_LEASE),
+        leases.HOLDING.label("holding"),
     )
     .select_from(
         _raters.outerjoin(
@@ -104,12 +105,14 @@ def check_key(key: str) -> None:
 
 def answer(connection: sa.Connection, given: Given, now_s: float, settings: ProjectSettings, n: int = 0) -> Receipt:
     """Stores all that was said in one answer, then leases the rater up to n in all, whatever became of it."""
-    asked = {"rater_of": given.rater, "key_of": given.key, "id_of": given.lease}
+    asked = {"rater_of": given.rater, "key_of": given.key, "id_of": given.lease, "now_of": now_s}
     rater = leases.standing(connection.execute(_STANDING, asked).first(), given.rater)
+    holding = rater.holding if rater.lease_state == "open" and not rater.opted_out else None  # else it is looked up
     status = _stored(connection, given, rater, now_s)
     done = rater.answered + (status == "saved")
-    held, made = leases.take(connection, rater, n, now_s, settings, answered=done)
-    return Receipt(status, given.lease, done, tuple(leases.filled(connection, made or held)))
+    made = leases.take(connection, rater, n, now_s, settings, answered=done, holding=holding)
+    told = made or (leases.held(connection, rater.id, now_s, rater.opted_out)[:n] if n else ())
+    return Receipt(status, given.lease, done, tuple(leases.filled(connection, told)))
 
 
 def _stored(connection: sa.Connection, given: Given, standing: Any, now_s: float) -> Status:

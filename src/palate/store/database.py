@@ -223,6 +223,7 @@ class Postgres(Database):
             pool_size=16,
             max_overflow=32,
             pool_pre_ping=True,
+            pool_use_lifo=True,  # the writer keeps its connection, and what the server has prepared for it
             isolation_level="READ COMMITTED",  # a writer that waited sees what the one before it left
         )
         sa.event.listen(self._engine, "connect", _settle)

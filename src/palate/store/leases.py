@@ -68,6 +68,14 @@ _HELD = (
     .where(_leases.c.rater == _rater, _leases.c.state == "open", _leases.c.expires + 0 > _now)
     .order_by(_leases.c.number)
 )
+_others = sa.alias(_leases)
+# How many a rater holds but for one.
+HOLDING = (
+    sa.select(sa.func.count())
+    .select_from(_others)
+    .where(_others.c.rater == _rater, _others.c.state == "open", _others.c.expires + 0 > _now, _others.c.id != _id)
+    .scalar_subquery()
+)
 # Of what the rater holds, what they did not ask to be spared.
 _HELD_UNSPARED = _HELD.join(_places, _places.c.comparison == _leases.c.comparison).where(sa.not_(_places.c.sensitive))
 _OF_RATER = sa.select(_raters).where(_raters.c.id == _rater)
@@ -127,15 +135,17 @@ def take(
     settings: ProjectSettings,
     *,
     answered: int | None = None,
-) -> tuple[Sequence[Any], Sequence[Any]]:
-    """Leases the rater, of whom it is given the row, up to n in all: the rows of what they hold, and the new ones.
+    holding: int | None = None,
+) -> Sequence[Any]:
+    """Leases the rater, of whom it is given the row, up to n in all, those that they hold included: the new ones.
 
-    What a rater held when they asked to be spared runs out by itself; it is not among them and does not count.
-    answered: how many of their answers stand, noted along.
+    What a rater held when they asked to be spared runs out by itself; it does not count.
+    answered: how many of their answers stand, noted along. holding: how many they hold, where that is known.
     """
-    before = held(connection, rater.id, now, rater.opted_out)[:n] if n else []
+    if holding is None:
+        holding = len(held(connection, rater.id, now, rater.opted_out)) if n else 0
     made: list[dict[str, Any]] = []
-    for number in range(rater.given, rater.given + n - len(before)):
+    for number in range(rater.given, rater.given + n - holding):
         lease = _next(connection, rater, number, settings)
         if lease is None:
             break
@@ -148,7 +158,7 @@ def take(
         counts["answered"] = answered
     if counts:
         connection.execute(_COUNTED, {"rater_of": rater.id, **counts})
-    return before, [SimpleNamespace(**lease) for lease in made]
+    return [SimpleNamespace(**lease) for lease in made]
 
 
 def count_answers(connection: sa.Connection, rater: str, answered: int) -> None:

@@ -21,8 +21,9 @@ def lease(
     """What `Store.lease` says. write: runs a job in a transaction; only who lacks some waits for one."""
 
     def taken(connection: sa.Connection) -> Sequence[Any]:
-        held, made = leases.take(connection, leases.rater_of(connection, rater), n, now, settings)
-        return [*held, *made]
+        row = leases.rater_of(connection, rater)
+        before = leases.held(connection, rater, now, row.opted_out)
+        return [*before, *leases.take(connection, row, n, now, settings, holding=len(before))]
 
     with database.read() as connection:
         mine = leases.held(connection, rater, now, leases.is_spared(connection, rater))
