@@ -1,7 +1,7 @@
 """Are votes kept when many people label at once and the server is killed under them?
 
     python -m benchmarks.studio_load [--raters 50] [--votes 200] [--overlap 5] [--kills 2] [--think 1.0] [--check]
-                                     [--database sqlite] [--out benchmarks/results/studio_load.json]
+                                     [--database sqlite] [--jpeg 768] [--out benchmarks/results/studio_load.json]
 
 Starts `palate label` on a project of raters * votes / overlap pairs and lets so many raters label all of them: once
 with the think time between votes, once flat out. They do what the page does: one request an answer, whose reply tells
@@ -13,7 +13,8 @@ and JSON.
 
 Held to: acknowledged lost 0, duplicates 0, late 0, every pair its raters; p95 of an answer under 200 ms with think
 time; 150 votes a second flat out; after a kill the first vote that was sent after it is in within 5 s; replies were
-dropped. The processor's time a vote is the server's, pictures included and its starts apart. PostgreSQL's server
+dropped. With --jpeg the pictures are foreign, JPEGs of so many pixels a side, which the studio encodes anew before it
+tells of them. The processor's time a vote is the server's, pictures included and its starts apart. PostgreSQL's server
 programs, which Debian keeps in /usr/lib/postgresql and others on the path, are needed for its half.
 """
 
@@ -46,13 +47,14 @@ from tests.store import servers
 P95_MS, VOTES_PER_S, RESTART_S = 200.0, 150.0, 5.0
 
 
-def made(folder: Path, pairs: int, overlap: int, raters: int) -> list[tuple[str, str]]:
-    """A project of so many pairs; raters' ids and tokens."""
+def made(folder: Path, pairs: int, overlap: int, raters: int, jpeg: int = 0) -> list[tuple[str, str]]:
+    """A project of so many pairs; raters' ids and tokens. jpeg: the side of pictures that are no PNGs, in pixels."""
     project.create(folder, ProjectSettings(votes_per_comparison=overlap, known_share=0, repeat_share=0))
     at = now()
     with Store.open(folder) as store:
         store.add_samples(
-            Sample(f"s{n}", f"prompt {n // 2}", Medium("image/png", _png(n)), "model", at) for n in range(2 * pairs)
+            Sample(f"s{n}", f"prompt {n // 2}", _jpeg(n, jpeg) if jpeg else _png(n), "model", at)
+            for n in range(2 * pairs)
         )
         shown = ((f"s{2 * n}", f"s{2 * n + 1}") for n in range(pairs))
         store.add_comparisons(
@@ -61,19 +63,30 @@ def made(folder: Path, pairs: int, overlap: int, raters: int) -> list[tuple[str,
         return [store.add_rater(f"rater {number}") for number in range(raters)]
 
 
-def _png(number: int) -> bytes:
+def _png(number: int) -> Medium:
     buffer = io.BytesIO()
     Image.new("RGB", (64, 64), (number % 256, number // 256 % 256, 200)).save(buffer, "PNG")
-    return buffer.getvalue()
+    return Medium("image/png", buffer.getvalue())
+
+
+def _jpeg(number: int, side: int) -> Medium:
+    """As costly to encode as a photograph: soft colours with noise."""
+    rng, buffer = np.random.default_rng(number), io.BytesIO()
+    soft = Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).resize(
+        (side, side), Image.Resampling.BICUBIC
+    )
+    noisy = np.asarray(soft, np.int16) + rng.integers(-6, 7, (side, side, 3), dtype=np.int16)
+    Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
+    return Medium("image/jpeg", buffer.getvalue())
 
 
 def measure(
-    folder: Path, *, raters: int, votes: int, overlap: int, kills: int, think: float, **env: str
+    folder: Path, *, raters: int, votes: int, overlap: int, kills: int, think: float, jpeg: int = 0, **env: str
 ) -> dict[str, Any]:
     """One run on a new project; env: of the server, such as the database's URL."""
     os.environ.update(env)
     pairs = raters * votes // overlap
-    people = made(folder, pairs, overlap, raters)
+    people = made(folder, pairs, overlap, raters, jpeg)
     total = pairs * overlap
     server, run = Server(folder, dict(os.environ)), Run()
     begun = time.monotonic()
@@ -169,6 +182,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--kills", type=int, default=2)
     parser.add_argument("--think", type=float, action="append", help="seconds; default: 1 and 0")
     parser.add_argument("--database", action="append", choices=["sqlite", "postgresql"], help="default: both")
+    parser.add_argument("--jpeg", type=int, default=0, help="side of foreign pictures, in pixels")
     parser.add_argument("--check", action="store_true", help="fail where a figure is not held")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args(arguments)
@@ -183,7 +197,7 @@ def main(arguments: list[str] | None = None) -> int:
     for kind in kinds:
         for think in asked.think or [1.0, 0.0]:
             with tempfile.TemporaryDirectory() as folder, databases(kind) as environment:
-                size = {"raters": asked.raters, "votes": asked.votes, "overlap": asked.overlap, "kills": asked.kills}
+                size = {name: getattr(asked, name) for name in ("raters", "votes", "overlap", "kills", "jpeg")}
                 figures = measure(Path(folder) / "project", think=think, **size, **environment)
                 os.environ.pop(project.DATABASE, None)
             found.append({"database": kind, "think_s": think, **size, **figures, "failures": failures(think, figures)})

@@ -81,6 +81,8 @@ def test_a_project_of_the_first_schema_is_renewed_and_keeps_its_snapshots(opened
     go_back(store, "0001")
     store.close()
     with Store.open(place) as again:
+        with pytest.raises(StoreError, match="'than' is none of this project; those with names are 'then';"):
+            again.find_snapshot("than")
         assert again.find_snapshot("then").marks == taken.marks and again.find_snapshot(taken.id).id == taken.id
         assert again.amend([Amendment("c1", expected="s3")], "me") == 1
         assert len(list(again.comparisons(snapshot=taken))) == 2

@@ -610,6 +610,12 @@ def test_no_time_left_is_told_before_a_few_steps_were_timed(monkeypatch, capfd):
     assert lines == ["step 1/10", "step 2/10", "step 3/10", "step 4/10  0:06 left", "step 5/10  0:05 left"]
 
 
+def test_of_what_nobody_knows_the_end_only_the_count_is_told(monkeypatch, capfd):
+    monkeypatch.setattr(logs, "_QUIET_S", 0.0)
+    logs.Progress(0, 0, what="encoded rows").advance(3)
+    assert capfd.readouterr().err == "encoded rows 3\n"
+
+
 def test_a_second_signal_ends_the_process(monkeypatch, capfd):
     ended = []
     monkeypatch.setattr(os, "_exit", ended.append)

@@ -106,7 +106,7 @@ def _draw(
     rows, ids = plan.rows, plan.ids
     batches = sampling.batches(policy, rows, plan.batch_size, guided=settings["guidance_scale"] is not None)
     lacking = [batch for batch in batches if not kept.files.keys() >= set(batch)]
-    with closing(Progress(len(rows), len(rows) - sum(map(len, lacking)), what="sample")) as bar:
+    with closing(Progress(len(rows), len(rows) - sum(map(len, lacking)), what=f"{model}: sample")) as bar:
         for batch in lacking:
             texts = [rows[row] for row in batch]
             how = {"seed": plan.seed, "batch_size": plan.batch_size, **settings}

@@ -70,7 +70,11 @@ def find(connection: sa.Connection, project: str, wanted: str) -> Snapshot:
     name = row.id if row is not None else wanted
     marks = _marks_of(name)
     if marks is None or _id(project, marks) != name:
-        raise StoreError(f"snapshot {wanted!r} is none of this project; palate dataset export prints the id of each")
+        kept = connection.scalars(sa.select(table.c.name).where(table.c.name.is_not(None)).order_by(table.c.time)).all()
+        names = f"; those with names are {', '.join(map(repr, kept[-5:]))}" if kept else ""
+        raise StoreError(
+            f"snapshot {wanted!r} is none of this project{names}; palate dataset export prints the id of each"
+        )
     found = Snapshot(name, row.time if row else "", marks, row.name if row else None)
     check(connection, found)
     return found

@@ -63,7 +63,7 @@ class Progress:
     """A bar with the time left and the key numbers on a terminal, plain lines elsewhere, nothing if not shown."""
 
     def __init__(self, total: int, step: int, *, shown: bool = True, what: str = "step") -> None:
-        """what: is counted, and named in front of the count."""
+        """total: 0 where nobody knows it. what: is counted, and named in front of the count."""
         self._total, self._first, self._said = total, step, 0.0
         self._what, self._done = what, step
         self._timed: tuple[int, float] | None = None  # the count and the time from which on the pace is taken
@@ -80,7 +80,7 @@ class Progress:
             columns = (what, BarColumn(), MofNCompleteColumn(), left, numbers)
             self._bar = Bar(*columns, console=Console(stderr=True))
             self._bar.start()
-            self._task = self._bar.add_task("", total=total, completed=step, left="")
+            self._task = self._bar.add_task("", total=total or None, completed=step, left="")
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
         """After a step."""
@@ -95,10 +95,13 @@ class Progress:
         elif self._shown and (now - self._said >= _QUIET_S or step == self._total):
             self._said = now
             print(
-                "  ".join(filter(None, (f"{self._what} {step}/{self._total}", numbers, left))),
+                "  ".join(filter(None, (self._counted(step), numbers, left))),
                 file=sys.stderr,
                 flush=True,
             )
+
+    def _counted(self, step: int) -> str:
+        return f"{self._what} {step}/{self._total}" if self._total else f"{self._what} {step}"
 
     def _left(self, step: int, now: float) -> str:
         """The time left by the pace since the first step, which loads and compiles and is no measure; "" at first."""
@@ -121,7 +124,7 @@ class Progress:
             self._bar.update(self._task, description=message)
         elif self._shown and time.monotonic() - self._said >= _QUIET_S:
             self._said = time.monotonic()
-            print(f"{self._what} {self._done}/{self._total}  {message}", file=sys.stderr, flush=True)
+            print(f"{self._counted(self._done)}  {message}", file=sys.stderr, flush=True)
 
     def say(self, message: str) -> None:
         """A line for the user, above the bar."""
