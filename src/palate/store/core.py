@@ -390,6 +390,11 @@ class Store:
         with self._database.read() as connection:
             return progress.count(connection)
 
+    def telling(self) -> int:
+        """How many comparisons show videos of several types, by which raters can tell those apart."""
+        with self._database.read() as connection:
+            return progress.telling(connection)
+
     # --- snapshots ----------------------------------------------------------------------------------------------------
 
     def snapshot(self, name: str | None = None) -> Snapshot:

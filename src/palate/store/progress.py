@@ -1,4 +1,4 @@
-"""How far the raters have come."""
+"""How far the raters have come, and what they are shown."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from palate.store.schema import comparisons, leases, places
+from palate.store.schema import comparisons, leases, media, places, samples, shown
 
 
 @dataclass(frozen=True)
@@ -45,3 +45,11 @@ def count(connection: sa.Connection) -> Progress:
     done = connection.scalar(full.where(judged.c.n >= comparisons.c.wanted))
     waiting = connection.scalar(sa.select(sa.func.count()).where(leases.c.state == "open"))
     return Progress(number, done or 0, wanted, sum(raters.values()), raters, waiting or 0)
+
+
+def telling(connection: sa.Connection) -> int:
+    """Comparisons that show videos of several types: raters who look at what they load can tell those apart."""
+    of = sa.select(shown.c.comparison).join(samples, samples.c.id == shown.c.sample)
+    of = of.join(media, media.c.sha256 == samples.c.medium).where(media.c.type.like("video/%"))
+    several = of.group_by(shown.c.comparison).having(sa.func.count(media.c.type.distinct()) > 1).subquery()
+    return connection.scalar(sa.select(sa.func.count()).select_from(several)) or 0

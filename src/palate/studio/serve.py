@@ -141,6 +141,11 @@ def prepare(
     base = f"http://{shown_host(host)}:{listening.getsockname()[1]}"
     file = TokenFile(store.folder)
     say(write, base, file, store, new=invite(store, file, first, raters))
+    if telling := store.telling():
+        write(
+            f"  Comparisons of videos of several types, by which raters can tell models apart: {telling}. "
+            "Bring them to one encoding first (docs/media.md)."
+        )
     app = create(store, hosts=reached_by(host, names), win_rates=win_rates, export=export, note=note)
     return Prepared(uvicorn.Server(config_of(app)), listening, base)
 
