@@ -259,7 +259,7 @@ class RoundsSettings(Strict):
     )
     scorers: Scorers | None = Field(None, min_length=1, description="Of `simulated` and `scorers`: name and weight.")
     temperature: float = Field(0.15, ge=0, description="Noise of simulated people, in units of the scorers' sum.")
-    port: int = Field(8000, ge=0, le=65535, description="Where the studio listens, on this machine alone; 0 for any.")
+    port: int = Field(8765, ge=0, le=65535, description="Where the studio listens, on this machine alone; 0 for any.")
     learn_from: Literal["all", "last"] = Field("all", description="Votes of all rounds so far, or of the last alone.")
     reference: Literal["base", "previous"] = Field(
         "base", description="What the policy is held to: the base, or the policy that drew the round."

@@ -17,7 +17,7 @@ from palate.cli import main
 from palate.doors import awaited, labelling
 from palate.records import Comparison, Medium, Ranking, Sample, now
 from palate.studio.joining import TokenFile, cookie_name
-from palate.studio.serve import StudioError, listen, opened, prepare, reached_by
+from palate.studio.serve import StudioError, listen, opened, prepare, reached_by, serve
 
 from . import make
 
@@ -39,6 +39,8 @@ def test_it_starts_at_once_serves_and_stops_on_ctrl_c(tmp_path):
         with httpx2.Client(base_url=base) as client:
             assert client.post("/api/join", json={"token": token}, headers={"origin": base}).json()["to"]
             assert client.get("/").status_code == 200
+        with pytest.raises(StudioError, match=f"runs already, at {base}: open it there"):
+            serve(tmp_path / "p", port=0)
         for verb, *rest in (["revoke", "rater 2"], ["erase", "rater 1", "--votes", "--yes"]):
             with pytest.raises(SystemExit) as left:  # another process asks the one that has the project open
                 main(["project", verb, str(tmp_path / "p"), *rest])

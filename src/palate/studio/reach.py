@@ -50,16 +50,16 @@ class Desk:
 
     def post(self, path: str, body: Mapping[str, Any]) -> Any:
         """What the studio replies. Raises ReachError if it does not answer or refuses."""
-        address = urlsplit(self.base)
+        place = urlsplit(self.base)
         headers = {
-            "host": address.netloc,
+            "host": place.netloc,
             "cookie": f"{self.cookie}={self.token}",
             "origin": self.base,
             "x-csrf": csrf_of(self.token),
             "content-type": "application/json",
         }
         try:
-            with contextlib.closing(http.client.HTTPConnection(address.netloc, timeout=SECONDS)) as connection:
+            with contextlib.closing(http.client.HTTPConnection(place.netloc, timeout=SECONDS)) as connection:
                 connection.request("POST", path, json.dumps(body), headers)
                 reply = connection.getresponse()
                 said = json.loads(reply.read())
@@ -72,20 +72,27 @@ class Desk:
         return said
 
 
-def desk(store: Store) -> Desk | None:
-    """The studio that has a project open for writing; None if what has it open is none.
+def address(folder: Path) -> str | None:
+    """Where the studio is that has a project open for writing; None if what has it open is none.
 
-    store: of the project, open for reading. The note of a studio that was killed is not believed: it must be of the
-    process that holds the project's lock, so that the token goes nowhere else. Raises ReachError without an admin's
-    valid token.
+    The note of a studio that was killed is not believed: it must be of the process that holds the project's lock, so
+    that a token goes nowhere else.
     """
     try:
-        noted = json.loads((store.folder / FILE).read_bytes())
+        noted = json.loads((folder / FILE).read_bytes())
         base, process = str(noted["base"]), str(noted["process"])
-        holder = (store.folder / durable.LOCK).read_text().strip()
+        holder = (folder / durable.LOCK).read_text().strip()
     except (OSError, ValueError, KeyError, TypeError):  # there is none, or it is another's
         return None
-    if process != holder:
+    return base if process == holder else None
+
+
+def desk(store: Store) -> Desk | None:
+    """The studio that has a project open for writing, as `address` finds it.
+
+    store: of the project, open for reading. Raises ReachError without an admin's valid token.
+    """
+    if (base := address(store.folder)) is None:
         return None
     for _, role, token in TokenFile(store.folder).read():
         if role == "admin" and (rater := store.rater_of(token)) is not None and rater.role == "admin":

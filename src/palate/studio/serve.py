@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from palate.durable import StorageError
 from palate.store import Store
 from palate.studio.context import Export, WinRates
 from palate.studio.guard import LOOPBACK
 from palate.studio.joining import TokenFile, join_link
-from palate.studio.reach import announced
+from palate.studio.reach import address, announced
 
 if TYPE_CHECKING:
     import uvicorn
@@ -51,7 +52,7 @@ def serve(
     `Store.open` does.
     """
     folder = Path(folder)
-    with Store.open(folder) as store:
+    with _opened(folder) as store:
         made = prepare(
             store, host=host, port=port, names=names, raters=raters, win_rates=win_rates, export=export, write=write
         )
@@ -64,6 +65,16 @@ def serve(
         ):
             made.server.run(sockets=[made.listening])
     write("The studio has stopped; every answer that was acknowledged is on disk.")
+
+
+def _opened(folder: Path) -> Store:
+    """The project's store. Raises StudioError where its studio runs already."""
+    try:
+        return Store.open(folder)
+    except StorageError:
+        if base := address(folder):
+            raise StudioError(f"the studio of {folder} runs already, at {base}: open it there, or stop it") from None
+        raise
 
 
 @contextlib.contextmanager
