@@ -28,7 +28,6 @@ from palate.store.errors import StoreError, StoreFull, StoreUnavailable
 
 FILE = "palate.db"
 BUSY_MS = 10_000
-GROUP = 64  # calls that share a sync at most
 _WRITER = "SELECT pg_advisory_xact_lock(20417389)"  # until the transaction ends, or the server finds its process gone
 _LOCK_S, _IDLE_S = (
     30,
@@ -56,6 +55,7 @@ class Database:
     """
 
     name: str
+    group = 64  # calls that share a transaction at most
 
     def __init__(self) -> None:
         self._line = threading.Lock()
@@ -82,7 +82,7 @@ class Database:
     def _serve(self) -> None:
         """Runs all that wait, the caller's own first, then leaves it to the caller of whatever came meanwhile."""
         with self._line:
-            group, self._waiting = self._waiting[:GROUP], self._waiting[GROUP:]
+            group, self._waiting = self._waiting[: self.group], self._waiting[self.group :]
         try:
             self._together(group)
         except BaseException as error:
@@ -204,6 +204,8 @@ def _assert_durable(name: str, connection: sa.Connection) -> None:
 
 class Postgres(Database):
     """A PostgreSQL by URL. Any number of processes may write, in turn."""
+
+    group = 8  # a call takes longer than with SQLite, and who comes first should not wait for many
 
     def __init__(self, url: str) -> None:
         super().__init__()
