@@ -178,6 +178,9 @@ def test_report_writes_a_page(tmp_path, capsys):
     assert call("report", str(tmp_path / "none")) == 1
     assert "none is no run's folder: it has no config.yaml" in capsys.readouterr().err
     assert call("export", str(tmp_path)) == 1  # there is a page of it, and no weights
+    assert "is no run's folder: it has no config.yaml" in capsys.readouterr().err
+    (tmp_path / "config.yaml").write_text("model: {name: m}\n")
+    assert call("export", str(tmp_path)) == 1
     assert "has no adapter/ yet" in capsys.readouterr().err
     assert call("score", "--project", str(tmp_path), "--scorer", "jpeg_size") == 1
     assert "is no project: it has no project.yaml" in capsys.readouterr().err

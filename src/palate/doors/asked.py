@@ -203,7 +203,8 @@ def model(name: str) -> None:
 
 def run(folder: Path, *, finished: bool = False) -> None:
     """Raises ConfigError for what is no run's folder; finished: nor for one whose training has not ended."""
-    if not any((folder / name).is_file() for name in ("config.yaml", "metrics.jsonl", "result.json")):
+    held = ("config.yaml",) if finished else ("config.yaml", "metrics.jsonl", "result.json")
+    if not any((folder / name).is_file() for name in held):
         raise ConfigError(f"{folder} is no run's folder: it has no config.yaml")
     if finished and not (folder / "model").is_dir() and not (folder / "adapter").is_dir():
         raise ConfigError(f"{folder} has no adapter/ yet: let its training finish by the command that began it")

@@ -9,7 +9,7 @@ import torch
 
 from palate import durable
 from palate.config import ConfigError
-from palate.doors import lookup
+from palate.doors import asked, lookup
 from palate.evaluation import card
 from palate.models.diffusion import DiffusionPolicy
 from palate.training import loras
@@ -27,9 +27,7 @@ def export(run: str | Path, out: str | Path | None = None, *, merge: bool = Fals
     Raises ConfigError for what is no finished run and for a folder that is not empty.
     """
     run = Path(run)
-    if lookup.base_of(run) is None:
-        raise ConfigError(f"{run} is no run's folder: it has no config.yaml")
-    lookup.check_arm(str(run))
+    asked.run(run, finished=True)
     final = Path(out) if out else run / ("merged" if merge else "export")
     if final.exists() and (not final.is_dir() or any(final.iterdir())):
         raise ConfigError(f"{final} is there already: choose another --out, or take it away")

@@ -15,7 +15,7 @@ import yaml
 from palate import plugins, sampling
 from palate import prompts as prompt_files
 from palate.config import ConfigError, ModelSettings, section
-from palate.doors import judges
+from palate.doors import asked, judges
 from palate.doors.asked import IMPLICIT, WORLD
 from palate.doors.asked import prompt_lines as prompt_lines
 from palate.implicit_reward import ImplicitReward
@@ -101,8 +101,8 @@ def check_arm(model: str) -> None:
     run = Path(model)
     if base_of(run) is None:
         resolve_model(model)
-    elif not (run / "model").is_dir() and not (run / "adapter").is_dir():
-        raise ConfigError(f"{run} has no adapter/ yet: let its training finish by the command that began it")
+    else:
+        asked.run(run, finished=True)
 
 
 def base_of(run: Path) -> str | None:

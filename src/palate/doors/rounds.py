@@ -92,7 +92,7 @@ def _asker(recipe: RoundsRecipe, store: Store) -> Iterator[tuple[asking.Asker, T
 
 
 def _nobody_reads(note: str) -> None:
-    pass
+    """Who is no person needs no page."""
 
 
 def _plan(wanted: RoundsSettings) -> str:

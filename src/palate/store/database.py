@@ -29,10 +29,8 @@ from palate.store.errors import StoreError, StoreFull, StoreUnavailable
 FILE = "palate.db"
 BUSY_MS = 10_000
 _WRITER = "SELECT pg_advisory_xact_lock(20417389)"  # until the transaction ends, or the server finds its process gone
-_LOCK_S, _IDLE_S = (
-    30,
-    60,
-)  # that a writer waits for the one before; that one which does nothing keeps the others waiting
+_LOCK_S = 30  # that a writer waits for the one before it
+_IDLE_S = 60  # that a writer may do nothing while others wait
 Result = TypeVar("Result")
 Job = Callable[[sa.Connection], Any]
 
