@@ -42,6 +42,9 @@ def test_a_kill_inside_a_vote_loses_nothing_acknowledged(folder, point):
     with Store.open(place) as store:
         rater, _ = filled(store, 8, 1).add_rater("ada")
     done = voter(place, rater, "8", point)
+    if point.partition("statement:")[2] in ("5", "7", "9") and not place.joinpath(database.FILE).exists():
+        assert done.returncode == 0 and len(re.findall("acked", done.stdout)) == 8  # PostgreSQL is told all in four
+        return
     assert done.returncode == -signal.SIGKILL, done.stderr
     acked = re.findall(r"acked (\d+)", done.stdout)
     asked = re.findall(r"asked (\d+) (\w+)", done.stdout)

@@ -158,3 +158,81 @@ def test_a_connection_that_is_at_work_is_not_dropped(tmp_path, monkeypatch):
 
         monkeypatch.setattr(store, "lease", lease)
         assert len(rater.lease(2)) == 2
+
+
+HEADS = {
+    "one long header": (b"x-long: ", b"x" * 4096),
+    "headers without end": (b"", b"x-more: 1\r\n" * 400),
+    "an address without end": (None, b"x" * 4096),
+}
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_head_without_end_is_refused(kind, tmp_path):
+    with make.project(tmp_path / "p", 1) as store, make.served(store) as base, connected(base) as one:
+        start, piece = HEADS[kind]
+        begin = b"GET / HTTP/1.1\r\nhost: " + urlsplit(base).netloc.encode() + b"\r\n"
+        one.sendall(b"GET /" if start is None else begin + start)
+        sent = 0
+        with contextlib.suppress(ConnectionError):
+            while sent < 2**24:
+                one.sendall(piece)
+                sent += len(piece)
+        assert sent < 2**24
+        with make.http(base) as client:
+            assert client.get("/join").status_code == 200
+
+
+def test_a_head_that_is_too_large_is_told_so_and_a_large_one_is_read(tmp_path):
+    with make.project(tmp_path / "p", 1) as store, make.served(store) as base, make.http(base) as client:
+        assert client.get("/join", headers={"x-long": "x" * (patience.MAX_HEAD - 1000)}).status_code == 200
+        with connected(base) as one:
+            one.sendall(b"GET /join HTTP/1.1\r\nx-long: " + b"x" * patience.MAX_HEAD)
+            said = closed(one)
+        assert said.startswith(b"HTTP/1.1 400") and b"too large" in said
+        for _ in range(3):  # over one connection: each request has the whole of it
+            assert client.get("/join", headers={"x-long": "x" * (patience.MAX_HEAD // 2)}).status_code == 200
+
+
+@pytest.mark.parametrize("what", ["trailers", "extensions", "a second request"])
+def test_what_comes_beside_a_body_is_bounded(what, tmp_path):
+    with make.project(tmp_path / "p", 1) as store, make.served(store) as base, connected(base) as one:
+        with make.http(base) as client:
+            rater = make.person(client, store, origin=base)
+        posting = "".join(f"{name}: {value}\r\n" for name, value in rater.posting.items())
+        head = f"POST /api/lease HTTP/1.1\r\nhost: {urlsplit(base).netloc}\r\n{posting}"
+        if what == "a second request":
+            one.sendall(f"{head}content-length: 10\r\n\r\n{{".encode())
+            pieces = b' "n": 1}\r\nGET /' + b"x" * 4000, b"x" * 4096
+        else:
+            begin = b"8\r\n" + b'{"n": 1}' + b"\r\n0\r\n" if what == "trailers" else b"1;"
+            pieces = begin, b"x-more: 1\r\n" * 400 if what == "trailers" else b"x" * 4096
+            one.sendall(f"{head}transfer-encoding: chunked\r\n\r\n".encode())
+        sent = 0
+        with contextlib.suppress(ConnectionError):
+            one.sendall(pieces[0])
+            while sent < 2**24:
+                one.sendall(pieces[1])
+                sent += len(pieces[1])
+        assert sent < 2**24
+
+
+def test_what_is_no_http_is_refused_and_harms_nobody(tmp_path, capfd):
+    with make.project(tmp_path / "p", 1) as store, make.served(store) as base:
+        host = urlsplit(base).netloc.encode()
+        for said in (
+            b"\x16\x03\x01\x02\x00\x01",  # the start of TLS
+            b"GET\r\n\r\n",
+            b"GET / HTTP/9.9\r\n\r\n",
+            b"GET /\xff\xfe HTTP/1.1\r\nhost: " + host + b"\r\n\r\n",
+            b"CONNECT " + host + b" HTTP/1.1\r\nhost: " + host + b"\r\n\r\n",
+            b"OPTIONS * HTTP/1.1\r\nhost: " + host + b"\r\nconnection: close\r\n\r\n",
+            b"POST /api/lease HTTP/1.1\r\nhost: " + host + b"\r\ncontent-length: x\r\n\r\n",
+            b"GET / HTTP/1.1\r\nhost: " + host + b"\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n",
+        ):
+            with connected(base) as one:
+                one.sendall(said)
+                assert closed(one).split(b" ")[1][:2] == b"40", said
+        with make.http(base) as client:
+            assert client.get("/join").status_code == 200
+    assert "Traceback" not in capfd.readouterr().err

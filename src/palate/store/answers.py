@@ -16,6 +16,7 @@ from palate.records import Ranking, Vote, now
 from palate.store import facts, leases, schema
 from palate.store.errors import StoreError
 from palate.store.leases import Lease
+from palate.store.writes import Value, Writes, adding
 
 Status = Literal["saved", "known", "late", "nothing"]
 Answer = str | Sequence[Sequence[int]]
@@ -45,6 +46,8 @@ _CHANGE = sa.update(_leases).where(_leases.c.id == sa.bindparam("id_of"))
 # Inline: their numbers are not asked back.
 _INSERT = {kind: sa.insert(kind.table).inline() for kind in (facts.VOTES, facts.RANKINGS)}
 _NOTE = sa.insert(_answers).inline()
+_ADD = {kind: adding(kind.table, "seq") for kind in _INSERT}
+_NOTED = adding(_answers, "seq")
 
 
 @dataclass(frozen=True)
@@ -108,14 +111,16 @@ def answer(connection: sa.Connection, given: Given, now_s: float, settings: Proj
     asked = {"rater_of": given.rater, "key_of": given.key, "id_of": given.lease, "now_of": now_s}
     rater = leases.standing(connection.execute(_STANDING, asked).first(), given.rater)
     holding = rater.holding if rater.lease_state == "open" and not rater.opted_out else None  # else it is looked up
-    status = _stored(connection, given, rater, now_s)
+    writes = Writes(connection)
+    status = _stored(writes, given, rater)
     done = rater.answered + (status == "saved")
-    made = leases.take(connection, rater, n, now_s, settings, answered=done, holding=holding)
+    made = leases.take(writes, rater, n, now_s, settings, answered=done, holding=holding)
+    writes.run()
     told = made or (leases.held(connection, rater.id, now_s, rater.opted_out)[:n] if n else ())
     return Receipt(status, given.lease, done, tuple(leases.filled(connection, told)))
 
 
-def _stored(connection: sa.Connection, given: Given, standing: Any, now_s: float) -> Status:
+def _stored(writes: Writes, given: Given, standing: Any) -> Status:
     """What became of an answer. standing: a row of `_STANDING`."""
     if standing.known_kind is not None:
         if standing.known_lease != given.lease or standing.known_kind != "answer":
@@ -128,15 +133,18 @@ def _stored(connection: sa.Connection, given: Given, standing: Any, now_s: float
     skipped = all(fact.choice == "skip" for fact in said if isinstance(fact, Vote)) and not any(
         isinstance(fact, Ranking) for fact in said
     )
-    if not _reclaim(connection, lease, now_s):
+    if not _reclaim(writes.connection, lease):
         return "late"
-    connection.execute(_CHANGE, {"id_of": lease.id, "state": "skipped" if skipped else "answered"})
+    writes.add(_close, id=lease.id, state="skipped" if skipped else "answered")
     if skipped and not lease.repeat:
-        leases.give_back(connection, lease.comparison)
+        writes.add(leases.giving_back, comparison=lease.comparison)
     for kind, record in ((facts.VOTES, Vote), (facts.RANKINGS, Ranking)):
-        if rows := [kind.row(fact) for fact in said if isinstance(fact, record)]:
-            connection.execute(_INSERT[kind], rows)  # the key is new, and so are their ids
-    _note(connection, given.rater, given.key, "answer", lease.id, [fact.id for fact in said])
+        rows = [kind.row(fact) for fact in said if isinstance(fact, record)]  # the key is new, and so are their ids
+        if len(rows) == 1:
+            writes.add(_ADD[kind], **rows[0])
+        elif rows:
+            writes.connection.execute(_INSERT[kind], rows)  # in their order
+    writes.add(_NOTED, **_note(given.rater, given.key, "answer", lease.id, [fact.id for fact in said]))
     return "saved"
 
 
@@ -144,12 +152,17 @@ def _known(connection: sa.Connection, rater: str, key: str) -> Any:
     return connection.execute(_SEEN, {"rater_of": rater, "key_of": key}).first()
 
 
-def _note(connection: sa.Connection, rater: str, key: str, kind: str, lease: str, ids: list[str]) -> None:
-    row = {"rater": rater, "key": key, "kind": kind, "lease": lease, "facts": json.dumps(ids), "undone": kind == "undo"}
-    connection.execute(_NOTE, row)
+def _close(value: Value) -> sa.Update:
+    return sa.update(_leases).where(_leases.c.id == value("id")).values(state=value("state"))
 
 
-def _reclaim(connection: sa.Connection, lease: Any, now_s: float) -> bool:
+def _note(rater: str, key: str, kind: str, lease: str, ids: list[str]) -> dict[str, Any]:
+    """A row that tells what came under a rater's key."""
+    facts_of, undone = json.dumps(ids), kind == "undo"
+    return {"rater": rater, "key": key, "kind": kind, "lease": lease, "facts": facts_of, "undone": undone}
+
+
+def _reclaim(connection: sa.Connection, lease: Any) -> bool:
     """Whether the lease may still be answered: it is open, or it ran out and its place is still free.
 
     A repeat has no place to lose, but may have been given again, and is answered once.
@@ -257,6 +270,6 @@ def undo(connection: sa.Connection, rater: str, key: str, expires: float) -> Rec
     time = now()
     rows = [{"id": f"{rater}/{key}/{of}", "of": of, "source": rater, "time": time} for of in json.loads(last.facts)]
     facts.insert(connection, facts.RETRACTIONS, rows)
-    _note(connection, rater, key, "undo", lease.id, [made["id"] for made in rows])
+    connection.execute(_NOTE, _note(rater, key, "undo", lease.id, [made["id"] for made in rows]))
     leases.count_answers(connection, rater, row.answered - 1)
     return Receipt("late" if gone else "saved", lease.id, row.answered - 1)

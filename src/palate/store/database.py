@@ -203,7 +203,7 @@ def _assert_durable(name: str, connection: sa.Connection) -> None:
 class Postgres(Database):
     """A PostgreSQL by URL. Any number of processes may write, in turn."""
 
-    group = 8  # a call takes longer than with SQLite, and who comes first should not wait for many
+    group = 16  # a call takes longer than with SQLite, and who comes first should not wait for many
 
     def __init__(self, url: str) -> None:
         super().__init__()

@@ -22,6 +22,7 @@ from palate.project import ProjectSettings
 from palate.records import Comparison, Sample
 from palate.store import facts, schema
 from palate.store.errors import StoreError
+from palate.store.writes import Value, Writes, adding
 
 REPEAT_AFTER = 10  # turns before a comparison may come again
 _leases, _places, _raters = schema.leases, schema.places, schema.raters
@@ -52,11 +53,6 @@ _OVER = _leases.c.state == "open", _leases.c.expires <= _now
 _ANY_OVER = sa.select(_leases.c.id).where(*_OVER).limit(1)
 _ALL_OVER = sa.select(_leases.c.id, _leases.c.comparison, _leases.c.repeat).where(*_OVER)
 _CLOSE = sa.update(_leases).where(_leases.c.id == _id).values(state="expired")
-_GIVE_BACK = (
-    sa.update(_places)
-    .where(_places.c.comparison == _comparison, sa.not_(_places.c.known))
-    .values(free=_places.c.free + 1)
-)
 _TAKE = (
     sa.update(_places)
     .where(_places.c.comparison == _comparison, sa.or_(_places.c.known, _places.c.free > 0))
@@ -80,6 +76,8 @@ HOLDING = (
 _HELD_UNSPARED = _HELD.join(_places, _places.c.comparison == _leases.c.comparison).where(sa.not_(_places.c.sensitive))
 _OF_RATER = sa.select(_raters).where(_raters.c.id == _rater)
 _COUNTED = sa.update(_raters).where(_raters.c.id == _rater)
+_ADD = adding(_leases)
+_COLUMNS = tuple(column.name for column in _leases.columns)
 _SPARED = sa.select(_raters.c.opted_out).where(_raters.c.id == _rater)
 
 
@@ -95,8 +93,17 @@ def any_expired(connection: sa.Connection, now: float) -> bool:
     return connection.scalar(_ANY_OVER, {"now_of": now}) is not None
 
 
-def give_back(connection: sa.Connection, comparison: str) -> None:
+def giving_back(value: Value) -> sa.Update:
     """A place of a comparison is free again; a known pair has none to give."""
+    comparison, free = _places.c.comparison == value("comparison"), _places.c.free
+    return sa.update(_places).where(comparison, sa.not_(_places.c.known)).values(free=free + 1)
+
+
+_GIVE_BACK = giving_back(lambda _: _comparison)
+
+
+def give_back(connection: sa.Connection, comparison: str) -> None:
+    """`giving_back` by itself."""
     connection.execute(_GIVE_BACK, {"comparison_of": comparison})
 
 
@@ -127,8 +134,19 @@ def standing(row: Any, rater: str) -> Any:
     return row
 
 
+def _take(value: Value) -> sa.Update:
+    """A place of a comparison that was just found to have one."""
+    comparison, free = _places.c.comparison == value("comparison"), _places.c.free
+    return sa.update(_places).where(comparison, sa.not_(_places.c.known)).values(free=free - 1)
+
+
+def _count(value: Value) -> sa.Update:
+    counts = {name: value(name) for name in ("given", "answered")}
+    return sa.update(_raters).where(_raters.c.id == value("id")).values(counts)
+
+
 def take(
-    connection: sa.Connection,
+    writes: Writes,
     rater: Any,
     n: int,
     now: float,
@@ -137,28 +155,30 @@ def take(
     answered: int | None = None,
     holding: int | None = None,
 ) -> Sequence[Any]:
-    """Leases the rater, of whom it is given the row, up to n in all, those that they hold included: the new ones.
+    """Leases the rater, of whom it is given the row, up to n in all, those that they hold included: the new ones, to be
+    written by whoever runs the writes.
 
     What a rater held when they asked to be spared runs out by itself; it does not count.
     answered: how many of their answers stand, noted along. holding: how many they hold, where that is known.
     """
     if holding is None:
-        holding = len(held(connection, rater.id, now, rater.opted_out)) if n else 0
-    made: list[dict[str, Any]] = []
+        writes.run()
+        holding = len(held(writes.connection, rater.id, now, rater.opted_out)) if n else 0
+    made: list[SimpleNamespace] = []
     for number in range(rater.given, rater.given + n - holding):
-        lease = _next(connection, rater, number, settings)
+        if made:
+            writes.run()  # which the next one must not be again
+        lease = _next(writes, rater, number, settings)
         if lease is None:
             break
-        lease |= {"id": secrets.token_hex(12), "rater": rater.id, "number": number}
-        lease |= {"state": "open", "expires": now + 60 * settings.lease_minutes}
-        connection.execute(_INSERT, lease)
+        lease.id, lease.rater, lease.number = secrets.token_hex(12), rater.id, number
+        lease.state, lease.expires = "open", now + 60 * settings.lease_minutes
+        writes.add(_ADD, **{name: getattr(lease, name) for name in _COLUMNS})
         made.append(lease)
-    counts = {"given": rater.given + len(made)} if made else {}
-    if answered not in (None, rater.answered):
-        counts["answered"] = answered
-    if counts:
-        connection.execute(_COUNTED, {"rater_of": rater.id, **counts})
-    return [SimpleNamespace(**lease) for lease in made]
+    counts = rater.given + len(made), rater.answered if answered is None else answered
+    if counts != (rater.given, rater.answered):
+        writes.add(_count, id=rater.id, given=counts[0], answered=counts[1])
+    return made
 
 
 def count_answers(connection: sa.Connection, rater: str, answered: int) -> None:
@@ -166,8 +186,19 @@ def count_answers(connection: sa.Connection, rater: str, answered: int) -> None:
     connection.execute(_COUNTED, {"rater_of": rater, "answered": answered})
 
 
+def _filled(comparison: Any) -> sa.Select[Any]:
+    """A row for each sample of a comparison, with all that a lease tells of both."""
+    compared = facts.comparison_query().where(schema.comparisons.c.id == comparison).subquery()
+    return (
+        facts.sample_query()
+        .add_columns(*(column.label(f"compared_{column.name}") for column in compared.c))
+        .join(schema.shown, schema.shown.c.sample == schema.samples.c.id)
+        .join(compared, compared.c.id == schema.shown.c.comparison)
+    )
+
+
 def _unseen(*also: sa.ColumnElement[bool]) -> sa.Select[Any]:
-    """Comparisons that a rater neither holds nor judged nor skipped, nor asked to be spared; the nearest to be done
+    """A comparison that a rater neither holds nor judged nor skipped, nor asked to be spared; the nearest to be done
     first, then in order of arrival."""
     mine = sa.select(1).where(
         _leases.c.rater == _rater,
@@ -176,49 +207,44 @@ def _unseen(*also: sa.ColumnElement[bool]) -> sa.Select[Any]:
     )
     spared = sa.or_(sa.not_(_places.c.sensitive), sa.not_(sa.bindparam("spared", type_=sa.Boolean)))
     return (
-        sa.select(_places.c.comparison, schema.comparisons.c.samples)
-        .join(schema.comparisons, schema.comparisons.c.id == _places.c.comparison)
+        sa.select(_places.c.comparison)
         .where(*also, spared, ~mine.exists())
         .order_by(_places.c.free, _places.c.seq)
         .limit(1)
     )
 
 
-_ORDINARY = _unseen(_places.c.known == sa.false(), _places.c.free > 0)
-_KNOWN = _unseen(_places.c.known == sa.true())
-_INSERT = sa.insert(_leases)
+_FILLED = _filled(_comparison)
+_ORDINARY = _filled(_unseen(_places.c.known == sa.false(), _places.c.free > 0).scalar_subquery())
+_KNOWN = _filled(_unseen(_places.c.known == sa.true()).scalar_subquery())
 
 
-def _next(connection: sa.Connection, rater: Any, number: int, settings: ProjectSettings) -> dict[str, Any] | None:
+def _next(writes: Writes, rater: Any, number: int, settings: ProjectSettings) -> SimpleNamespace | None:
     """What the rater is given at this turn, its place taken: comparison, shown and repeat of a lease; None for nothing.
 
     Known pairs and repeats are mixed into ordinary ones; nobody is kept busy with them alone.
     """
-    who = {"rater_of": rater.id, "spared": rater.opted_out}
-    turn = _key(rater.id, number) / 2**64
-    if turn < settings.known_share + settings.repeat_share and connection.execute(_ORDINARY, who).first():
-        if turn < settings.known_share:
-            known = connection.execute(_KNOWN, who).first()
-            if known is not None:
-                return _as_shown(known, rater.id, number)
-        else:
-            again = _repeatable(connection, rater.id, number)
-            if again is not None:
-                return {
-                    "comparison": again.comparison,
-                    "shown": json.dumps(json.loads(again.shown)[::-1]),
-                    "repeat": True,
-                }
-    if (found := connection.execute(_ORDINARY, who).first()) is None:
+    connection, who = writes.connection, {"rater_of": rater.id, "spared": rater.opted_out}
+    ordinary = connection.execute(_ORDINARY, who).all()
+    if not ordinary:
         return None
-    take_place(connection, found.comparison)
-    return _as_shown(found, rater.id, number)
+    turn = _key(rater.id, number) / 2**64
+    if turn < settings.known_share:
+        if known := connection.execute(_KNOWN, who).all():
+            return _as_shown(known, rater.id, number)
+    elif turn < settings.known_share + settings.repeat_share:
+        writes.run()
+        if (again := _repeatable(connection, rater.id, number)) is not None:
+            shown = json.dumps(json.loads(again.shown)[::-1])
+            return SimpleNamespace(comparison=again.comparison, shown=shown, repeat=True)
+    writes.add(_take, comparison=ordinary[0].compared_id)
+    return _as_shown(ordinary, rater.id, number)
 
 
-def _as_shown(found: Any, rater: str, number: int) -> dict[str, Any]:
-    """A comparison in an order of this rater's own."""
-    shown = sorted(json.loads(found.samples), key=lambda sample: _key(rater, number, sample))
-    return {"comparison": found.comparison, "shown": json.dumps(shown), "repeat": False}
+def _as_shown(found: Sequence[Any], rater: str, number: int) -> SimpleNamespace:
+    """A comparison in an order of this rater's own. found: rows of `_filled`, which are kept along."""
+    shown = sorted(json.loads(found[0].compared_samples), key=lambda sample: _key(rater, number, sample))
+    return SimpleNamespace(comparison=found[0].compared_id, shown=json.dumps(shown), repeat=False, found=found)
 
 
 def _repeatable(connection: sa.Connection, rater: str, number: int) -> Any:
@@ -245,22 +271,16 @@ def _key(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest(), "little")
 
 
-_compared = facts.comparison_query().where(schema.comparisons.c.id == _comparison).subquery()
-_FILLED = (
-    facts.sample_query()
-    .add_columns(*(column.label(f"compared_{column.name}") for column in _compared.c))
-    .join(schema.shown, schema.shown.c.sample == schema.samples.c.id)
-    .join(_compared, _compared.c.id == schema.shown.c.comparison)
-)
+_COMPARED = tuple(column.name for column in facts.comparison_query().selected_columns)
 
 
 def filled(connection: sa.Connection, rows: Sequence[Any]) -> list[Lease]:
-    """Rows of leases with the comparisons and samples they are about."""
+    """Rows of leases with the comparisons and samples they are about, which those just taken have along."""
     found = []
     for row in rows:
-        made = connection.execute(_FILLED, {"comparison_of": row.comparison}).all()
+        made = getattr(row, "found", None) or connection.execute(_FILLED, {"comparison_of": row.comparison}).all()
         samples = {one.id: facts.SAMPLES.record(one) for one in made}
-        compared = {column.name: getattr(made[0], f"compared_{column.name}") for column in _compared.c}
+        compared = {name: getattr(made[0], f"compared_{name}") for name in _COMPARED}
         comparison = facts.COMPARISONS.record(SimpleNamespace(**compared))
         shown = tuple(samples[name] for name in json.loads(row.shown))
         found.append(Lease(row.id, comparison, shown, row.repeat, row.expires))

@@ -11,6 +11,7 @@ from palate.project import ProjectSettings
 from palate.store import leases
 from palate.store.database import Database
 from palate.store.leases import Lease
+from palate.store.writes import Writes
 
 Write = Callable[[Callable[[sa.Connection], Any]], Any]
 
@@ -23,7 +24,10 @@ def lease(
     def taken(connection: sa.Connection) -> Sequence[Any]:
         row = leases.rater_of(connection, rater)
         before = leases.held(connection, rater, now, row.opted_out)
-        return [*before, *leases.take(connection, row, n, now, settings, holding=len(before))]
+        writes = Writes(connection)
+        made = leases.take(writes, row, n, now, settings, holding=len(before))
+        writes.run()
+        return [*before, *made]
 
     with database.read() as connection:
         mine = leases.held(connection, rater, now, leases.is_spared(connection, rater))

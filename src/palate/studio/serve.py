@@ -178,7 +178,6 @@ def config_of(app: FastAPI) -> uvicorn.Config:
         ws="none",
         timeout_keep_alive=REST_SECONDS,
         timeout_graceful_shutdown=3,
-        h11_max_incomplete_event_size=32 * 1024,
     )
 
 
