@@ -1,7 +1,8 @@
 """Are votes kept when many people label at once and the server is killed under them?
 
     python -m benchmarks.studio_load [--raters 50] [--votes 200] [--overlap 5] [--kills 2] [--think 1.0] [--check]
-                                     [--database sqlite] [--jpeg 768] [--out benchmarks/results/studio_load.json]
+                                     [--database sqlite] [--jpeg 768 [--cold]]
+                                     [--out benchmarks/results/studio_load.json]
 
 Starts `palate label` on a project of raters * votes / overlap pairs and lets so many raters label all of them: once
 with the think time between votes, once flat out. They do what the page does: one request an answer, whose reply tells
@@ -13,9 +14,10 @@ and JSON.
 
 Held to: acknowledged lost 0, duplicates 0, late 0, every pair its raters; p95 of an answer under 200 ms with think
 time; 150 votes a second flat out; after a kill the first vote that was sent after it is in within 5 s; replies were
-dropped. With --jpeg the pictures are foreign, JPEGs of so many pixels a side, which the studio encodes anew before it
-tells of them. The processor's time a vote is the server's, pictures included and its starts apart. PostgreSQL's server
-programs, which Debian keeps in /usr/lib/postgresql and others on the path, are needed for its half.
+dropped. With --jpeg the pictures are foreign, JPEGs of so many pixels a side, which the studio encodes anew from its
+start on; the raters come when it has, or with --cold at once. The processor's time a vote is the server's, pictures and
+their encoding included and its starts apart. PostgreSQL's server programs, which Debian keeps in /usr/lib/postgresql
+and others on the path, are needed for its half.
 """
 
 from __future__ import annotations
@@ -39,9 +41,11 @@ from PIL import Image
 
 from benchmarks.studio_crowd import Person, Run, Server
 from palate import project
+from palate.durable import ASIDE
 from palate.project import ProjectSettings
 from palate.records import Comparison, Medium, Sample, now
 from palate.store import Store
+from palate.studio.context import VIEWS
 from tests.store import servers
 
 P95_MS, VOTES_PER_S, RESTART_S = 200.0, 150.0, 5.0
@@ -81,7 +85,16 @@ def _jpeg(number: int, side: int) -> Medium:
 
 
 def measure(
-    folder: Path, *, raters: int, votes: int, overlap: int, kills: int, think: float, jpeg: int = 0, **env: str
+    folder: Path,
+    *,
+    raters: int,
+    votes: int,
+    overlap: int,
+    kills: int,
+    think: float,
+    jpeg: int = 0,
+    cold: bool = False,
+    **env: str,
 ) -> dict[str, Any]:
     """One run on a new project; env: of the server, such as the database's URL."""
     os.environ.update(env)
@@ -92,6 +105,7 @@ def measure(
     begun = time.monotonic()
     server.wait()
     starting = time.monotonic() - begun
+    encoding = 0.0 if cold or not jpeg else encoded(folder, 2 * pairs)
     try:
         threads = [Person(server, rater, token, think, run) for rater, token in people]
         begun = time.monotonic()
@@ -131,10 +145,19 @@ def measure(
         "votes_per_s": run.number / (wall - down),
         "cpu_ms_per_vote": 1000 * sum(server.serving) / max(run.number, 1),
         "start_s": starting,
+        "encoding_s": encoding,
         "start_cpu_s": server.starting,
         "restart_to_first_vote_s": [back - at for at, back in run.kills],
         "seconds": wall,
     }
+
+
+def encoded(folder: Path, pictures: int) -> float:
+    """Seconds until the studio has encoded so many pictures."""
+    begun = time.monotonic()
+    while len([path for path in folder.glob(f"{VIEWS}/*/*") if not path.name.startswith(ASIDE)]) < pictures:
+        time.sleep(0.5)
+    return time.monotonic() - begun
 
 
 def _quantiles(seconds: list[float]) -> dict[str, float]:
@@ -183,6 +206,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--think", type=float, action="append", help="seconds; default: 1 and 0")
     parser.add_argument("--database", action="append", choices=["sqlite", "postgresql"], help="default: both")
     parser.add_argument("--jpeg", type=int, default=0, help="side of foreign pictures, in pixels")
+    parser.add_argument("--cold", action="store_true", help="raters come before foreign pictures are encoded")
     parser.add_argument("--check", action="store_true", help="fail where a figure is not held")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args(arguments)
@@ -197,7 +221,7 @@ def main(arguments: list[str] | None = None) -> int:
     for kind in kinds:
         for think in asked.think or [1.0, 0.0]:
             with tempfile.TemporaryDirectory() as folder, databases(kind) as environment:
-                size = {name: getattr(asked, name) for name in ("raters", "votes", "overlap", "kills", "jpeg")}
+                size = {name: getattr(asked, name) for name in ("raters", "votes", "overlap", "kills", "jpeg", "cold")}
                 figures = measure(Path(folder) / "project", think=think, **size, **environment)
                 os.environ.pop(project.DATABASE, None)
             found.append({"database": kind, "think_s": think, **size, **figures, "failures": failures(think, figures)})
@@ -235,7 +259,9 @@ def line(run: dict[str, Any]) -> str:
         f"twice {run['duplicates']}, pairs with exactly {run['overlap']} raters {run['pairs_with_exactly_k']} of "
         f"{run['pairs']}; answer p50 {run['answer_ms']['p50']:.0f} p95 {run['answer_ms']['p95']:.0f} ms, "
         f"picture p95 {run['media_ms']['p95']:.0f} ms, {run['votes_per_s']:.0f} votes/s, "
-        f"{run['cpu_ms_per_vote']:.1f} ms of the server's processor each; kill to first vote {restarts or '-'} s; "
+        f"{run['cpu_ms_per_vote']:.1f} ms of the server's processor each; "
+        + (f"{run['jpeg']} pixels a side, encoded in {run['encoding_s']:.0f} s; " if run["jpeg"] else "")
+        + f"kill to first vote {restarts or '-'} s; "
         f"{run['late']} late, {run['replies_dropped']} replies dropped, {run['retries']} retries"
         + (f"; NOT HELD: {'; '.join(run['failures'])}" if run["failures"] else "")
     )

@@ -7,18 +7,21 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from palate import project
+from palate import kinds, project, webm
 from palate.cli import main
 from palate.datasets import parquet
 from palate.doors import awaited, giving, labelling
+from palate.doors.hands import KNOWN
 from palate.project import ProjectSettings
-from palate.records import Vote
+from palate.records import Medium, Sample, Vote
 from palate.store import Store
 from palate.studio import reach
 from palate.studio.joining import TokenFile
 from tests.store.make import TIME, filled, png
+from tests.test_clips import encoded
 
 
 def palate(*arguments: object) -> int:
@@ -82,6 +85,48 @@ def test_known_pairs_of_a_table(folder, tmp_path, capsys, ending):
     assert "(0 new, 0 changed)" in capsys.readouterr().out
     assert palate("project", "known", folder, file, "--unmark") == 0
     assert known_of(folder) == {}
+
+
+def media_of(folder: Path, source: str) -> list[Medium]:
+    with Store.open(folder, write=False) as store:
+        return [
+            Medium(s.medium.type, (folder / s.medium.path).read_bytes()) for s in store.samples() if s.source == source
+        ]
+
+
+@pytest.mark.parametrize(("codec", "ending"), [("libx264", "mp4"), ("libvpx-vp9", "webm"), ("mpeg4", "mov")])
+def test_videos_of_known_pairs_come_in_as_palate_writes_them(folder, tmp_path, codec, ending):
+    (tmp_path / f"fine.{ending}").write_bytes(encoded(12, codec=codec, container=ending))
+    (tmp_path / f"poor.{ending}").write_bytes(encoded(9, codec=codec, container=ending))
+    row = {"prompt": "a dog runs", "a": f"fine.{ending}", "b": f"poor.{ending}", "expected": "a"}
+    file = table(tmp_path / "known.jsonl", [row])
+    assert palate("project", "known", folder, file) == 0
+    found = media_of(folder, KNOWN)
+    assert sorted(webm.measure(made.bytes)[1] for made in found) == [9, 12]  # which it reads of its own make alone
+    assert {made.type for made in found} == {"video/webm"}
+    levels = [np.asarray(frame).mean() for frame in kinds.read(max(found, key=lambda made: len(made.bytes)))]
+    assert np.allclose(levels, [20 + 10 * n for n in range(12)], atol=4)
+    assert palate("project", "known", folder, file) == 0  # again: the same
+    assert len(media_of(folder, KNOWN)) == 2
+
+
+def test_videos_of_known_pairs_stay_as_they_are_beside_such(folder, tmp_path):
+    theirs, mine = encoded(12), encoded(9)
+    with Store.open(folder) as store:
+        store.add_samples([Sample("v", "a dog runs", Medium("video/mp4", theirs), "model", TIME)])
+    (tmp_path / "mine.mp4").write_bytes(mine)
+    row = {"prompt": "a dog runs", "a": "v", "b": "mine.mp4", "expected": "a"}
+    assert palate("project", "known", folder, table(tmp_path / "known.jsonl", [row])) == 0
+    assert [made.bytes for made in media_of(folder, KNOWN)] == [mine]
+
+
+def test_a_damaged_video_of_a_known_pair_is_told(folder, tmp_path, capsys):
+    (tmp_path / "a.mp4").write_bytes(encoded()[:200])
+    (tmp_path / "b.mp4").write_bytes(encoded(9))
+    row = {"prompt": "a dog runs", "a": "a.mp4", "b": "b.mp4", "expected": "b"}
+    assert palate("project", "known", folder, table(tmp_path / "known.jsonl", [row])) == 1
+    assert re.search(r"known.jsonl line 1: 'a.mp4' cannot be shown: .+\n$", capsys.readouterr().err)
+    assert media_of(folder, KNOWN) == []
 
 
 def test_one_known_pair_and_how_raters_did(folder, capsys):

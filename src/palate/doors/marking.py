@@ -5,7 +5,8 @@ A file of known pairs, JSONL or CSV, one a row:
     {"comparison": "4f1c...", "expected": "<sample id>"}
     {"prompt": "a red cat", "a": "good.png", "b": "noise.png", "expected": "a", "dimension": "overall"}
 
-a, b: ids of samples, hashes of media of the project, or files beside the table, which come into the project with it.
+a, b: ids of samples, hashes of media of the project, or files beside the table, which come into the project with it:
+videos as Palate writes them, unless the project has videos of the file's type, so that their type tells raters nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from palate import media, prompts, tables
+from palate import kinds, media, prompts, tables, webm
 from palate.config import ConfigError
 from palate.doors.hands import KNOWN, Hand, hand, reading
 from palate.doors.shown import comparison_id
@@ -220,6 +221,8 @@ class _Finder:
         self._samples = {made.id: made for made in held.store.samples()}
         paths = ((Path(made.medium.path or "").stem, made) for made in self._samples.values())
         self._by_medium: dict[tuple[str, str], Sample] = {(sha256, made.prompt): made for sha256, made in paths}
+        self._types = {made.medium.type for made in self._samples.values()}
+        self._encoded: dict[Path, Medium] = {}
 
     def take(self, row: Row, dimension: str, unmark: bool) -> None:
         files: dict[str, Path] = {}
@@ -272,7 +275,7 @@ class _Finder:
             path = media.inside(self._beside, name)
             if not path.is_file():
                 raise row.refused(f"{name!r} is no sample of the project, no hash of a medium of it, and no file")
-            medium = checked(*_content(path))
+            medium = self._medium(path)
         except MediaError as error:
             raise row.refused(f"{name!r} cannot be shown: {error}") from None
         sha256 = hashlib.sha256(medium.bytes or b"").hexdigest()
@@ -291,13 +294,30 @@ class _Finder:
             raise row.refused(f"expected {row.expected!r} is none of the samples, {', '.join(names)}")
         return given[row.expected]
 
+    def _medium(self, path: Path) -> Medium:
+        """A file as it comes into the project. Raises MediaError if it cannot be shown, or encoded as it must be."""
+        if path in self._encoded:
+            return self._encoded[path]
+        content, kind = _content(path)
+        if kind.startswith("video/") and (kind not in self._types or not _is_plain(content, kind)):
+            self._encoded[path] = kinds.written(kinds.read(Medium(kind, content)))
+            return self._encoded[path]
+        return checked(content, kind)
+
     def samples(self) -> Iterator[Sample]:
         """Those that come in as files."""
         at = now()
         for new in self.new:
             for name, path in new.files.items():
-                content, kind = _content(path)
-                yield Sample(name, new.comparison.prompt, Medium(kind, content), KNOWN, at)
+                yield Sample(name, new.comparison.prompt, self._medium(path), KNOWN, at)
+
+
+def _is_plain(content: bytes, kind: str) -> bool:
+    """Whether a WebM is as Palate writes it; of another type there is no telling."""
+    try:
+        return kind != "video/webm" or bool(webm.measure(content))
+    except MediaError:
+        return False
 
 
 def _content(path: Path) -> tuple[bytes, str]:

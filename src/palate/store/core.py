@@ -150,6 +150,11 @@ class Store:
             found = medium.find(connection, sha256) if rater is None else medium.given(connection, sha256, rater)
         return None if found is None else (self.folder / found[0], found[1])
 
+    def media_to_show(self) -> list[tuple[str, str, str]]:
+        """Hash, path below the folder and type of the media of all comparisons that wait, the next ones first."""
+        with self._database.read() as connection:
+            return medium.to_show(connection)
+
     # --- adding facts -------------------------------------------------------------------------------------------------
 
     def add_samples(self, samples: Iterable[Sample], batch: str = "") -> int:

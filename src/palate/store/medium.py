@@ -82,6 +82,22 @@ def given(connection: sa.Connection, sha256: str, rater: str) -> tuple[str, str]
     return None if kind is None else (facts.media_path(sha256, kind), kind)
 
 
+def to_show(connection: sa.Connection) -> list[tuple[str, str, str]]:
+    """Hash, path below the folder and type of the media of comparisons that wait, in the order that those come in."""
+    places, samples, shown = schema.places, schema.samples, schema.shown
+    query = (
+        sa.select(samples.c.medium, schema.media.c.type)
+        .select_from(places)
+        .join(shown, shown.c.comparison == places.c.comparison)
+        .join(samples, samples.c.id == shown.c.sample)
+        .join(schema.media, schema.media.c.sha256 == samples.c.medium)
+        .where(sa.or_(places.c.known, places.c.free > 0))
+        .order_by(places.c.free, places.c.seq)
+    )
+    types = {row.medium: row.type for row in connection.execute(query)}  # each once, where it comes first
+    return [(sha256, facts.media_path(sha256, type), type) for sha256, type in types.items()]
+
+
 def hash_of(medium: Medium) -> str:
     """The content's hash that a medium's path in the project is named by. Raises StoreError for another path."""
     found = re.fullmatch(r"media/([0-9a-f]{2})/(([0-9a-f]{64})\.[a-z0-9]+)", medium.path or "")

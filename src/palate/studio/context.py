@@ -19,6 +19,7 @@ from palate.studio.files import Views
 from palate.studio.joining import Guesses, TokenFile, cookie_name
 
 HERE = Path(__file__).parent
+VIEWS = "views"  # the folder of a project with media as raters get them
 PROGRESS_SECONDS = 10.0  # how old the numbers of the whole project may be on a rater's page
 MOST_BUSY = 0.05  # the part of the time that finding such numbers takes at most
 
@@ -109,7 +110,7 @@ class Studio:
         self.cookie = cookie_name(store.folder)
         self.tokens = TokenFile(store.folder)
         self.guesses = Guesses()
-        self.views = Views()
+        self.views = Views(store.folder / VIEWS)
         self.share = Share(store)
         self.pages = Environment(
             loader=FileSystemLoader(HERE / "templates"),

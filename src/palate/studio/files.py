@@ -2,23 +2,30 @@
 
 Pictures go out as PNG and sounds as WAV of 16 bits, whatever they were stored as, by the decoder that scorers use and
 one encoder: what a rater's browser gets of one depends on what is seen or heard alone, and nothing tells which model,
-or whose software, made it. One that is so encoded already, as Palate's own are, goes out as it lies there. Videos,
+or whose software, made it. One that is so encoded already, as Palate's own are, goes out as it lies there; others are
+encoded once, and kept in a folder. Videos,
 which could not be encoded anew without loss, and sounds that are too long for it or that only PyAV could read where it
 is not installed, go out as they are, their tags blanked in place (`scrub`), so that lengths and offsets stay.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
+import mmap
+import os
 import re
+import secrets
 import struct
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from palate import kinds
+from palate.durable import ASIDE
 from palate.media import MediaError, decode
 from palate.records import Medium
 from palate.studio.scrub import Patch, patches
@@ -59,73 +66,157 @@ class View:
 
 
 class Views:
-    """Views of media by their hash; those that took work are kept, the least used dropped first."""
+    """Views of media by their hash; those that took work are kept, the least used dropped first.
 
-    def __init__(self, kept_bytes: int = KEPT_BYTES) -> None:
-        self.kept_bytes = kept_bytes
+    folder: where media that had to be encoded anew are kept; it may be deleted. None: nowhere.
+    """
+
+    def __init__(self, folder: Path | None = None, kept_bytes: int = KEPT_BYTES) -> None:
+        self.folder, self.kept_bytes = folder, kept_bytes
         self._kept: OrderedDict[str, View] = OrderedDict()
         self._bytes = 0  # that the kept ones hold
         self._lock = threading.Lock()
+        self._making = tuple(threading.Lock() for _ in range(64))  # by hash: what many ask for at once is made once
 
     def at_hand(self, sha256: str) -> View | None:
         """A view whose bytes are in memory; None for any other, and nothing is read."""
-        with self._lock:
-            view = self._kept.get(sha256)
-            if view is None or view.data is None:
-                return None
-            self._kept.move_to_end(sha256)
-            return view
+        view = self._found(sha256)
+        return view if view is not None and view.data is not None else None
 
     def of(self, sha256: str, path: Path, type: str) -> View:
         """Raises OSError if the file is gone, MediaError if it is no readable picture."""
+        if (view := self._found(sha256)) is not None:
+            return view
+        with self._makes(sha256):
+            if (view := self._found(sha256)) is None:
+                view = view_of(path, type, self._file(sha256))
+                self._keep(sha256, view)
+        return view
+
+    def make_ahead(
+        self, media: Iterable[tuple[str, Path, str]], stop: threading.Event, say: Callable[[int], None]
+    ) -> None:
+        """Encodes anew what has to be, of hash, path and type, in that order, until stopped. say: is told how many."""
+        if self.folder is None:
+            return
+        for left in self.folder.glob(f"*/{ASIDE}*"):  # by a crash
+            left.unlink(missing_ok=True)
+        wanted = []
+        for sha256, path, type in media:
+            if stop.is_set():
+                return
+            file = self._file(sha256)
+            if file is not None and not file.exists() and _is_foreign(path, type):
+                wanted.append((sha256, path, type))
+        if wanted:
+            say(len(wanted))
+        for sha256, path, type in wanted:
+            if stop.is_set():
+                return
+            with self._makes(sha256), contextlib.suppress(OSError, MediaError):  # told when it is asked for
+                view_of(path, type, self._file(sha256))
+
+    def _found(self, sha256: str) -> View | None:
         with self._lock:
             if (view := self._kept.get(sha256)) is not None:
                 self._kept.move_to_end(sha256)
-                return view
-        view = view_of(path, type)
+            return view
+
+    def _makes(self, sha256: str) -> threading.Lock:
+        return self._making[hash(sha256) % len(self._making)]
+
+    def _file(self, sha256: str) -> Path | None:
+        return None if self.folder is None else self.folder / sha256[:2] / sha256
+
+    def _keep(self, sha256: str, view: View) -> None:
         with self._lock:
-            if (double := self._kept.pop(sha256, None)) is not None:  # two asked for it at once
-                self._bytes -= _held(double)
             self._kept[sha256] = view
             self._bytes += _held(view)
             while self._bytes > self.kept_bytes and len(self._kept) > 1:
                 self._bytes -= _held(self._kept.popitem(last=False)[1])
-        return view
 
 
-def view_of(path: Path, type: str) -> View:
+def view_of(path: Path, type: str, kept: Path | None = None) -> View:
+    """kept: the file for what had to be encoded anew."""
     if type.startswith("image/"):
         data = path.read_bytes()
         if type != "image/png" or not as_encoded_here(data):
-            encoded = io.BytesIO()
-            decode(Medium(type, data)).save(encoded, "PNG")
-            data = encoded.getvalue()
+            data = _once(kept, as_encoded_here, lambda out: decode(Medium(type, data)).save(out, "PNG"))
         return View("image/png", len(data), data=data)
-    wav = as_wav(path, type) if type.startswith("audio/") else None
+    wav = as_wav(path, type, kept) if type.startswith("audio/") else None
     if wav is not None:
         return View("audio/wav", len(wav), data=wav)
     return View(type, path.stat().st_size, path=path, patches=tuple(patches(path, type)))
 
 
-def as_wav(path: Path, type: str) -> bytes | None:
+def _is_foreign(path: Path, type: str) -> bool:
+    """Whether a picture or sound has to be encoded anew, from a few of its bytes."""
+    if not type.startswith(("image/", "audio/")):
+        return False
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            if type == "image/png":
+                return not as_encoded_here(data)
+            return type != "audio/wav" or not _is_plain_wav(data[:44], len(data))
+    except (OSError, ValueError):  # it is gone, or empty
+        return False
+
+
+def _once(file: Path | None, is_whole: Callable[[bytes], bool], encode: Callable[[IO[bytes]], object]) -> bytes:
+    """What `encode` writes: from the file, or made now and, where that can be, kept there.
+
+    Written to a file, as it lets other threads work meanwhile.
+    """
+    if file is not None:
+        with contextlib.suppress(OSError):
+            if is_whole(data := file.read_bytes()):
+                return data
+        with contextlib.suppress(OSError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            aside = file.with_name(f"{ASIDE}{secrets.token_hex(8)}")
+            try:
+                with aside.open("w+b") as out:
+                    encode(out)
+                    out.flush()
+                    os.fsync(out.fileno())
+                    out.seek(0)
+                    data = out.read()
+                aside.replace(file)
+            finally:
+                aside.unlink(missing_ok=True)
+            return data
+    buffer = io.BytesIO()
+    encode(buffer)
+    return buffer.getvalue()
+
+
+def as_wav(path: Path, type: str, kept: Path | None = None) -> bytes | None:
     """A sound as Palate writes it; None where it has to go out as it is.
 
     One that lies so already is read, too: what comes from the disk takes longer than what is at hand, which would tell.
     """
-    size = path.stat().st_size - 44
+    size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(44)
-    data = struct.pack("<I", size) if len(head) == 44 else b""
-    if (head[:4], head[8:22], head[34:]) == (b"RIFF", b"WAVEfmt \x10\0\0\0\x01\0", b"\x10\0data" + data):
-        a_second = int.from_bytes(head[28:32], "little")
-        return path.read_bytes() if size <= LONGEST * a_second else None
+    if _is_plain_wav(head, size):
+        return path.read_bytes() if size - 44 <= LONGEST * int.from_bytes(head[28:32], "little") else None
+
+    def encode(out: IO[bytes]) -> None:
+        out.write(kinds.written(kinds.sound(path.read_bytes(), type, LONGEST)).bytes or b"")
+
     try:
-        return kinds.written(kinds.sound(path.read_bytes(), type, LONGEST)).bytes
+        return _once(kept, lambda data: _is_plain_wav(data[:44], len(data)), encode)
     except MediaError:  # damaged, too long, or PyAV is not there; a browser may know better
         return None
 
 
-def as_encoded_here(data: bytes) -> bool:
+def _is_plain_wav(head: bytes, size: int) -> bool:
+    """Whether a file of that many bytes and these first 44 is a WAV of 16 bits and nothing beside."""
+    data = struct.pack("<I", size - 44) if len(head) == 44 and size < 2**32 else b""
+    return (head[:4], head[8:22], head[34:]) == (b"RIFF", b"WAVEfmt \x10\0\0\0\x01\0", b"\x10\0data" + data)
+
+
+def as_encoded_here(data: bytes | mmap.mmap) -> bool:
     """Whether a PNG is what encoding its pixels anew would give, as far as its build tells: 8-bit RGB, no further
     chunk (texts, profiles, times, orientation), compressed and cut as Pillow does, nothing behind it."""
     if data[:8] != b"\x89PNG\r\n\x1a\n" or data[8:16] != b"\0\0\0\rIHDR" or data[24:29] != b"\x08\x02\0\0\0":

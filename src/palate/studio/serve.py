@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from palate.durable import StorageError
-from palate.store import Store
+from palate.store import Store, StoreError
 from palate.studio.context import Export, WinRates
+from palate.studio.files import Views
 from palate.studio.guard import LOOPBACK
 from palate.studio.joining import TokenFile, join_link
 from palate.studio.reach import address, announced
@@ -60,6 +61,7 @@ def serve(
         with (
             announced(folder, made.base),
             opened(open_browser, made.base, TokenFile(folder), folder),
+            encoding_ahead(store, made.views, write),
             contextlib.suppress(KeyboardInterrupt),
             terminable(),
         ):
@@ -88,6 +90,28 @@ def terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def encoding_ahead(store: Store, views: Views, write: Callable[[str], None]) -> Iterator[None]:
+    """Media that raters get in another encoding than they lie there are encoded meanwhile, the next ones first."""
+
+    def say(number: int) -> None:
+        write(f"  {number:,} pictures or sounds of other makes are being encoded; raters can begin.")
+
+    def work() -> None:
+        with contextlib.suppress(StoreError):  # which whoever asks for something is told
+            media = [(sha256, store.folder / path, type) for sha256, path, type in store.media_to_show()]
+            views.make_ahead(media, stop, say)
+
+    stop = threading.Event()
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(10)
 
 
 @contextlib.contextmanager
@@ -123,6 +147,7 @@ class Prepared:
     server: uvicorn.Server
     listening: socket.socket
     base: str
+    views: Views
 
 
 def prepare(
@@ -158,7 +183,7 @@ def prepare(
             "Bring them to one encoding first (docs/media.md)."
         )
     app = create(store, hosts=reached_by(host, names), win_rates=win_rates, export=export, note=note)
-    return Prepared(uvicorn.Server(config_of(app)), listening, base)
+    return Prepared(uvicorn.Server(config_of(app)), listening, base, app.state.studio.views)
 
 
 def config_of(app: FastAPI) -> uvicorn.Config:
