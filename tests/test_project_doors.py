@@ -110,14 +110,30 @@ def test_videos_of_known_pairs_come_in_as_palate_writes_them(folder, tmp_path, c
     assert len(media_of(folder, KNOWN)) == 2
 
 
-def test_videos_of_known_pairs_stay_as_they_are_beside_such(folder, tmp_path):
-    theirs, mine = encoded(12), encoded(9)
+@pytest.mark.parametrize(("codec", "kind"), [("libx264", "mp4"), ("libvpx-vp9", "webm")])
+def test_videos_of_known_pairs_stay_as_they_are_beside_such(folder, tmp_path, codec, kind):
+    theirs, mine = (encoded(frames, codec=codec, container=kind) for frames in (12, 9))
     with Store.open(folder) as store:
-        store.add_samples([Sample("v", "a dog runs", Medium("video/mp4", theirs), "model", TIME)])
-    (tmp_path / "mine.mp4").write_bytes(mine)
-    row = {"prompt": "a dog runs", "a": "v", "b": "mine.mp4", "expected": "a"}
+        store.add_samples([Sample("v", "a dog runs", Medium(f"video/{kind}", theirs), "model", TIME)])
+    (tmp_path / f"mine.{kind}").write_bytes(mine)
+    row = {"prompt": "a dog runs", "a": "v", "b": f"mine.{kind}", "expected": "a"}
     assert palate("project", "known", folder, table(tmp_path / "known.jsonl", [row])) == 0
     assert [made.bytes for made in media_of(folder, KNOWN)] == [mine]
+
+
+def test_a_known_pair_that_came_in_otherwise_is_known_again_and_shows_nothing(folder, tmp_path, capsys):
+    video = encoded(9)
+    with Store.open(folder) as store:  # as it lay in the file, before
+        store.add_samples([Sample("old", "a dog runs", Medium("video/mp4", video), KNOWN, TIME)])
+    (tmp_path / "old.mp4").write_bytes(video)
+    (tmp_path / "new.mp4").write_bytes(encoded(12))
+    row = {"prompt": "a dog runs", "a": "old.mp4", "b": "new.mp4", "expected": "a"}
+    file = table(tmp_path / "known.jsonl", [row])
+    assert palate("project", "known", folder, file) == 0
+    assert sorted(made.type for made in media_of(folder, KNOWN)) == ["video/mp4", "video/webm"]
+    assert ("old", "overall") in known_of(folder).values()
+    assert palate("project", "known", folder, file, "--unmark") == 0
+    assert known_of(folder) == {} and len(media_of(folder, KNOWN)) == 2
 
 
 def test_a_damaged_video_of_a_known_pair_is_told(folder, tmp_path, capsys):

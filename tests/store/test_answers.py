@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import sqlalchemy as sa
 
@@ -145,3 +147,53 @@ def test_nothing_is_leased_along_with_what_is_refused(opened, n):
     with pytest.raises(StoreError, match="not this rater's"):
         store.answer(bo, lease.id, "k", LEFT, n=n)
     assert store.held(bo) == []
+
+
+def places_are_right(store: Store) -> None:
+    """Of each comparison as many places are taken as raters hold or have answered it for the first time."""
+    places, leases = schema.places, schema.leases
+    taken = sa.select(sa.func.count()).where(
+        leases.c.comparison == places.c.comparison, ~leases.c.repeat, leases.c.state.in_(("open", "answered"))
+    )
+    query = sa.select(places.c.comparison, places.c.free, schema.comparisons.c.wanted, taken.scalar_subquery())
+    query = query.join(schema.comparisons, schema.comparisons.c.id == places.c.comparison).where(~places.c.known)
+    with store._database.read() as connection:
+        for comparison, free, wanted, held in connection.execute(query):
+            assert free == wanted - held >= 0, comparison
+
+
+@pytest.mark.parametrize("n", [0, 1, 3, 16])
+def test_places_add_up_whatever_raters_say(opened, n, drawn_alike):
+    store = filled(opened(known_share=0.1, repeat_share=0.2), 30, 2)
+    store.add_comparisons([pair(0, id="known", expected="s0")])
+    rng, raters = random.Random(n), [store.add_rater(name)[0] for name in ("ada", "ben", "cem")]
+    said = 0
+    for turn in range(150):
+        rater = rng.choice(raters)
+        if rng.random() < 0.1:
+            store.undo(rater, f"undo {turn}", now=float(turn))
+        if rng.random() < 0.05:
+            store.set_preference(rater, opted_out=rng.random() < 0.5)
+        waiting = store.lease(rater, max(n, 1), now=float(turn))
+        if not waiting:
+            continue
+        lease, choice = rng.choice(waiting), rng.choice(("left", "right", "skip"))
+        late = 601.0 if rng.random() < 0.1 else 0.0  # its time is over
+        for _ in range(2 if rng.random() < 0.2 else 1):  # sent again, at times
+            receipt = store.answer(rater, lease.id, f"key {turn}", {"overall": choice}, now=turn + late, n=n)
+            assert receipt.status in ("saved", "known", "late")
+        said += receipt.status != "late"
+        places_are_right(store)
+    assert said > 50
+
+
+def test_who_sends_again_what_they_took_back_holds_no_more_than_they_asked_for(opened):
+    store = filled(opened(known_share=0, repeat_share=0), 9)
+    rater, _ = store.add_rater("ada")
+    lease = store.lease(rater, 2)[0]
+    assert store.answer(rater, lease.id, "key", {"overall": "left"}, n=2).status == "saved"
+    assert store.undo(rater, "undo").status == "saved"
+    held = {one.id for one in store.held(rater)}
+    assert lease.id in held and len(held) == 3
+    assert store.answer(rater, lease.id, "key", {"overall": "left"}, n=3).status == "known"
+    assert {one.id for one in store.held(rater)} == held

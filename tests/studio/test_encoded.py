@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import os
+import shutil
 import threading
 import time
 
 import pytest
+from PIL import Image
 
 from palate.media import MediaError
 from palate.records import Comparison, Medium, Sample, now
@@ -98,16 +102,48 @@ def test_only_what_has_to_be_is_encoded_ahead(tmp_path, jpeg, encodings):
     left = tmp_path / "views" / "aa" / f"{files.ASIDE}1"
     left.parent.mkdir(parents=True)
     left.write_bytes(b"of a crash")
+    os.utime(left, (0, 0))
+    (left.parent / f"{files.ASIDE}2").write_bytes(b"of another, which is at it")
     media = [(name * 64, path, "image/png") for name, path in (("0", own), ("1", gone), ("2", empty))]
     media += [(A, jpeg, "image/jpeg"), (B, sound, "audio/wav"), ("c" * 64, own, "video/webm")]
-    said: list[int] = []
+    said: list[str] = []
     views = Views(tmp_path / "views")
     views.make_ahead(media, threading.Event(), said.append)
-    assert said == [2] and encodings == [0]
-    assert sorted(path.name for path in (tmp_path / "views").glob("*/*")) == [A, B]
+    assert said == ["Pictures or sounds of other makes are being encoded ahead; raters can begin."] and encodings == [0]
+    assert sorted(path.name for path in (tmp_path / "views").glob("*/*")) == [A, B, f"{files.ASIDE}2"]
     views.make_ahead(media, threading.Event(), said.append)
     assert as_encoded_here(views.of(A, jpeg, "image/jpeg").data)
-    assert said == [2] and encodings == [0]
+    assert len(said) == 1 and encodings == [0]
+
+
+def test_a_disk_that_is_nearly_full_is_left_to_the_votes(tmp_path, jpeg, encodings, monkeypatch):
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2**40, 2**40, files.RESERVE))
+    views, said = Views(tmp_path / "views"), []
+    views.make_ahead([(A, jpeg, "image/jpeg")], threading.Event(), said.append)
+    assert encodings == [] and len(said) == 1 and "the disk has little room" in said[0].lower()
+    assert as_encoded_here(views.of(A, jpeg, "image/jpeg").data)
+    assert encodings == [0] and not (tmp_path / "views").exists()
+
+
+def test_what_cannot_be_encoded_ahead_keeps_nobody(tmp_path, jpeg, encodings, monkeypatch):
+    bad = tmp_path / "bad"
+    bad.write_bytes(jpeg.read_bytes()[:100])
+    media = [(B, bad, "image/jpeg"), (A, jpeg, "image/jpeg")]
+    Views(tmp_path / "views").make_ahead(media, threading.Event(), [].append)
+    assert [path.name for path in (tmp_path / "views").glob("*/*")] == [A]
+
+
+def test_what_is_gone_is_not_shown_from_what_is_kept(tmp_path, jpeg):
+    Views(tmp_path / "views").of(A, jpeg, "image/jpeg")
+    jpeg.unlink()
+    with pytest.raises(OSError):
+        Views(tmp_path / "views").of(A, jpeg, "image/jpeg")
+
+
+def test_a_picture_wider_than_is_cut_as_others_is_own_too(tmp_path):
+    wide = io.BytesIO()
+    Image.effect_noise((17_000, 20), 80).convert("RGB").save(wide, "PNG")
+    assert wide.getvalue().count(b"IDAT") > 1 and as_encoded_here(wide.getvalue())
 
 
 def test_the_studio_encodes_ahead_what_comes_next_and_stops_with_it(tmp_path, encodings):
@@ -126,9 +162,7 @@ def test_the_studio_encodes_ahead_what_comes_next_and_stops_with_it(tmp_path, en
             until = time.monotonic() + 20
             while len(list((store.folder / context.VIEWS).glob("*/*"))) < 5 and time.monotonic() < until:
                 time.sleep(0.01)
-        assert len(encodings) == 5 and said == [
-            "  5 pictures or sounds of other makes are being encoded; raters can begin."
-        ]
+        assert len(encodings) == 5 and len(said) == 1 and said[0].startswith("  Pictures")
         (store.folder / context.VIEWS).rename(store.folder / "other")
         with encoding_ahead(store, Views(store.folder / context.VIEWS), said.append):
             pass

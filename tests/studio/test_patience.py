@@ -190,8 +190,49 @@ def test_a_head_that_is_too_large_is_told_so_and_a_large_one_is_read(tmp_path):
             one.sendall(b"GET /join HTTP/1.1\r\nx-long: " + b"x" * patience.MAX_HEAD)
             said = closed(one)
         assert said.startswith(b"HTTP/1.1 400") and b"too large" in said
+        for size in (patience.MAX_HEAD, 2 * patience.MAX_HEAD):  # however it comes in pieces
+            assert client.get("/join", headers={"x-long": "x" * size}).status_code == 400
         for _ in range(3):  # over one connection: each request has the whole of it
             assert client.get("/join", headers={"x-long": "x" * (patience.MAX_HEAD // 2)}).status_code == 200
+
+
+def test_one_request_at_a_time(tmp_path):
+    with make.project(tmp_path / "p", 1) as store, make.served(store) as base, connected(base) as one:
+        each = b"GET / HTTP/1.1\r\nhost: " + urlsplit(base).netloc.encode() + b"\r\n\r\n"
+        begun, said = time.monotonic(), b""
+        with contextlib.suppress(ConnectionError):
+            one.sendall(each * (2**22 // len(each)))
+            said = closed(one)
+        assert time.monotonic() - begun < 5 and said.count(b"HTTP/1.1 401") <= 1
+        with make.http(base) as client:
+            assert client.get("/join").status_code == 200
+
+
+def test_a_body_behind_a_wish_for_another_protocol_is_no_request(tmp_path):
+    with make.project(tmp_path / "p", 1) as store, make.served(store) as base:
+        host = urlsplit(base).netloc
+        inner = f"GET /join HTTP/1.1\r\nhost: {host}\r\n\r\n"
+        head = f"POST /api/lease HTTP/1.1\r\nhost: {host}\r\nconnection: upgrade\r\nupgrade: h2c\r\n"
+        for length in (f"content-length: {len(inner)}\r\n", "transfer-encoding: chunked\r\n"):
+            with connected(base) as one, contextlib.suppress(ConnectionError):
+                one.sendall((head + length + "\r\n").encode())
+                one.sendall(inner.encode())
+                said = closed(one)
+                assert said.startswith(b"HTTP/1.1 400") and said.count(b"HTTP/1.1") == 1
+        with make.http(base) as client:  # without a body it is a request like others
+            assert client.get("/join", headers={"connection": "upgrade", "upgrade": "h2c"}).status_code == 200
+
+
+def test_trailers_are_no_headers(tmp_path):
+    with make.project(tmp_path / "p", 1) as store, make.served(store) as base, connected(base) as one:
+        with make.http(base) as client:
+            rater = make.person(client, store, origin=base)
+        named = {name: value for name, value in rater.posting.items() if name != "cookie"}
+        lines = "".join(f"{name}: {value}\r\n" for name, value in named.items())
+        head = f"POST /api/lease HTTP/1.1\r\nhost: {urlsplit(base).netloc}\r\nconnection: close\r\n{lines}"
+        body = f'8\r\n{{"n": 1}}\r\n0\r\ncookie: {rater.headers["cookie"]}\r\n\r\n'
+        one.sendall(f"{head}transfer-encoding: chunked\r\n\r\n{body}".encode())
+        assert closed(one).startswith(b"HTTP/1.1 401")
 
 
 @pytest.mark.parametrize("what", ["trailers", "extensions", "a second request"])

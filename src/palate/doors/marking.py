@@ -6,7 +6,8 @@ A file of known pairs, JSONL or CSV, one a row:
     {"prompt": "a red cat", "a": "good.png", "b": "noise.png", "expected": "a", "dimension": "overall"}
 
 a, b: ids of samples, hashes of media of the project, or files beside the table, which come into the project with it:
-videos as Palate writes them, unless the project has videos of the file's type, so that their type tells raters nothing.
+videos as Palate writes them, so that their make tells raters nothing, unless the project's own are of the file's type
+and by others.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from palate import kinds, media, prompts, tables, webm
@@ -93,8 +96,8 @@ def known(
     anything is changed.
     """
     rows = list(read(file)) if file is not None else [Row(f"--comparison {comparison}", comparison, expected=expected)]
-    with hand(folder) as held:
-        finder = _Finder(held, file.parent if file is not None else Path())
+    with hand(folder) as held, TemporaryDirectory(prefix="palate-") as aside:
+        finder = _Finder(held, file.parent if file is not None else Path(), Path(aside))
         questions = held.store.settings.questions
         for row in rows:
             asked = row.dimension or dimension or next(iter(questions))
@@ -212,17 +215,18 @@ class _New:
 class _Finder:
     """What rows are about: amendments of comparisons that are there, and pairs that are new."""
 
-    def __init__(self, held: Hand, beside: Path) -> None:
+    def __init__(self, held: Hand, beside: Path, aside: Path) -> None:
         self.amendments: dict[str, Amendment] = {}
         self.new: list[_New] = []
         self._beside, self._wanted = beside, held.store.settings.votes_per_comparison
+        self._folder = held.store.folder
         self._comparisons = {made.id: made for made in held.store.comparisons()}
         self._showing = {frozenset(made.samples): made for made in self._comparisons.values()}
         self._samples = {made.id: made for made in held.store.samples()}
         paths = ((Path(made.medium.path or "").stem, made) for made in self._samples.values())
         self._by_medium: dict[tuple[str, str], Sample] = {(sha256, made.prompt): made for sha256, made in paths}
-        self._types = {made.medium.type for made in self._samples.values()}
-        self._encoded: dict[Path, Medium] = {}
+        self._aside = aside  # for videos that are encoded anew, which are large
+        self._encoded: dict[Path, Path] = {}
 
     def take(self, row: Row, dimension: str, unmark: bool) -> None:
         files: dict[str, Path] = {}
@@ -235,7 +239,7 @@ class _Finder:
                 )
             names: Sequence[str] = comparison.samples
         else:
-            names = [self._sample(row, side, prompt, files) for side in (row.a, row.b)]
+            names = [self._sample(row, side, prompt, files, unmark) for side in (row.a, row.b)]
             if names[0] == names[1]:
                 raise row.refused("a and b are the same sample: a pair takes two")
             comparison = self._showing.get(frozenset(names))
@@ -263,7 +267,7 @@ class _Finder:
             return ""
         raise row.refused("no prompt: it may be left out where a or b is the id of a sample")
 
-    def _sample(self, row: Row, name: str, prompt: str, files: dict[str, Path]) -> str:
+    def _sample(self, row: Row, name: str, prompt: str, files: dict[str, Path], unmark: bool) -> str:
         """The id of a sample by its id, its medium's hash, or a file, which becomes one."""
         if (sample := self._samples.get(name)) is not None:
             if sample.prompt != prompt:
@@ -275,14 +279,16 @@ class _Finder:
             path = media.inside(self._beside, name)
             if not path.is_file():
                 raise row.refused(f"{name!r} is no sample of the project, no hash of a medium of it, and no file")
-            medium = self._medium(path)
+            sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+            if (sample := self._by_medium.get((sha256, prompt))) is not None:
+                return sample.id
+            # By what the file holds, however it is encoded: the same file is the same sample ever after.
+            made = hashlib.blake2b("\x1f".join((KNOWN, prompt, sha256)).encode(), digest_size=12).hexdigest()
+            if made not in self._samples and not unmark:
+                files[made] = path
+                self._medium(path)
         except MediaError as error:
             raise row.refused(f"{name!r} cannot be shown: {error}") from None
-        sha256 = hashlib.sha256(medium.bytes or b"").hexdigest()
-        if (sample := self._by_medium.get((sha256, prompt))) is not None:
-            return sample.id
-        made = hashlib.blake2b("\x1f".join((KNOWN, prompt, sha256)).encode(), digest_size=12).hexdigest()
-        files[made] = path
         return made
 
     def _expected(self, row: Row, names: Sequence[str]) -> str:
@@ -297,12 +303,22 @@ class _Finder:
     def _medium(self, path: Path) -> Medium:
         """A file as it comes into the project. Raises MediaError if it cannot be shown, or encoded as it must be."""
         if path in self._encoded:
-            return self._encoded[path]
+            return Medium("video/webm", self._encoded[path].read_bytes())
         content, kind = _content(path)
-        if kind.startswith("video/") and (kind not in self._types or not _is_plain(content, kind)):
-            self._encoded[path] = kinds.written(kinds.read(Medium(kind, content)))
-            return self._encoded[path]
-        return checked(content, kind)
+        if not kind.startswith("video/") or kind == self._foreign or _is_own(content):
+            return checked(content, kind)
+        video = kinds.read(Medium(kind, content))
+        self._encoded[path] = kinds.keep(self._aside, str(len(self._encoded)), video)
+        return self._medium(path)
+
+    @cached_property
+    def _foreign(self) -> str:
+        """The type of the project's videos where others made them; of earlier known pairs nothing follows."""
+        for made in self._samples.values():
+            if made.medium.type.startswith("video/") and made.source != KNOWN:
+                content = media.medium_bytes(made.medium, self._folder)
+                return "" if made.medium.type == "video/webm" and _is_own(content) else made.medium.type
+        return ""
 
     def samples(self) -> Iterator[Sample]:
         """Those that come in as files."""
@@ -312,10 +328,10 @@ class _Finder:
                 yield Sample(name, new.comparison.prompt, self._medium(path), KNOWN, at)
 
 
-def _is_plain(content: bytes, kind: str) -> bool:
-    """Whether a WebM is as Palate writes it; of another type there is no telling."""
+def _is_own(content: bytes) -> bool:
+    """Whether a WebM is as Palate writes it."""
     try:
-        return kind != "video/webm" or bool(webm.measure(content))
+        return bool(webm.measure(content))
     except MediaError:
         return False
 

@@ -110,9 +110,10 @@ def answer(connection: sa.Connection, given: Given, now_s: float, settings: Proj
     """Stores all that was said in one answer, then leases the rater up to n in all, whatever became of it."""
     asked = {"rater_of": given.rater, "key_of": given.key, "id_of": given.lease, "now_of": now_s}
     rater = leases.standing(connection.execute(_STANDING, asked).first(), given.rater)
-    holding = rater.holding if rater.lease_state == "open" and not rater.opted_out else None  # else it is looked up
     writes = Writes(connection)
     status = _stored(writes, given, rater)
+    alike = status == "saved" and rater.lease_state == "open" and not rater.opted_out
+    holding = rater.holding if alike else None  # of all others it is looked up
     done = rater.answered + (status == "saved")
     made = leases.take(writes, rater, n, now_s, settings, answered=done, holding=holding)
     writes.run()

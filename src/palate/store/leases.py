@@ -156,7 +156,8 @@ def take(
     holding: int | None = None,
 ) -> Sequence[Any]:
     """Leases the rater, of whom it is given the row, up to n in all, those that they hold included: the new ones, to be
-    written by whoever runs the writes.
+    written by whoever runs the writes. What waits there of an answer may be of no comparison that is taken here: the
+    rater had that one, so that it is not found again.
 
     What a rater held when they asked to be spared runs out by itself; it does not count.
     answered: how many of their answers stand, noted along. holding: how many they hold, where that is known.

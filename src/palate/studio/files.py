@@ -16,8 +16,10 @@ import mmap
 import os
 import re
 import secrets
+import shutil
 import struct
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -32,8 +34,9 @@ from palate.studio.scrub import Patch, patches
 
 CHUNK = 256 * 1024
 LONGEST = 600.0  # seconds of a sound that is encoded anew
+RESERVE = 2**30  # bytes of the disk that are left free
 KEPT_BYTES = 128 * 2**20  # of media that had to be encoded anew
-PIECE = 65536  # bytes of a chunk of pixels as Pillow cuts them
+PIECE = 65536  # bytes of a chunk of pixels as Pillow cuts them, or four a pixel of a row
 END = b"\0\0\0\0IEND\xaeB`\x82"
 RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
@@ -94,27 +97,27 @@ class Views:
         return view
 
     def make_ahead(
-        self, media: Iterable[tuple[str, Path, str]], stop: threading.Event, say: Callable[[int], None]
+        self, media: Iterable[tuple[str, Path, str]], stop: threading.Event, say: Callable[[str], None]
     ) -> None:
-        """Encodes anew what has to be, of hash, path and type, in that order, until stopped. say: is told how many."""
+        """Encodes anew what has to be, of hash, path and type, in that order, until stopped or there is no room."""
         if self.folder is None:
             return
-        for left in self.folder.glob(f"*/{ASIDE}*"):  # by a crash
-            left.unlink(missing_ok=True)
-        wanted = []
+        _sweep(self.folder)
+        begun = False
         for sha256, path, type in media:
             if stop.is_set():
                 return
             file = self._file(sha256)
-            if file is not None and not file.exists() and _is_foreign(path, type):
-                wanted.append((sha256, path, type))
-        if wanted:
-            say(len(wanted))
-        for sha256, path, type in wanted:
-            if stop.is_set():
+            if file is None or file.exists() or not _is_foreign(path, type):
+                continue
+            if not _has_room(self.folder):
+                say(f"The disk has little room: nothing more is kept in {self.folder}, and pictures come slower.")
                 return
-            with self._makes(sha256), contextlib.suppress(OSError, MediaError):  # told when it is asked for
-                view_of(path, type, self._file(sha256))
+            if not begun:
+                say("Pictures or sounds of other makes are being encoded ahead; raters can begin.")
+                begun = True
+            with self._makes(sha256), contextlib.suppress(Exception):  # whoever asks for it is told
+                view_of(path, type, file)
 
     def _found(self, sha256: str) -> View | None:
         with self._lock:
@@ -139,9 +142,10 @@ class Views:
 def view_of(path: Path, type: str, kept: Path | None = None) -> View:
     """kept: the file for what had to be encoded anew."""
     if type.startswith("image/"):
-        data = path.read_bytes()
-        if type != "image/png" or not as_encoded_here(data):
-            data = _once(kept, as_encoded_here, lambda out: decode(Medium(type, data)).save(out, "PNG"))
+        path.stat()  # what is gone is not shown, kept or not
+        data = path.read_bytes() if type == "image/png" else b""
+        if not as_encoded_here(data):
+            data = _once(kept, as_encoded_here, lambda out: decode(Medium(type, path.read_bytes())).save(out, "PNG"))
         return View("image/png", len(data), data=data)
     wav = as_wav(path, type, kept) if type.startswith("audio/") else None
     if wav is not None:
@@ -172,22 +176,41 @@ def _once(file: Path | None, is_whole: Callable[[bytes], bool], encode: Callable
             if is_whole(data := file.read_bytes()):
                 return data
         with contextlib.suppress(OSError):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            aside = file.with_name(f"{ASIDE}{secrets.token_hex(8)}")
-            try:
-                with aside.open("w+b") as out:
-                    encode(out)
-                    out.flush()
-                    os.fsync(out.fileno())
-                    out.seek(0)
-                    data = out.read()
-                aside.replace(file)
-            finally:
-                aside.unlink(missing_ok=True)
-            return data
+            if _has_room(file.parent):
+                return _kept(file, encode)
     buffer = io.BytesIO()
     encode(buffer)
     return buffer.getvalue()
+
+
+def _kept(file: Path, encode: Callable[[IO[bytes]], object]) -> bytes:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_name(f"{ASIDE}{secrets.token_hex(8)}")
+    try:
+        with aside.open("w+b") as out:
+            encode(out)
+            out.flush()
+            os.fsync(out.fileno())
+            out.seek(0)
+            data = out.read()
+        aside.replace(file)
+    finally:
+        aside.unlink(missing_ok=True)
+    return data
+
+
+def _has_room(folder: Path) -> bool:
+    """Whether the disk has so much left that votes are in no danger of finding it full."""
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    return shutil.disk_usage(there).free > RESERVE
+
+
+def _sweep(folder: Path) -> None:
+    """Removes what a crash left, which is older than anything that is being written."""
+    for left in folder.glob(f"*/{ASIDE}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > 3600:
+                left.unlink()
 
 
 def as_wav(path: Path, type: str, kept: Path | None = None) -> bytes | None:
@@ -225,7 +248,8 @@ def as_encoded_here(data: bytes | mmap.mmap) -> bool:
     while (head := data[at : at + 8]) and len(head) == 8 and head[4:] == b"IDAT":
         pieces.append(int.from_bytes(head[:4], "big"))
         at += 12 + pieces[-1]
-    cut = all(size == PIECE for size in pieces[:-1]) and bool(pieces) and pieces[-1] <= PIECE
+    piece = max(PIECE, 4 * int.from_bytes(data[16:20], "big"))
+    cut = all(size == piece for size in pieces[:-1]) and bool(pieces) and pieces[-1] <= piece
     return cut and data[41:43] == b"\x78\x9c" and data[at:] == END
 
 

@@ -2,8 +2,9 @@
 and heads of requests are of bounded size.
 
 uvicorn closes a connection that rests after an answer, but waits for ever for the first request, for the end of one
-that has begun, and for whoever takes nothing of an answer; of httptools, which reads requests faster than h11, it takes
-heads of any size. Bodies have limits of their own (`guard.BODY_SECONDS`, `guard.MAX_BODY`).
+that has begun, and for whoever takes nothing of an answer. With httptools, which reads requests faster than h11, it
+takes heads of any size, any number of requests before the first is answered, trailers as headers, and a body behind a
+wish for another protocol as the next request. Bodies have limits of their own (`guard.BODY_SECONDS`, `guard.MAX_BODY`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 REST_SECONDS = 15  # without a request after an answer
 HEAD_SECONDS = 30.0  # from a connection's start, or its last answer, until the next request's head is there
-MAX_HEAD = 32 * 1024  # bytes of a request beside its body, as far as it came before it is whole
+MAX_HEAD = 32 * 1024  # bytes of a request beside its body
 TAKE_SECONDS = 30.0  # in which something of an answer must be taken, be it little
 
 
@@ -55,9 +56,10 @@ class Joined:
 
 
 class Patient(HttpToolsProtocol):
-    """HTTP/1.1 by uvicorn, with an end to waiting."""
+    """HTTP/1.1 by uvicorn, with an end to waiting, and one request at a time."""
 
-    _head = 0  # bytes of the request that comes in, its body apart
+    _come = 0  # bytes of a request that is not there wholly, its body apart
+    _told = 0  # bytes of a request's address and headers
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -66,21 +68,51 @@ class Patient(HttpToolsProtocol):
         self._look = self.loop.call_later(HEAD_SECONDS, self._look_again)
 
     def data_received(self, data: bytes) -> None:
-        self._head += len(data)
+        self._come += len(data)
         super().data_received(data)
-        if self._head <= MAX_HEAD or self.transport.is_closing():
+        if self._come <= MAX_HEAD or self.transport.is_closing():
             return
         if self._answering():
             self.transport.abort()
         else:
             self.send_400_response("The head of the request is too large.")
 
+    # What these raise is answered by 400, and the connection closed.
+
+    def on_message_begin(self) -> None:
+        if self._answering():  # browsers and proxies wait for an answer; who does not would have us keep what waits
+            self.transport.abort()
+            raise ValueError("a request before the one before it was answered")
+        self._told = 0
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        self._tell(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._tell(len(name) + len(value))
+        super().on_header(name, value)
+
+    def _tell(self, size: int) -> None:
+        self._told += size
+        if self._told > MAX_HEAD:
+            raise ValueError("the head of the request is too large")
+
+    def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade() and {b"content-length", b"transfer-encoding"} & {
+            name for name, _ in self.headers
+        }:
+            raise ValueError("a body with a wish for another protocol, which the parser takes for a request")
+        super().on_headers_complete()
+        self.headers = []  # the request has its own; what still comes are trailers, which nobody reads
+
     def on_body(self, body: bytes) -> None:
-        self._head -= len(body)
+        self._come -= len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._head = 0
+        self._come = 0
         super().on_message_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:

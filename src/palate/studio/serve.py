@@ -96,13 +96,10 @@ def terminable() -> Iterator[None]:
 def encoding_ahead(store: Store, views: Views, write: Callable[[str], None]) -> Iterator[None]:
     """Media that raters get in another encoding than they lie there are encoded meanwhile, the next ones first."""
 
-    def say(number: int) -> None:
-        write(f"  {number:,} pictures or sounds of other makes are being encoded; raters can begin.")
-
     def work() -> None:
-        with contextlib.suppress(StoreError):  # which whoever asks for something is told
+        with contextlib.suppress(StoreError, OSError):  # which whoever asks for something is told
             media = [(sha256, store.folder / path, type) for sha256, path, type in store.media_to_show()]
-            views.make_ahead(media, stop, say)
+            views.make_ahead(media, stop, lambda said: write(f"  {said}"))
 
     stop = threading.Event()
     thread = threading.Thread(target=work, daemon=True)
