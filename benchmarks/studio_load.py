@@ -105,8 +105,8 @@ def measure(
     begun = time.monotonic()
     server.wait()
     starting = time.monotonic() - begun
-    encoding = 0.0 if cold or not jpeg else encoded(folder, 2 * pairs)
     try:
+        encoding = 0.0 if cold or not jpeg else encoded(folder, 2 * pairs)
         threads = [Person(server, rater, token, think, run) for rater, token in people]
         begun = time.monotonic()
         for thread in threads:
@@ -153,9 +153,11 @@ def measure(
 
 
 def encoded(folder: Path, pictures: int) -> float:
-    """Seconds until the studio has encoded so many pictures."""
+    """Seconds until the studio has encoded so many pictures, of at most 10 each."""
     begun = time.monotonic()
     while len([path for path in folder.glob(f"{VIEWS}/*/*") if not path.name.startswith(ASIDE)]) < pictures:
+        if time.monotonic() - begun > 10 * pictures:
+            raise RuntimeError(f"the studio does not encode its pictures; see {folder / 'server.log'}")
         time.sleep(0.5)
     return time.monotonic() - begun
 
