@@ -273,6 +273,38 @@ def test_ten_thousand_scores_in_any_order_come_back_to_their_samples(server):
     assert (client(server.url)(texts, ["x"] * 10_000)["d"] == wanted).all()
 
 
+def comparing(most):
+    """A server that compares the candidates of a call, so many at most; a score says how many of its prompt it saw."""
+
+    def reply(request):
+        if request[1] == "/health":
+            return Answer({**HEALTH, "max_items": most, "groupwise": True})
+        texts = request[3]["prompts"]
+        return Answer({"ids": request[3]["ids"], "scores": {"d": [texts.count(text) for text in texts]}})
+
+    return reply
+
+
+def test_a_prompt_of_a_scorer_that_compares_is_in_one_request(server, monkeypatch):
+    server.reply = comparing(4)
+    prompts = ["x", "y", "x", "y", "x", "z", "y", "w"]
+    scores = client(server.url)(prompts, [f"text {i}" for i in range(8)])["d"]
+    assert scores.tolist() == [3, 3, 3, 3, 3, 1, 3, 1]
+    asked = [request[3] for request in server.requests if request[3]]
+    assert [call["prompts"] for call in asked] == [["x"] * 3, ["y"] * 3 + ["z"], ["w"]]
+    assert [entry["text"] for entry in asked[0]["media"]] == ["text 0", "text 2", "text 4"]
+    monkeypatch.setattr(http, "_BYTES_AT_ONCE", 8)  # less than two of these texts: a prompt stays whole
+    assert client(server.url)(prompts, ["a text"] * 8)["d"].tolist() == [3, 3, 3, 3, 3, 1, 3, 1]
+    assert [len(request[3]["ids"]) for request in server.requests[-4:]] == [3, 3, 1, 1]
+
+
+def test_a_prompt_with_more_candidates_than_a_request_may_hold_is_refused(server):
+    server.reply = comparing(4)
+    with pytest.raises(RemoteError, match=r"takes 4 samples at once \(max_items\).*5 candidates of 'x'") as error:
+        client(server.url)(["y", "y", *["x"] * 5], ["t"] * 7)
+    assert "\n" not in str(error.value) and not [request for request in server.requests if request[3]]
+
+
 @pytest.mark.parametrize("bad", [None, float("nan"), float("inf"), -float("inf")])
 def test_a_score_that_is_none_is_unknown_and_counted(server, bad):
     server.reply = honest(lambda asked: {"d": [1.0, bad, 3]})

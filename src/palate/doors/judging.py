@@ -164,6 +164,48 @@ def check_alone(scorer: lookup.Weighted) -> None:
         )
 
 
+def whole_prompts(prompts: Sequence[str], most: int) -> Iterator[list[int]]:
+    """Rows of one call after the other for judges that compare candidates: no prompt is in two calls.
+
+    A call holds so many rows at most, or, where a prompt has more, that prompt alone.
+    """
+    groups: dict[str, list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        groups.setdefault(prompt, []).append(row)
+    rows: list[int] = []
+    for group in groups.values():
+        if rows and len(rows) + len(group) > most:
+            yield rows
+            rows = []
+        rows = [*rows, *group]
+    if rows:
+        yield rows
+
+
+def tally_of(scorer: Any) -> dict[str, int]:
+    """What a judge of pairs has counted of itself so far; nothing of a scorer that does not."""
+    tally = getattr(scorer, "tally", None)
+    return {} if tally is None else asdict(tally)
+
+
+def tally_since(scorer: Any, before: Mapping[str, int]) -> dict[str, int]:
+    """What it has counted since `tally_of` said that."""
+    return {what: n - before[what] for what, n in tally_of(scorer).items()}
+
+
+def tell_tally(tally: Mapping[str, Any]) -> None:
+    """Prints how often the order, and not the candidates, decided; nothing where no pair was judged."""
+    if not tally.get("pairs"):
+        return
+    said = (
+        f"  of {tally['pairs']:,} pairs shown both ways round {tally['swayed']:,} were decided by the order alone, "
+        f"{tally['silent']:,} by no answer"
+    )
+    if tally["of"]:
+        said += f"; {tally['first'] / tally['of']:.1%} of {tally['of']:,} answers were for the candidate shown first"
+    print(said)
+
+
 def judge(
     policy: DiffusionPolicy,
     model: str,

@@ -13,7 +13,8 @@ import numpy as np
 
 from palate import kinds
 from palate.config import ConfigError
-from palate.doors import drawing, lookup, matching, shown
+from palate.doors import drawing, judging, lookup, matching, shown
+from palate.doors.hands import KNOWN
 from palate.media import MediaError
 from palate.project import ProjectSettings
 from palate.records import Comparison, Medium, Sample, Score, now
@@ -109,20 +110,57 @@ def _comparisons(
 def score(folder: Path, scorers: Sequence[str], batch_size: int = 8) -> None:
     """Every sample of a project scored by each scorer, stored as it goes. Again: only what is missing.
 
+    A scorer that compares the candidates of a prompt (`groupwise`) has all of them in one call, and all of them again
+    once there is another: the latest scores count. A candidate alone waits for another.
+
     Raises ConfigError for a scorer that judges none of these kinds of media, that gives something else than a number a
     sample, or a sample it cannot look at.
     """
     with Store.open(folder) as store:
         for name in scorers:
-            done = {known.sample for known in store.scores(source=name)}
-            wanted = _judged(folder, name, [made for made in store.samples() if made.id not in done])
-            judge = lookup.find_scorer(name) if wanted else None
-            with closing(Progress(len(wanted), 0, what="sample")) as bar:
-                for start in range(0, len(wanted), batch_size):
-                    part = wanted[start : start + batch_size]
-                    store.add_scores(_scored(store, name, judge, part))
-                    bar.advance(len(part))
-            print(f"{name}: {len(done) + len(wanted)} samples in {folder} scored ({len(wanted)} new)")
+            _score(store, name, batch_size)
+
+
+def _score(store: Store, name: str, batch_size: int) -> None:
+    done = {known.sample: known.time for known in store.scores(source=name)}  # the latest of each
+    samples = list(store.samples())
+    judged = _judged(store.folder, name, samples) if any(made.id not in done for made in samples) else []
+    wanted = [made for made in judged if made.id not in done]
+    judge: Any = lookup.find_scorer(name) if wanted else None
+    calls = _parts(range(len(wanted)), batch_size)
+    if getattr(judge, "groupwise", False):
+        wanted = _compared(name, judged, done)
+        calls = judging.whole_prompts([made.prompt for made in wanted], batch_size)
+    before = judging.tally_of(judge)
+    with closing(Progress(len(wanted), 0, what="sample")) as bar:
+        for rows in calls:
+            store.add_scores(_scored(store, name, judge, [wanted[row] for row in rows]))
+            bar.advance(len(rows))
+    new = sum(made.id not in done for made in wanted)
+    again = f", {len(wanted) - new} compared again" if len(wanted) > new else ""
+    print(f"{name}: {len(done) + new} samples in {store.folder} scored ({new} new{again})")
+    judging.tell_tally(judging.tally_since(judge, before))
+
+
+def _compared(name: str, samples: Sequence[Sample], done: Mapping[str, str]) -> list[Sample]:
+    """The candidates of prompts that have two at least, and whose latest scores are not all of one call.
+
+    done: the time of each sample's, one for all of a call. Those alone are told of; known pairs are no candidates.
+    """
+    prompts: dict[str, list[Sample]] = {}
+    for made in samples:
+        if made.source != KNOWN:
+            prompts.setdefault(made.prompt, []).append(made)
+    if alone := sum(len(candidates) == 1 for candidates in prompts.values()):
+        said = "1 prompt with one candidate alone is" if alone == 1 else f"{alone} prompts with one candidate alone are"
+        print(f"{name} compares the candidates of a prompt: {said} left out")
+    several = (candidates for candidates in prompts.values() if len(candidates) > 1)
+    return [
+        made
+        for candidates in several
+        if not all(one.id in done for one in candidates) or len({done[one.id] for one in candidates}) > 1
+        for made in candidates
+    ]
 
 
 def _judged(folder: Path, name: str, samples: Sequence[Sample]) -> list[Sample]:

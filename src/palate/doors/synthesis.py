@@ -20,7 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -269,25 +269,22 @@ def _scores(job: Job, prompts: Sequence[str], media: Sequence[Image.Image], cost
     found: dict[str, np.ndarray] = {}
     for name, sign in job.scorers.items():
         judge = lookup.find_scorer(lookup.split_scorer(name)[0])
-        before = _tally(judge)
-        scorer, began, calls = lookup.weighted({name: sign}), time.perf_counter(), 0
-        parts: list[dict[str, np.ndarray]] = []
-        whole = max(job.batch_size // (len(job.models) * job.k), 1) * len(job.models) * job.k  # no prompt in two calls
-        for start in range(0, len(media), whole):
-            parts.append(scorer(prompts[start : start + whole], media[start : start + whole]))
-            calls += 1
-        given = {d: np.concatenate([part[d] for part in parts]) for d in parts[0]}
+        before = judging.tally_of(judge)
+        scorer, began = lookup.weighted({name: sign}), time.perf_counter()
+        calls = list(judging.whole_prompts(prompts, job.batch_size))
+        parts = [scorer([prompts[row] for row in rows], [media[row] for row in rows]) for rows in calls]
+        back = np.argsort(np.concatenate(calls))
+        given = {d: np.concatenate([part[d] for part in parts])[back] for d in parts[0]}
         unknown = int(sum((~np.isfinite(values)).sum() for values in given.values()))
-        spent = {"calls": calls, "pictures": len(media), "unknown": unknown, "seconds": time.perf_counter() - began}
-        cost[f"scorer {name}"] = Counter(spent | {what: n - before[what] for what, n in _tally(judge).items()})
+        spent = {
+            "calls": len(calls),
+            "pictures": len(media),
+            "unknown": unknown,
+            "seconds": time.perf_counter() - began,
+        }
+        cost[f"scorer {name}"] = Counter(spent | judging.tally_since(judge, before))
         found |= {(d if d not in found else f"{name}.{d}"): values for d, values in given.items()}
     return found
-
-
-def _tally(judge: Any) -> dict[str, int]:
-    """What a judge of pairs has counted of itself so far."""
-    tally = getattr(judge, "tally", None)
-    return {} if tally is None else asdict(tally)
 
 
 # --- several machines -------------------------------------------------------------------------------------------------
@@ -356,11 +353,6 @@ def _tell(out: Path) -> None:
         else:
             calls = f"{spent['calls']:,} calls, {spent['pictures']:,} pictures"
             print(f"{name}: {calls}, {each}, {spent['unknown']:,} scores unknown")
-        if spent.get("of"):
-            print(
-                f"  of {spent['pairs']:,} pairs shown both ways round {spent['swayed']:,} were decided by the order "
-                f"alone, {spent['silent']:,} by no answer; {spent['first'] / spent['of']:.1%} of {spent['of']:,} "
-                "answers were for the candidate shown first"
-            )
+        judging.tell_tally(spent)
     seconds = sum(spent["seconds"] + spent.get("loading", 0.0) for spent in total.values())
     print(f"{facts.rows:,} ranked prompts in {out}: {seconds:,.0f} s in all")

@@ -68,17 +68,40 @@ class HttpScorer:
     def __call__(self, prompts: Sequence[str], media: Sequence[Media]) -> dict[str, np.ndarray]:
         if len(prompts) != len(media):
             raise ValueError(f"{len(prompts)} prompts for {len(media)} media")
-        most = self._known()["max_items"]
-        parts = [self._ask(some, entries) for some, entries in _portions(prompts, media, most)]
+        parts: list[dict[str, np.ndarray]] = []
+        order: list[int] = []
+        for rows, entries in _portions(self._groups(prompts), media, self._known()["max_items"]):
+            parts.append(self._ask([prompts[row] for row in rows], entries))
+            order += rows
         if not parts:
             return {name: np.zeros(0) for name in self.dimensions}
         names = list(parts[0])
         for part in parts[1:]:
             if list(part) != names:
                 raise self._refused(f"gave {', '.join(part)} after {', '.join(names)}")
-        scores = {name: np.concatenate([part[name] for part in parts]) for name in names}
+        back = np.argsort(order)
+        scores = {name: np.concatenate([part[name] for part in parts])[back] for name in names}
         self.unknown += int(np.any([np.isnan(values) for values in scores.values()], axis=0).sum())
         return scores
+
+    def _groups(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Rows that stay in one request: each by itself, or all of a prompt where scores compare its candidates.
+
+        Raises RemoteError for a prompt with more of them than a request may hold.
+        """
+        if not self.groupwise:
+            return [[row] for row in range(len(prompts))]
+        groups: dict[str, list[int]] = {}
+        for row, prompt in enumerate(prompts):
+            groups.setdefault(prompt, []).append(row)
+        most = self._known()["max_items"]
+        for prompt, rows in groups.items():
+            if len(rows) > most:
+                raise self._refused(
+                    f"takes {most} samples at once (max_items), and compares {len(rows)} candidates of {prompt!r:.60} "
+                    "only in one call: give it fewer of a prompt"
+                )
+        return list(groups.values())
 
     def _ask(self, prompts: Sequence[str], media: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
         self._calls += 1
@@ -168,23 +191,29 @@ class HttpScorer:
 
 
 def _portions(
-    prompts: Sequence[str], media: Sequence[Media], most: int
-) -> Iterator[tuple[list[str], list[dict[str, Any]]]]:
-    """Prompts and encoded media of one call after the other: at most so many samples, bytes and pixels."""
-    texts: list[str] = []
+    groups: Sequence[Sequence[int]], media: Sequence[Media], most: int
+) -> Iterator[tuple[list[int], list[dict[str, Any]]]]:
+    """Rows and encoded media of one call after the other: at most so many samples, bytes and pixels.
+
+    No group of rows is in two calls; one with more bytes or pixels goes by itself, for the server to take or refuse.
+    """
+    rows: list[int] = []
     entries: list[dict[str, Any]] = []
     size = shown = 0
-    for prompt, medium in zip(prompts, media, strict=True):
-        entry = wire.encode(medium)
-        more = sum(len(part) for part in (entry.get("data", ""), entry.get("text", ""), *entry.get("frames", ())))
-        wide = wire.pixels(medium)
+    for group in groups:
+        made = [wire.encode(media[row]) for row in group]
+        more, wide = sum(map(_length, made)), sum(wire.pixels(media[row]) for row in group)
         full = size + more > _BYTES_AT_ONCE or shown + wide > wire.MAX_PIXELS_AT_ONCE
-        if entries and (len(entries) == most or full):
-            yield texts, entries
-            texts, entries, size, shown = [], [], 0, 0
-        texts, entries, size, shown = [*texts, prompt], [*entries, entry], size + more, shown + wide
-    if entries:
-        yield texts, entries
+        if rows and (full or len(rows) + len(group) > most):
+            yield rows, entries
+            rows, entries, size, shown = [], [], 0, 0
+        rows, entries, size, shown = [*rows, *group], [*entries, *made], size + more, shown + wide
+    if rows:
+        yield rows, entries
+
+
+def _length(entry: Mapping[str, Any]) -> int:
+    return sum(len(part) for part in (entry.get("data", ""), entry.get("text", ""), *entry.get("frames", ())))
 
 
 def load(address: str = "") -> HttpScorer:
