@@ -11,11 +11,14 @@ import torch
 import yaml
 from PIL import Image
 
+from palate import kinds
 from palate.config import EvaluationSettings
 from palate.doors import comparing, judging, polling
 from palate.evaluation import people, verdict
 from palate.evaluation.compare import Arm
-from palate.records import Comparison, Vote
+from palate.project import ProjectSettings, create
+from palate.prompts import Prompt
+from palate.records import Comparison, Sample, Vote, now
 from palate.scorers import http, pickscore
 from palate.store import Amendment, Store
 from tests import zoo
@@ -324,6 +327,54 @@ def test_people_judge_in_a_project_and_the_same_command_counts(model, tmp_path, 
     facts = again()
     assert facts["verdicts"][0]["n"] == 2 and facts["people"]["wanted"] == 10
     assert sum(rater["known"]["n"] for rater in facts["people"]["raters"]) == 5  # one skipped it; in no order of theirs
+
+
+def judged_by_people(folder, kind, seconds=(2.0, 2.0, 0.1)):
+    """What is counted where three people like the second of two models better, but for one who ties on the first of 12
+    pairs; the third is quick. The last pair becomes a known one. No question is `overall`."""
+    rows, models, batch = [Prompt(f"prompt {n}") for n in range(12)], ["base", "tuned"], "compare-x"
+    create(folder, ProjectSettings(kind=kind, questions={"VQ": "Which looks better?", "MQ": "Which moves better?"}))
+    shown = polling._shown(models, rows, 1, batch)
+    with Store.open(folder) as store:
+        store.add_samples(
+            [
+                Sample(polling._id(batch, i, r, 0), row.text, kinds.written(Image.new("RGB", (8, 8), (r, i, 0))), model,
+                       now(), 0)
+                for r, row in enumerate(rows) for i, model in enumerate(models)
+            ],
+            batch=batch,
+        )  # fmt: skip
+        polling._ask(store, shown, batch, 3)
+        for number, pace in enumerate(seconds):
+            person = store.add_rater(f"rater {number}")[0]
+            while leases := store.lease(person, n=1):
+                left = leases[0].samples[0].source == "tuned"
+                said = "left" if left else "right"
+                order = [[0], [1]] if left else [[1], [0]]
+                if number == 0 and leases[0].comparison.prompt == "prompt 0":
+                    said, order = "tie", [[0, 1]]
+                answer = dict.fromkeys(("VQ", "MQ"), said if kind == "pair" else order)
+                store.answer(person, leases[0].id, leases[0].id, answer, seconds=pace)
+        test = next(comparison for comparison in store.comparisons() if comparison.prompt == "prompt 11")
+        store.amend([Amendment(test.id, expected=shown[11].samples[1], dimension="VQ")], "me")
+    with Store.open(folder, write=False) as store:
+        return polling._counted(store, models, rows, shown, batch, 1, folder / "out")
+
+
+@pytest.mark.parametrize("kind", ["pair", "ranking"])
+def test_what_people_said_is_counted_whatever_the_questions_and_the_kind(kind, tmp_path):
+    facts = judged_by_people(tmp_path / "project", kind)
+    people_said = facts["people"]
+    assert facts["warnings"] == [] and [judge["name"] for judge in facts["judges"]] == ["people: VQ", "people: MQ"]
+    assert [(v["b"], v["rate"], v["n"]) for v in facts["verdicts"]] == [("tuned", 1.0, 11)] * 2
+    assert (people_said["votes"], people_said["wanted"], people_said["pairs"]) == (33, 33, 11)
+    assert [(of["n"], of["raters"]) for of in people_said["each_vote"]] == [(33, 3)] * 2
+    assert [of["rate"] for of in people_said["each_vote"]] == [pytest.approx(32.5 / 33)] * 2
+    assert list(people_said["alphas"]) == ["VQ", "MQ"] and people_said["alphas"]["VQ"] == people_said["alpha"]
+    assert people_said["alpha"]["ratings"] == 33 and 0.8 < people_said["alpha"]["alpha"] < 1
+    assert [rater["known"]["k"] for rater in people_said["raters"]] == [1, 1, 1]
+    assert [rater["votes"] for rater in people_said["raters"]] == [12, 12, 12]
+    assert sum("too fast" in " ".join(rater["flags"]) for rater in people_said["raters"]) == 1
 
 
 def test_votes_that_bring_a_pair_no_nearer_are_no_progress():

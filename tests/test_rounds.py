@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from palate.config import ConfigError, RoundsRecipe, load
 from palate.doors import asking, assembly, awaited, blind, rounds
 from palate.project import ProjectSettings, create
-from palate.records import Vote, now
+from palate.records import Comparison, Ranking, Retraction, Vote, now
 from palate.store import Store
 from tests import zoo
 
@@ -274,6 +274,41 @@ def test_the_first_question_is_learnt_and_the_others_are_kept_beside(model, tmp_
     assert json.loads((tmp_path / "run" / "result.json").read_text())["wins"]["people"]["n"] == 1
 
 
+class Ranks:
+    """Raters of a project of rankings: the redder picture first, as red ones in one place."""
+
+    def __init__(self, *_):
+        pass
+
+    def __call__(self, store, batch):
+        made = {sample.id: sample for sample in store.samples()}
+        for c, _ in awaited.missing(store, batch):
+            _, media = asking.kept(store, c.samples)
+            red = dict(zip(c.samples, redness([made[name].prompt for name in c.samples], media)["red"], strict=True))
+            order = [[name for name in c.samples if red[name] == value] for value in sorted(set(red.values()))[::-1]]
+            store.add_rankings(
+                Ranking(f"{c.id}#{n}", order, f"person {n}", now(), comparison=c.id) for n in range(c.wanted)
+            )
+
+
+@pytest.mark.parametrize("method", ["diffusion_dpo", "d3po"])
+def test_rankings_teach_as_the_pairs_they_say(method, model, tmp_path, monkeypatch, capsys):
+    """The same judgements as votes leave the same weights."""
+    about = {"n": 1, "votes": 1, "verdict": 1}
+    rounds.rounds(recipe(tmp_path / "votes", model, method, **about, people="scorers"))
+    monkeypatch.setattr(asking, "Simulated", Ranks)
+    create(tmp_path / "rankings" / "project", ProjectSettings(kind="ranking"))
+    rounds.rounds(recipe(tmp_path / "rankings", model, method, **about))
+    assert "nothing is learnt" not in capsys.readouterr().out
+    by_votes, by_rankings = (
+        json.loads((tmp_path / name / "run" / "result.json").read_text()) for name in ("votes", "rankings")
+    )
+    assert (by_rankings["votes"], by_rankings["people"]) == (3, "1 person")
+    assert by_rankings["wins"]["people"] == by_votes["wins"]["people"]
+    expected, found = weights(tmp_path / "votes"), weights(tmp_path / "rankings")
+    assert all(np.array_equal(expected[name], found[name]) for name in expected)
+
+
 def test_runs_of_one_name_in_one_project_do_not_mix(model, tmp_path):
     shared = str(tmp_path / "project")
     for place in ("a", "b"):
@@ -323,6 +358,37 @@ def test_missing_counts_different_people_and_no_skips(tmp_path):
         shares = dict(zip(ids, asking.win_shares(store, "b", ids), strict=True))
         assert (shares[a], shares[b]) == (0.75, 0.25)
         assert sum(np.isnan(list(shares.values()))) == 1
+
+
+def test_rankings_are_counted_once_as_their_pairs(tmp_path):
+    """Ties within a group are ties; of another question, of repeats and of what was taken back nothing counts."""
+    from PIL import Image
+
+    create(tmp_path / "project", ProjectSettings(kind="ranking", questions={"look": "?", "fit": "?"}))
+    with Store.open(tmp_path / "project") as store:
+        pictures = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue", "green")]
+        ids = asking.add(store, ["a"] * 3, pictures, "m", 0)
+        store.add_comparisons([Comparison("c", "a", tuple(ids), 4, batch="b")])
+
+        def ranking(name, groups, source, **more):
+            return Ranking(name, groups, source, now(), **({"dimension": "look", "comparison": "c"} | more))
+
+        worst_last, worst_first = [ids[:2], ids[2:]], [[name] for name in reversed(ids)]
+        store.add_rankings([
+            ranking("1", worst_last, "x"),
+            ranking("2", worst_first, "x", repeat=True),
+            ranking("3", worst_first, "y", dimension="fit"),
+            ranking("4", worst_first, "z"),
+            ranking("5", worst_first, "w", comparison="of another batch"),
+        ])  # fmt: skip
+        store.add_retractions([Retraction("r", "4", "z", now())])
+        assert awaited.lacking(store, "b") == 3
+        said = {(vote.a, vote.b): share for vote, share in awaited.votes_of(store, "b")}
+        assert said == {(ids[0], ids[1]): 0.5, (ids[0], ids[2]): 1.0, (ids[1], ids[2]): 1.0}
+        assert asking.win_shares(store, "b", ids).tolist() == [0.75, 0.75, 0.0]
+        (row,) = awaited.preferences(store, ["b"])
+        assert np.asarray(row.prefer)[0].tolist()[1:] == [0.5, 1.0] and np.asarray(row.votes).sum() == 6
+        assert [aspect.dimension for aspect in row.aspects] == ["fit"]
 
 
 def test_a_recipe_of_rounds_is_checked(model, tmp_path):

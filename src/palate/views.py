@@ -10,7 +10,7 @@ import hashlib
 import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import combinations
+from itertools import chain, combinations
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from palate.records import (
     OVERALL,
     Aspect,
+    Choice,
     Comparison,
     Matrix,
     Medium,
@@ -68,20 +69,36 @@ def _shares(
 ) -> Iterator[tuple[int, int, float]]:
     """i, j and what one judgement says of i over j, of samples that have a place."""
     seen: set[str] = set()
-    for vote in votes:
-        i, j = place.get(vote.a), place.get(vote.b)
-        share = {"a": 1.0, "b": 0.0, "tie": 0.5}.get(vote.choice)
-        if i is None or j is None or share is None or vote.dimension != dimension or vote.repeat or vote.id in seen:
+    for judgement in chain[Vote | Ranking](votes, rankings):
+        if judgement.dimension != dimension or judgement.repeat or judgement.id in seen:
             continue
-        seen.add(vote.id)
-        yield i, j, share
-    for ranking in rankings:
-        if ranking.dimension != dimension or ranking.repeat or ranking.id in seen:
-            continue
-        seen.add(ranking.id)
-        ranked = [(level, place[s]) for level, group in enumerate(ranking.groups) for s in group if s in place]
-        for (level, i), (other, j) in combinations(ranked, 2):
-            yield i, j, 1.0 if level < other else 0.5
+        seen.add(judgement.id)
+        for a, b, share in outcomes(judgement):
+            if a in place and b in place:
+                yield place[a], place[b], share
+
+
+def outcomes(judgement: Vote | Ranking) -> Iterator[tuple[str, str, float]]:
+    """Two samples and how much the first won, 1, 0 or, of a tie, .5; of all pairs that a judgement says something of.
+
+    The first of a ranking's two is nowhere the worse one.
+    """
+    if isinstance(judgement, Vote):
+        share = {"a": 1.0, "b": 0.0, "tie": 0.5}.get(judgement.choice)
+        if share is not None:
+            yield judgement.a, judgement.b, share
+        return
+    ranked = [(level, sample) for level, group in enumerate(judgement.groups) for sample in group]
+    for (level, a), (other, b) in combinations(ranked, 2):
+        yield a, b, 1.0 if level < other else 0.5
+
+
+def as_votes(ranking: Ranking) -> Iterator[Vote]:
+    """The pairs of a ranking as votes, without sides and seconds."""
+    for a, b, share in outcomes(ranking):
+        choice: Choice = "tie" if share == 0.5 else "a" if share > 0.5 else "b"
+        of = Vote(f"{ranking.id}/{a}/{b}", a, b, choice, ranking.source, ranking.time, ranking.dimension)
+        yield replace(of, comparison=ranking.comparison, repeat=ranking.repeat)
 
 
 def majority(prefer: ArrayLike) -> Array:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 READY = """() => document.querySelectorAll('.frame').length > 1
     && ![...document.querySelectorAll('.frame .loading')].some(node => !node.hidden)"""
+PHONE = {"viewport": {"width": 375, "height": 667}, "device_scale_factor": 2, "has_touch": True, "is_mobile": True}
 WAIT = 20_000  # milliseconds; other tests may want the machine, too
 
 

@@ -1,7 +1,8 @@
 """Whoever reads all that a rater's browser gets, but neither looks nor listens, cannot tell the models apart.
 
 Two models draw from the same pixels, or sounds, and differ in all else: format, encoder, tags, seeds, when they came
-in. Each thing that is sent about one becomes a number; a classifier learns from half of the comparisons which side is
+in. Videos go out as they came but for their tags, so both models' are written by Palate, of what two makers hand it.
+Each thing that is sent about one becomes a number; a classifier learns from half of the comparisons which side is
 whose, and guesses on the other half.
 """
 
@@ -19,7 +20,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from starlette.testclient import TestClient
 
-from palate import kinds
+from palate import kinds, webm
 from palate.project import ProjectSettings, create
 from palate.records import Comparison, Medium, Sample, now
 from palate.store import Store
@@ -113,16 +114,44 @@ SOUNDS = {
 }
 
 
+def filmed(rng) -> list[Image.Image]:
+    """Of one distribution for both models: a few frames, sometimes one more."""
+    return [drawn(rng) for _ in range(rng.integers(2, 5))]
+
+
+def as_arrays(frames: list[Image.Image], _: int) -> tuple[bytes, str]:
+    """As a pipeline hands them over: floats from 0 to 1."""
+    return kinds.written(np.stack([np.asarray(frame, np.float32) / 255 for frame in frames])).bytes, "video/webm"
+
+
+def as_tagged(frames: list[Image.Image], number: int) -> tuple[bytes, str]:
+    """Pictures that name their model, with a profile and an alpha channel."""
+    tagged = [frame.convert("RGBA") for frame in frames]
+    for frame in tagged:
+        frame.info |= {
+            "comment": f"model-tuned seed {number}",
+            "icc_profile": b"profile" * 40,
+            "exif": b"Exif\0\0model-tuned",
+        }
+    return kinds.written(kinds.Video(tagged, kinds.FRAME_RATE)).bytes, "video/webm"
+
+
+VIDEOS = {"video of arrays": as_arrays, "video of tagged pictures": as_tagged}
+
+
+MADE = ((drawn, MODELS), (heard, SOUNDS), (filmed, VIDEOS))
+
+
 def filled(folder, other: str, n: int) -> Store:
     """Samples of model A, then of model B; A as Palate writes them."""
     create(folder, ProjectSettings(known_share=0, repeat_share=0))
     store = Store.open(folder)
-    draw, save = (drawn, MODELS[other]) if other in MODELS else (heard, SOUNDS[other])
+    draw, makers = next((draw, makers) for draw, makers in MADE if other in makers)
     rng, made = np.random.default_rng(0), []
     for model in "AB":
         for i in range(n):
             own = kinds.written(content := draw(rng))
-            data, kind = (own.bytes, own.type) if model == "A" else save(content, i)
+            data, kind = (own.bytes, own.type) if model == "A" else makers[other](content, i)
             made.append(
                 Sample(f"{model}-{i}", f"prompt {i}", Medium(kind, data), model, now(), i if model == "B" else 7)
             )
@@ -132,7 +161,7 @@ def filled(folder, other: str, n: int) -> Store:
 
 
 def told(reply, seconds: float, lease: dict, side: int) -> dict[str, float]:
-    """Everything about one picture or sound but its pixels or samples, as numbers."""
+    """Everything about one medium but its pixels or samples, as numbers."""
     data = reply.content
     numbers = {"side": side, "seconds": seconds, "size": len(data), "name": int(lease["media"][side]["id"][:8], 16)}
     numbers |= {f"name {i}": int(letter, 16) for i, letter in enumerate(lease["media"][side]["id"][:16])}
@@ -143,6 +172,10 @@ def told(reply, seconds: float, lease: dict, side: int) -> dict[str, float]:
     numbers |= {f"lease {key}": len(json.dumps(value)) for key, value in lease.items()}
     picture = data[:4] == b"\x89PNG"
     at, chunks = (8 if picture else 12), 0
+    if data[:4] == b"\x1a\x45\xdf\xa3":
+        elements = list(webm._elements(data))
+        numbers |= {f"element {name:x}": len(content) for name, content in elements} | {"elements": len(elements)}
+        at = len(data)
     while at + 8 <= len(data):
         length, kind = struct.unpack(">I4s", data[at : at + 8]) if picture else riff(data[at : at + 8])
         numbers[f"chunk {kind!r}"] = length
@@ -191,8 +224,8 @@ def guessed(features: np.ndarray, labels: np.ndarray) -> float:
     return float(max(stump, linear))
 
 
-ALL = [(other, FEW) for other in ("PNG with its workflow", "another encoder", *SOUNDS)]
-ALL += [pytest.param(other, MANY, marks=slow) for other in (*MODELS, *SOUNDS)]
+ALL = [(other, FEW) for other in ("PNG with its workflow", "another encoder", *SOUNDS, "video of tagged pictures")]
+ALL += [pytest.param(other, MANY, marks=slow) for other in (*MODELS, *SOUNDS, *VIDEOS)]
 
 
 @pytest.mark.parametrize(("other", "n"), ALL)

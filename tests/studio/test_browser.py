@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import random
+import time
+from statistics import median
 
 import pytest
+from PIL import Image, ImageFilter
+
+from palate.records import Comparison, Medium, Sample, now
 
 from . import make
-from .pages import browsing, listen, press, prompt, ready, shades, state, until
+from .pages import PHONE, browsing, listen, press, prompt, ready, shades, state, until
 
 pytestmark = pytest.mark.browser
 
@@ -29,9 +36,43 @@ def test_ten_by_keyboard_as_they_were_meant(study):
             else:
                 assert make.shade_of(study.store.read_media(samples[won].medium)) == said
             assert vote.source == study.rater and 0 < vote.seconds < 60
-        times = page.evaluate("performance.getEntriesByName('palate next').map(entry => entry.duration)")
-        print(f"key to next pair on screen, ms: {[round(one) for one in times]}")
-        assert len(times) >= 8 and sorted(times)[2] < 100  # the others share the machine with other tests
+        times = key_to_next(page)
+        assert len(times) >= 8 and median(times) < 400  # shares the machine with other tests; the promise is held below
+
+
+def key_to_next(page) -> list[float]:
+    """Milliseconds from each key to the next pair on screen, where that had been loaded."""
+    times = page.evaluate("performance.getEntriesByName('palate next').map(entry => entry.duration)")
+    print(f"key to next pair on screen, ms: median {median(times):.0f}, most {max(times):.0f} of {len(times)}")
+    return times
+
+
+def detailed(name: str, size: int = 768) -> bytes:
+    """A picture that is as much to load as what models draw: no two alike, a megabyte."""
+    grain = Image.frombytes("RGB", (size, size), random.Random(name).randbytes(3 * size * size))
+    out = io.BytesIO()
+    grain.filter(ImageFilter.GaussianBlur(1)).save(out, "PNG")
+    return out.getvalue()
+
+
+@pytest.mark.slow
+def test_from_the_key_to_the_next_pair_of_large_pictures(tmp_path, chromium):
+    n = 21
+    with make.project(tmp_path / "p", 0) as store, make.served(store) as base:
+        for i in range(n):
+            both = [
+                Sample(f"s{i}-{j}", f"prompt {i}", Medium("image/png", detailed(f"{i} {j}")), f"m{j}", now())
+                for j in (0, 1)
+            ]
+            store.add_samples(both)
+            store.add_comparisons([Comparison(f"c{i}", f"prompt {i}", tuple(one.id for one in both), 1)])
+        with browsing(chromium, base, store.add_rater("Ada")[1]) as page:
+            for turn in range(n - 1):
+                press(page, "12"[turn % 2])
+                state(page, f"{turn + 1} saved")
+                page.wait_for_timeout(400)  # nobody judges faster
+            times = key_to_next(page)
+        assert len(times) >= n - 4 and median(times) < 100
 
 
 def test_undo_skip_and_questions_in_order(tmp_path, chromium):
@@ -101,6 +142,43 @@ def test_offline_nothing_is_lost_and_the_page_says_so(study):
         state(page, "5 saved")
         ready(page)
         study.votes(5)
+
+
+@pytest.mark.slow
+def test_two_minutes_offline_with_all_at_hand_answered(study):
+    with study.open() as page:
+        shown = []
+
+        def judge(key):
+            ready(page)
+            shown.append(prompt(page))
+            page.keyboard.press(key)
+
+        judge("1")
+        state(page, "1 saved")
+        page.wait_for_timeout(1000)  # the next ones are at hand
+        page.context.set_offline(True)
+        until(page, "() => !navigator.onLine")
+        while page.locator("#desk").is_visible():
+            judge("2")
+        kept = len(shown) - 1
+        assert kept == 4  # as many as AHEAD in tasks.js
+        begun = time.monotonic()
+        while time.monotonic() < begun + 120:
+            assert page.text_content("#state") == f"Offline, {kept} kept here"
+            assert page.text_content("#rest-title") == "No connection"
+            assert f"{kept} of your answers are kept in this browser" in page.text_content("#rest-text")
+            page.wait_for_timeout(5000)
+        assert len(list(study.store.votes())) == 1
+        page.context.set_offline(False)
+        state(page, f"{1 + kept} saved")
+        judge("1")  # it goes on by itself
+        state(page, f"{2 + kept} saved")
+        prompts = {sample.id: sample.prompt for sample in study.store.samples()}
+        votes = study.votes(2 + kept)
+        assert [prompts[vote.a] for vote in votes] == shown
+        assert [vote.time for vote in votes] == sorted(vote.time for vote in votes)
+        assert not list(study.store.retractions())
 
 
 def test_answers_survive_a_reload(study):
@@ -285,9 +363,6 @@ def test_nothing_is_judged_under_the_menu(study):
         page.keyboard.press("1")
         state(page, "1 saved")
         study.votes(1)
-
-
-PHONE = {"viewport": {"width": 375, "height": 667}, "device_scale_factor": 2, "has_touch": True, "is_mobile": True}
 
 
 def test_on_a_phone_all_is_in_reach(study):

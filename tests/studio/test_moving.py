@@ -56,11 +56,11 @@ def tone(loudness: float, seconds: float = 1.2, rate: int = 8000) -> bytes:
     return out.getvalue()
 
 
-def study(folder, kind: str, media: list[bytes], n: int = 2) -> Store:
-    create(folder, ProjectSettings(known_share=0, repeat_share=0))
+def study(folder, type: str, media: list[bytes], n: int = 2, **settings) -> Store:
+    create(folder, ProjectSettings(known_share=0, repeat_share=0, **settings))
     store = Store.open(folder)
     for i in range(n):
-        samples = [Sample(f"s{i}-{j}", f"prompt {i}", Medium(kind, data), "m", now()) for j, data in enumerate(media)]
+        samples = [Sample(f"s{i}-{j}", f"prompt {i}", Medium(type, data), "m", now()) for j, data in enumerate(media)]
         store.add_samples(samples)
         store.add_comparisons([Comparison(f"c{i}", f"prompt {i}", tuple(s.id for s in samples), 1)])
     return store

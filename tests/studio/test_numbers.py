@@ -110,3 +110,17 @@ def test_pictures_that_are_kept_stay_within_their_bytes(tmp_path):
     for number in (0, 1, 1):
         views.of(str(number), tmp_path / f"{number}.png", "image/png")
     assert views._bytes == sum(map(files._held, views._kept.values())) > 0
+
+
+def test_raters_of_rankings_agree_as_their_pairs_do(tmp_path):
+    with make.project(tmp_path / "p", 4, show=3, wanted=2, kind="ranking") as store:
+        for name in ("ada", "ben"):
+            rater, _ = store.add_rater(name)
+            for number, lease in enumerate(store.lease(rater, 4)):
+                order = sorted(range(3), key=lambda place, shown=lease.samples: shown[place].id)
+                if lease.comparison.prompt in ("prompt 0", "prompt 1"):
+                    order.reverse()
+                said = {"overall": [[place] for place in order]}
+                assert store.answer(rater, lease.id, f"key {number}", said).status == "saved"
+        alpha = dashboard.find(context.Studio(store)).alphas["overall"]
+        assert (alpha.alpha, alpha.pairs, alpha.raters) == (1.0, 12, 2)

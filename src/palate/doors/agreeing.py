@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from palate import views
 from palate.config import ConfigError
 from palate.doors.hands import reading
 from palate.evaluation import accuracy
@@ -117,7 +117,6 @@ def _said(store: Store, dimension: str) -> Said:
             note(vote.a, vote.b, {"a": 1.0, "b": 0.0}.get(vote.choice, 0.5), vote.source)
     for ranking in store.rankings():
         if ranking.dimension == dimension and not ranking.repeat and ranking.comparison not in tests:
-            level = {sample: i for i, group in enumerate(ranking.groups) for sample in group}
-            for a, b in itertools.combinations(level, 2):
-                note(a, b, 0.5 if level[a] == level[b] else float(level[a] < level[b]), ranking.source)
+            for a, b, share in views.outcomes(ranking):
+                note(a, b, share, ranking.source)
     return dict(said)

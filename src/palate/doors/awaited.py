@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import chain
 
 from palate import views
 from palate.records import Comparison, Preference, Ranking, Vote
@@ -29,7 +30,7 @@ def missing(store: Store, batch: str) -> list[tuple[Comparison, int]]:
     A skip is an answer: who skips is not asked again, and perhaps nobody else is there. A repeat is none.
     """
     given: dict[str, set[str]] = {}
-    answers: list[Vote | Ranking] = [*store.votes(question(store)), *store.rankings()]
+    answers: list[Vote | Ranking] = [*store.votes(question(store)), *store.rankings(question(store))]
     for answer in answers:
         if not answer.repeat:
             given.setdefault(answer.comparison, set()).add(answer.source)
@@ -44,21 +45,22 @@ def lacking(store: Store, batch: str) -> int:
 
 def votes_of(store: Store, batch: str) -> Iterator[tuple[Vote, float]]:
     """The judgements of a batch, and how much the first sample of each won: 1, 0 or, of a tie, a half."""
-    asked = {comparison.id for comparison in asked_of(store, batch)}
-    for vote in store.votes(question(store)):
-        share = {"a": 1.0, "b": 0.0, "tie": 0.5}.get(vote.choice)
-        if share is not None and vote.comparison in asked and not vote.repeat:
-            yield vote, share
+    asked, dimension = {comparison.id for comparison in asked_of(store, batch)}, question(store)
+    for vote in chain(store.votes(dimension), *map(views.as_votes, store.rankings(dimension))):
+        if vote.comparison in asked and not vote.repeat:
+            for _, _, share in views.outcomes(vote):
+                yield vote, share
 
 
 def preferences(store: Store, batches: Iterable[str]) -> list[Preference]:
-    """What the votes on some batches say, a row a prompt, with its media's bytes: it needs no project beside it."""
+    """What was said of some batches, a row a prompt, with its media's bytes: it needs no project beside it."""
     shown = {c.id: c.samples for batch in batches for c in asked_of(store, batch)}
     wanted = {name for together in shown.values() for name in together}
-    votes = [vote for vote in store.votes() if vote.comparison in shown and not vote.repeat]
+    votes = [vote for vote in store.votes() if vote.comparison in shown]
+    rankings = [ranking for ranking in store.rankings() if ranking.comparison in shown]
     samples = [sample for sample in store.samples() if sample.id in wanted]
     others = list(store.settings.questions)[1:]
-    rows = views.preferences(samples, votes, dimension=question(store), aspects=others)
+    rows = views.preferences(samples, votes, rankings=rankings, dimension=question(store), aspects=others)
     return [whole(store, row) for row in rows]
 
 

@@ -6,11 +6,11 @@ import contextlib
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 
+from palate import views
 from palate.doors import awaited
 from palate.evaluation.win_rate import win_rate_of
 from palate.records import Ranking, Vote
@@ -20,7 +20,6 @@ from palate.studio.serve import beside, serve
 
 POLL_SECONDS = 0.5
 RESAMPLES = 1000  # of the bootstrap; the dashboard shows whole percents
-Outcome = tuple[str, str, float]  # two samples, and how much the first won: 1, .5 or 0
 
 
 def label(
@@ -95,7 +94,7 @@ def win_rates_so_far(store: Store) -> list[Wins]:
     for judgement in judgements:
         if judgement.repeat or judgement.comparison in known:
             continue
-        for a, b, share in outcomes(judgement):
+        for a, b, share in views.outcomes(judgement):
             first, second = samples[a], samples[b]
             if first.source != second.source:
                 for sample, rate in ((first, share), (second, 1 - share)):
@@ -106,15 +105,3 @@ def win_rates_so_far(store: Store) -> list[Wins]:
         wins = win_rate_of(np.asarray(rates), prompts, resamples=RESAMPLES)
         found.append(Wins(source, wins.rate, *wins.ci95, wins.n))
     return sorted(found, key=lambda wins: (-wins.rate, wins.source))
-
-
-def outcomes(judgement: Vote | Ranking) -> Iterator[Outcome]:
-    """What a judgement says of pairs."""
-    if isinstance(judgement, Vote):
-        share = {"a": 1.0, "b": 0.0, "tie": 0.5}.get(judgement.choice)
-        if share is not None:
-            yield judgement.a, judgement.b, share
-        return
-    place = {sample: i for i, group in enumerate(judgement.groups) for sample in group}
-    for a, b in combinations(place, 2):
-        yield a, b, 1.0 if place[a] < place[b] else 0.5 if place[a] == place[b] else 0.0

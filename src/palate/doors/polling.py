@@ -7,11 +7,11 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
 
-from palate import agreement, durable, kinds, sampling
+from palate import agreement, durable, kinds, sampling, views
 from palate.config import ConfigError
 from palate.doors import asking, awaited, comparing, drawing, judging, lookup, matching
 from palate.evaluation import people, verdict
@@ -144,11 +144,11 @@ def _counted(
     n: int,
     out: Path,
 ) -> dict[str, Any]:
-    """What the votes so far say, for every question of the project."""
+    """What the answers so far say, for every question of the project; of raters, what the first question tells."""
     asked = awaited.asked_of(store, batch)
     ids = {comparison.id for comparison in asked}
-    everything = list(store.votes())
-    votes = [vote for vote in everything if vote.comparison in ids]
+    everything, rankings = list(store.votes()), list(store.rankings())
+    votes = [vote for vote in chain(everything, *map(views.as_votes, rankings)) if vote.comparison in ids]
     judged: dict[str, Any] = {}
     single = []
     for dimension in dict.fromkeys(vote.dimension for vote in votes):
@@ -156,7 +156,8 @@ def _counted(
         judged[name] = people.majorities(shown, votes, dimension)
         single += [{"judge": name, **of} for of in people.each_vote(shown, votes, models, dimension)]
     numbers = verdict.numbers(models, judged, {}) if judged else {"verdicts": [], "categories": []}
-    known = [comparison for comparison in store.comparisons() if comparison.expected]
+    alphas = {name: _plain(agreement.alpha(votes, name)) for name in store.settings.questions}
+    first = awaited.question(store)
     given = _given(asked, votes)
     return {
         "models": list(models),
@@ -169,8 +170,9 @@ def _counted(
             "wanted": sum(comparison.wanted for comparison in asked),
             "pairs": len(given),
             "each_vote": single,
-            "alpha": _plain(agreement.alpha(votes, comparisons=known)),
-            "raters": [asdict(rater) for rater in agreement.raters(everything, known)],
+            "alpha": alphas[first],
+            "alphas": alphas,
+            "raters": [asdict(r) for r in agreement.raters(everything, store.comparisons(), first, rankings=rankings)],
         },
     }
 

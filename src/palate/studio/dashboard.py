@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 
-from palate import agreement
+from palate import agreement, views
 from palate.store import Progress, Rater
 from palate.studio.context import Remembered, Studio, Wins
 
@@ -78,12 +79,14 @@ def find(studio: Studio) -> Findings:
     votes, comparisons = list(store.votes()), list(store.comparisons())
     prompt_of = {sample: comparison.prompt for comparison in comparisons for sample in comparison.samples}
     known = {comparison.id for comparison in comparisons if comparison.expected}
-    judged = [vote for vote in votes if vote.comparison not in known]
+    rankings = list(store.rankings())
+    pairs = chain(votes, *map(views.as_votes, rankings))
+    judged = [vote for vote in pairs if vote.comparison not in known]
     first = next(iter(questions))
     return Findings(
         store.progress(),
         {name: agreement.alpha(judged, name, prompt_of=prompt_of) for name in questions},
-        {rater.id: rater for rater in agreement.raters(votes, comparisons, first, rankings=store.rankings())},
+        {rater.id: rater for rater in agreement.raters(votes, comparisons, first, rankings=rankings)},
         studio.win_rates(store) if studio.win_rates else (),
     )
 

@@ -14,7 +14,10 @@ export function rankingStage(task, page, onchange, onreveal) {
   });
   const grid = element("div", { className: "tiles" }, ...tiles);
   grid.style.setProperty("--across", n <= 3 ? n : n === 4 || n > 6 ? 4 : 3);
-  const strip = element("div", { className: "order" });
+  grid.style.setProperty("--narrow", n <= 4 ? 2 : 3);
+  grid.classList.toggle("read", task.viewers.some((one) => one.kind === "text"));
+  const places = element("div", { className: "places" }), said = element("span", { className: "word" });
+  const strip = element("div", { className: "order" }, element("span", { className: "word", textContent: "Best" }), places, said);
   strip.setAttribute("aria-label", "Your order, the best first");
   const stage = element("div", { className: "ranking" }, grid, strip);
   const self = { stage, order: [], level: false, full: false };
@@ -70,15 +73,15 @@ export function rankingStage(task, page, onchange, onreveal) {
       if (place.has(i)) tile.append(element("span", { className: "place", textContent: ordinal(place.get(i)) }));
     });
     const steps = self.order.flatMap((group, p) => [gap(p), step(group, p)]);
-    strip.replaceChildren(element("span", { className: "word", textContent: "Best" }), ...steps, gap(self.order.length),
-      element("span", { className: "word", textContent: hint(place.size) }));
-    strip.scrollLeft = strip.scrollWidth;
+    places.replaceChildren(...steps, gap(self.order.length));
+    said.textContent = hint(place.size);
+    places.scrollLeft = places.scrollWidth;
     onchange();
   }
   function hint(count) {
     if (!count) return "press or touch them from the best to the worst, or drag here";
     if (self.level) return "the next one shares the last place";
-    return self.full ? "Worst" : `${n - 1 - count} more, then worst`;
+    return count === n ? "Worst" : self.full ? "the one that is left is the worst" : `${n - 1 - count} more, then worst`;
   }
   function gap(p) {
     const made = element("span", { className: "gap" });
@@ -112,7 +115,9 @@ function ordinal(n) {
   return `${n}${["th", "st", "nd", "rd"][n] ?? "th"}`;
 }
 
-// A pointer that goes down and up in one place presses; one that moves drags.
+const OWN = ".veil, .sound .button";  // what does something of its own when it is pressed
+
+// A pointer that goes down and up in one place presses; one that moves drags, or, by touch, looks around what is zoomed.
 function dragging(stage, self) {
   let drag = null;
   const stop = new AbortController(), { signal } = stop;
@@ -141,12 +146,13 @@ function dragging(stage, self) {
   };
   stage.addEventListener("pointerdown", (event) => {
     const from = event.target.closest("[data-index]");
-    if (!from || event.button || event.target.closest(".veil")) return;
+    if (!from || event.button || event.target.closest(OWN)) return;
     drag = { index: Number(from.dataset.index), x: event.clientX, y: event.clientY, from, ghost: null, id: event.pointerId };
   });
   addEventListener("pointermove", (event) => {
     if (!drag || event.pointerId !== drag.id) return;
     if (!drag.ghost && Math.hypot(event.clientX - drag.x, event.clientY - drag.y) > FAR) {
+      if (event.pointerType === "touch" && drag.from.querySelector(".zoomed")) { drag = null; return; }
       drag.ghost = element("div", { className: "thumb lifted" }, element("em", { textContent: drag.index + 1 }));
       const picture = drag.from.querySelector("img");
       if (picture && !drag.from.querySelector(".veiled")) drag.ghost.replaceChildren(picture.cloneNode());
@@ -161,6 +167,6 @@ function dragging(stage, self) {
   addEventListener("pointercancel", (event) => end(event, false), { signal });
   stage.addEventListener("click", (event) => {  // by Enter or a screen reader: a pointer was heard above
     const from = event.target.closest("[data-index]");
-    if (from && event.detail === 0) self.press(Number(from.dataset.index));
+    if (from && event.detail === 0 && !event.target.closest(OWN)) self.press(Number(from.dataset.index));
   });
 }

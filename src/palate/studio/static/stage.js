@@ -96,7 +96,7 @@ export class Zoom {
     this.on = false;
     this.x = this.y = 0.5;
     host.addEventListener("pointermove", (event) => {
-      const box = this.on && event.target.closest?.(".frame");
+      const box = this.on && event.target.closest?.(".frame, .tile");
       if (!box) return;
       const { left, top, width, height } = box.getBoundingClientRect();
       this.to((event.clientX - left) / width, (event.clientY - top) / height);
