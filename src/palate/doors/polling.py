@@ -170,7 +170,6 @@ def _counted(
             "wanted": sum(comparison.wanted for comparison in asked),
             "pairs": len(given),
             "each_vote": single,
-            "alpha": alphas[first],
             "alphas": alphas,
             "raters": [asdict(r) for r in agreement.raters(everything, store.comparisons(), first, rankings=rankings)],
         },
