@@ -40,7 +40,13 @@ def folder_of(path, models):
     said = alpha(votes)
     assert said is not None
     people = [asdict(r) for r in raters(votes)]
-    facts["people"] = {"votes": 4, "pairs": 2, "raters": people, "each_vote": [], "alphas": {"overall": asdict(said), "style": None}}
+    facts["people"] = {
+        "votes": 4,
+        "pairs": 2,
+        "raters": people,
+        "each_vote": [],
+        "alphas": {"overall": asdict(said), "style": None},
+    }
     (path / "samples").mkdir(parents=True)
     facts["shown"] = []
     for number in range(14):
