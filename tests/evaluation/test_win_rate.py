@@ -34,8 +34,8 @@ def test_swapping_the_two_mirrors_everything() -> None:
 
 def test_seeded_and_blind_to_how_prompts_are_called() -> None:
     rng = np.random.default_rng(0)
-    a, b = rng.normal(size=(2, 150))
-    names = [i // 3 for i in range(150)]
+    a, b = rng.normal(size=(2, 360))
+    names = [i // 3 for i in range(360)]
     assert win_rate(a, b, names) == win_rate(a, b, [f"prompt {i}" for i in names])
     assert mean(a, names) == mean(a, names)
     assert mean(a, names).ci95 != mean(a, names, seed=1).ci95
@@ -79,7 +79,7 @@ def test_unanimous_prompts_still_have_an_interval() -> None:
 def test_intervals_cover_the_truth() -> None:
     """A wins a prompt with a chance of its own, Beta(3, 2), mean .6; 4 pairs each. Wilson, blind to it, is too sure."""
     rng = np.random.default_rng(7)
-    trials, prompts, pairs = 300, 60, 4
+    trials, prompts, pairs = 300, 120, 4
     names = list(np.repeat(np.arange(prompts), pairs))
     covered = np.zeros(3)
     for _ in range(trials):
@@ -94,7 +94,7 @@ def test_intervals_cover_the_truth() -> None:
     assert share[1] < 0.92 and share[1] < share[0]
 
 
-@pytest.mark.parametrize("prompts", [10, 20, 40])
+@pytest.mark.parametrize("prompts", [10, 20, 40, 100])
 def test_intervals_of_few_prompts_cover(prompts: int) -> None:
     """Four pairs of a prompt with a chance of its own, Beta(3, 2); the mean of what is normal. By percentiles: 90%."""
     rng = np.random.default_rng(prompts)
@@ -108,7 +108,7 @@ def test_intervals_of_few_prompts_cover(prompts: int) -> None:
     assert (covered / trials >= 0.93).all() and (covered / trials <= 0.97).all()
 
 
-@pytest.mark.parametrize("prompts", [10, 20, 40])
+@pytest.mark.parametrize("prompts", [10, 20, 40, 100])
 def test_intervals_of_few_single_pairs_cover(prompts: int) -> None:
     """Exactly, over all numbers of wins: on average over chances; single ones hop, since wins are whole."""
     found = [

@@ -20,7 +20,7 @@ Array = NDArray[np.float64]
 Interval = tuple[float, float]
 _Z95 = 1.959963984540054  # the normal's 97.5% point
 NO_INTERVAL: Interval = (-math.inf, math.inf)  # one prompt says nothing of others
-FEW = 40  # prompts up to which intervals are not resampled
+FEW = 100  # prompts up to which intervals are not resampled
 _CHUNK = 256  # bootstrap resamples at a time, to bound memory
 
 
