@@ -246,21 +246,16 @@ def test_a_round_of_ties_teaches_nothing_and_the_next_one_comes(model, tmp_path,
     assert (tmp_path / "run" / "result.json").is_file()
 
 
-class AllBad:
+def all_bad(store, batch):
     """People who like nothing."""
-
-    def __init__(self, *_):
-        pass
-
-    def __call__(self, store, batch):
-        store.add_votes(
-            Vote(f"{c.id}#me", *c.samples, "both_bad", "me", now(), awaited.question(store), comparison=c.id)
-            for c, _ in awaited.missing(store, batch)
-        )
+    store.add_votes(
+        Vote(f"{c.id}#me", *c.samples, "both_bad", "me", now(), awaited.question(store), comparison=c.id)
+        for c, _ in awaited.missing(store, batch)
+    )
 
 
 def test_a_round_that_nobody_likes_teaches_nothing_and_the_next_one_comes(model, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(asking, "Simulated", AllBad)
+    monkeypatch.setattr(asking, "Simulated", lambda *_: all_bad)
     rounds.rounds(recipe(tmp_path, model, votes=1))
     assert capsys.readouterr().out.count("nothing is learnt") == 2
 
@@ -274,21 +269,16 @@ def test_the_first_question_is_learnt_and_the_others_are_kept_beside(model, tmp_
     assert json.loads((tmp_path / "run" / "result.json").read_text())["wins"]["people"]["n"] == 1
 
 
-class Ranks:
+def ranks(store, batch):
     """Raters of a project of rankings: the redder picture first, as red ones in one place."""
-
-    def __init__(self, *_):
-        pass
-
-    def __call__(self, store, batch):
-        made = {sample.id: sample for sample in store.samples()}
-        for c, _ in awaited.missing(store, batch):
-            _, media = asking.kept(store, c.samples)
-            red = dict(zip(c.samples, redness([made[name].prompt for name in c.samples], media)["red"], strict=True))
-            order = [[name for name in c.samples if red[name] == value] for value in sorted(set(red.values()))[::-1]]
-            store.add_rankings(
-                Ranking(f"{c.id}#{n}", order, f"person {n}", now(), comparison=c.id) for n in range(c.wanted)
-            )
+    made = {sample.id: sample for sample in store.samples()}
+    for c, _ in awaited.missing(store, batch):
+        _, media = asking.kept(store, c.samples)
+        red = dict(zip(c.samples, redness([made[name].prompt for name in c.samples], media)["red"], strict=True))
+        order = [[name for name in c.samples if red[name] == value] for value in sorted(set(red.values()))[::-1]]
+        store.add_rankings(
+            Ranking(f"{c.id}#{n}", order, f"person {n}", now(), comparison=c.id) for n in range(c.wanted)
+        )
 
 
 @pytest.mark.parametrize("method", ["diffusion_dpo", "d3po"])
@@ -296,7 +286,7 @@ def test_rankings_teach_as_the_pairs_they_say(method, model, tmp_path, monkeypat
     """The same judgements as votes leave the same weights."""
     about = {"n": 1, "votes": 1, "verdict": 1}
     rounds.rounds(recipe(tmp_path / "votes", model, method, **about, people="scorers"))
-    monkeypatch.setattr(asking, "Simulated", Ranks)
+    monkeypatch.setattr(asking, "Simulated", lambda *_: ranks)
     create(tmp_path / "rankings" / "project", ProjectSettings(kind="ranking"))
     rounds.rounds(recipe(tmp_path / "rankings", model, method, **about))
     assert "nothing is learnt" not in capsys.readouterr().out

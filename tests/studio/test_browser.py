@@ -219,6 +219,7 @@ def test_a_server_that_fails_is_asked_again(study):
         press(page, "1")
         state(page, "Waiting, 1 kept here")
         state(page, "1 saved")
+        assert len(study.votes(1)) == 1
 
 
 @pytest.mark.slow
@@ -469,6 +470,7 @@ def test_a_link_that_is_opened_where_a_wrong_one_was_lets_in(study, chromium):
         until(page, "() => document.getElementById('more').textContent.includes('not valid')")
         page.goto(f"{study.base}/join#{study.token}")  # nothing is loaded: only what stands behind # is another
         page.wait_for_url("**/instructions")
+        assert page.goto(study.base).status == 200
 
 
 @pytest.mark.slow
@@ -478,6 +480,7 @@ def test_signed_out_in_the_middle_keeps_the_answer(study):
         study.store.revoke(study.rater)
         page.keyboard.press("1")
         state(page, "Signed out, 1 kept here")
+        assert list(study.store.votes()) == []
 
 
 def test_the_dashboard(study, chromium):
