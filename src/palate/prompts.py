@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+Key = TypeVar("Key", bound=Hashable)
 NAMES = ("prompt", "prompts", "caption", "text")  # what the column or key of the prompt is called
 CATEGORIES = ("category", "tag", "style")
 
@@ -167,3 +168,11 @@ def _made(facts: Mapping[str, Any], where: str) -> Prompt:
         raise PromptError(f"{where}: no prompt; give one under `prompt`")
     category = next((str(lower[name]) for name in CATEGORIES if lower.get(name) is not None), "")
     return Prompt(text.strip(), category.strip(), str(lower.get("id", "")), facts)
+
+
+def rows_by_prompt(prompts: Iterable[Key]) -> dict[Key, list[int]]:
+    """The places at which each prompt stands, prompts in order of their first."""
+    rows: dict[Key, list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        rows.setdefault(prompt, []).append(row)
+    return rows

@@ -36,6 +36,7 @@ from torch import Tensor
 from palate import likelihood, losses, metrics, sampling
 from palate.config import Strict
 from palate.models.contracts import Denoiser, Draw, LossOutput, Needs, Rollout, State, TransitionBatch
+from palate.prompts import rows_by_prompt
 
 
 class Config(Strict):
@@ -75,9 +76,7 @@ def best_and_worst(h: Tensor) -> Tensor:
 
 def grouped(prompts: list[str]) -> list[list[int]]:
     """Rows of each prompt. Raises ValueError unless every prompt has the same number of candidates, two at least."""
-    groups: dict[str, list[int]] = {}
-    for row, prompt in enumerate(prompts):
-        groups.setdefault(prompt, []).append(row)
+    groups = rows_by_prompt(prompts)
     sizes = {len(rows) for rows in groups.values()}
     if len(sizes) != 1 or sizes == {1}:
         raise ValueError(f"a round must sample each of its prompts equally often, twice at least; got {sorted(sizes)}")

@@ -15,6 +15,7 @@ import numpy as np
 from palate import kinds, randomness, sampling, views
 from palate.models.contracts import Media
 from palate.models.diffusion import DiffusionPolicy
+from palate.prompts import rows_by_prompt
 from palate.records import Preference, Sample, Score, Vote, now
 from palate.training.logs import Progress
 from palate.worlds import shapes
@@ -70,9 +71,7 @@ def cast(
 
 def _pairs(ids: Sequence[str], prompts: Sequence[str]) -> tuple[list[int], list[int]]:
     """All pairs of rows of one prompt, each the way round that its key says."""
-    groups: dict[str, list[int]] = {}
-    for row, prompt in enumerate(prompts):
-        groups.setdefault(prompt, []).append(row)
+    groups = rows_by_prompt(prompts)
     found = [pair for rows in groups.values() for pair in combinations(rows, 2)]
     sided = [(a, b) if randomness.key("side", ids[a], ids[b]) % 2 else (b, a) for a, b in found]
     return [a for a, _ in sided], [b for _, b in sided]

@@ -27,6 +27,7 @@ from palate.evaluation import compare as comparing
 from palate.evaluation.win_rate import WinRate
 from palate.models import rates
 from palate.models.diffusion import DiffusionPolicy
+from palate.prompts import rows_by_prompt
 from palate.training import adapters
 from palate.training.logs import Progress
 
@@ -169,9 +170,7 @@ def whole_prompts(prompts: Sequence[str], most: int) -> Iterator[list[int]]:
 
     A call holds so many rows at most, or, where a prompt has more, that prompt alone.
     """
-    groups: dict[str, list[int]] = {}
-    for row, prompt in enumerate(prompts):
-        groups.setdefault(prompt, []).append(row)
+    groups = rows_by_prompt(prompts)
     rows: list[int] = []
     for group in groups.values():
         if rows and len(rows) + len(group) > most:

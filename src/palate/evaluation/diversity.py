@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from palate.evaluation.win_rate import Interval, Mean, mean, ratio
+from palate.prompts import rows_by_prompt
 
 Array = NDArray[np.float64]
 Embed = Callable[[Sequence[Any]], ArrayLike]
@@ -55,9 +56,7 @@ def spread(embedded: ArrayLike, prompts: Sequence[Hashable]) -> tuple[Array, lis
     Prompts with one candidate have none and are left out.
     """
     vectors = np.asarray(embedded, np.float64)
-    rows: dict[Hashable, list[int]] = {}
-    for row, prompt in enumerate(prompts):
-        rows.setdefault(prompt, []).append(row)
+    rows = rows_by_prompt(prompts)
     found = {prompt: _spread(vectors[own]) for prompt, own in rows.items() if len(own) > 1}
     return np.array(list(found.values()), np.float64), list(found)
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from palate import remote, wire
 from palate.models.contracts import Media
+from palate.prompts import rows_by_prompt
 from palate.remote import RemoteError, Service
 
 PROTOCOL = "palate-scorer/1"
@@ -91,9 +92,7 @@ class HttpScorer:
         """
         if not self.groupwise:
             return [[row] for row in range(len(prompts))]
-        groups: dict[str, list[int]] = {}
-        for row, prompt in enumerate(prompts):
-            groups.setdefault(prompt, []).append(row)
+        groups = rows_by_prompt(prompts)
         most = self._known()["max_items"]
         for prompt, rows in groups.items():
             if len(rows) > most:

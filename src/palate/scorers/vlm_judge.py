@@ -32,6 +32,7 @@ import numpy as np
 
 from palate import remote, wire
 from palate.models.contracts import Media
+from palate.prompts import rows_by_prompt
 from palate.remote import RemoteError, Service
 
 Answer = Literal["a", "b", "tie"]
@@ -95,9 +96,7 @@ class VlmJudge:
     def __call__(self, prompts: Sequence[str], media: Sequence[Media]) -> dict[str, np.ndarray]:
         """`{"vlm_judge": [n]}`: the share of comparisons won among the candidates of the same prompt in this call; NaN
         for one that has no other, or none that could be compared with it."""
-        groups: dict[str, list[int]] = {}
-        for row, prompt in enumerate(prompts):
-            groups.setdefault(prompt, []).append(row)
+        groups = rows_by_prompt(prompts)
         shown = [_content(medium) for medium in media]
         pairs = [pair for rows in groups.values() for pair in combinations(rows, 2)]
         with ThreadPoolExecutor(_AT_ONCE) as pool:
